@@ -16,6 +16,7 @@ from lsam_hpc.errors import InputError
 VERBS = {
     "train": ("lsam_hpc.train.loop", "train a network with LSAM, under mpirun or srun"),
     "bench": ("lsam_hpc.tools.bench", "measure: ours, a peer and the physical limit in one run"),
+    "monitor": ("lsam_hpc.tools.monitor", "show where the ranks of a run are, while it goes on"),
     "inspect": ("lsam_hpc.tools.inspect_run", "print a summary of a run directory"),
 }
 
@@ -24,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `lsam VERB ...`.
 
     Returns:
-        0: done; 2: bad usage or input. A bug leaves with a traceback, and ends all ranks of an MPI job.
+        0: done; 2: bad usage or input; 4: ranks were lost. A bug leaves with a traceback, and ends all ranks of an MPI
+        job.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from mpi4py import MPI
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from lsam_hpc import rma
 from lsam_hpc.errors import InputError
-from lsam_hpc.exchange import RmaCenter
+from lsam_hpc.links import LinkOptions, Links, check_links
 from lsam_hpc.optim import Exchange, lsam
 from lsam_hpc.optim.coupler import shared_tensors
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.hyper import BUDGETS, SCHEDULES, Budget, Coupling, Hyper, Schedule, check_hyperparameters
 from lsam_hpc.optim.options import AscentOptions, check_options
 
+SMOOTHING = 0.9  # of the published loss, per step
+
+
+class Options(AscentOptions, LinkOptions, total=False):
+    """The keywords of LSAM that are handed on."""
+
 
 class LSAM(lsam.LSAM):
     """Landscape-Smoothed SAM over MPI: every rank's chain meets the others through a center in RMA windows.
 
     Making it is collective: the ranks check that they have the same parameters, and all start from rank 0's. From then
-    until `close` no rank waits for another.
+    until `close` no rank waits for another. An exchange is done by a thread of its own while the chain goes on.
 
     Example:
         >>> with LSAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1) as opt:  # doctest: +SKIP
@@ -51,7 +60,24 @@ class LSAM(lsam.LSAM):
         seed: of the Langevin noise; each rank draws its own. Default 0.
         observer: called with the record of each exchange.
         comm: the ranks. Default: COMM_WORLD.
-        **ascent: `ascent`, `metric`, `eta`, `mask`, `interpolation` and `model`, as in `SAM`.
+        overlap: False: the training thread does the exchanges, as lockstep always does. Default True.
+        max_delay: exchanges in flight at most; a chain that would have more waits. Default 1; others: elastic only.
+        max_jump: a delta longer than this many medians of the last 64 is refused, and the chain starts again from the
+            center; one that is not finite always is. Default 10.
+        wire_dtype: `"float32"` (default); `"bfloat16"` or `"float16"`: half the bytes, see `rma.HalfCenter`.
+        topology: `"center"` (default); `"gossip"`: each rank keeps an estimate of the center, moved by its own samples
+            and those of `degree` others; `"leader"`: pulled towards the rank with the lowest smoothed loss (LSGD).
+        graph: of gossip: `"random"` (default), `"ring"` or `"exponential"`.
+        degree: of gossip: how many others a rank reads at an exchange. Default 1.
+        publish: what other ranks can read of a chain: `"none"` (default; gossip and leader: `"sample"`), `"sample"` or
+            `"perturbed"`.
+        group_size: so many neighbouring ranks are one chain together and average their gradients. Default 1.
+        group_ascent: `"own"` (default): each rank of a group climbs its own mini-batch's gradient (m-SAM);
+            `"averaged"`: the group's mean.
+        group_reduce: sums a vector over the ranks of a group in place. Default: torch.distributed if it is initialized,
+            else Horovod if it is, else MPI.
+        silent_after: seconds without a sign of life after which a rank counts as lost. Default 30.
+        **options: `ascent`, `metric`, `eta`, `mask`, `interpolation` and `model`, as in `SAM`.
 
     Raises:
         InputError: a hyperparameter is out of its range, or the ranks' parameters differ; on all ranks alike.
@@ -76,16 +102,19 @@ class LSAM(lsam.LSAM):
         seed: int = 0,
         observer: Callable[[Exchange], None] | None = None,
         comm: MPI.Intracomm | None = None,
-        **ascent: Unpack[AscentOptions],
+        **options: Unpack[Options],
     ) -> None:
         # A communicator of its own keeps this class's barriers from meeting the caller's.
         comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
-        pull = 0.9 / comm.size if pull is None else pull
+        link: LinkOptions = {k: v for k, v in options.items() if k in LinkOptions.__annotations__}  # type: ignore[assignment]
+        ascent: AscentOptions = {k: v for k, v in options.items() if k not in link}  # type: ignore[assignment]
+        max_delay = link.get("max_delay", 1)
 
         def check() -> None:
             lsam.refuse_pair(ascent)
             check_options(base, rho, gamma, **ascent)
-            check_hyperparameters(coupling, pull, period, stiffness, temperature, center_momentum)
+            check_hyperparameters(coupling, pull or 0.0, period, stiffness, temperature, center_momentum, max_delay)
+            check_links(link, schedule == "lockstep", comm.size)
             if schedule not in SCHEDULES:
                 raise InputError(f"schedule: expected one of {', '.join(SCHEDULES)}, found {schedule!r}")
             if budget not in BUDGETS:
@@ -96,42 +125,78 @@ class LSAM(lsam.LSAM):
         shared = [*params, *statistics]
         rma.same(comm, "the number of parameters", sum(p.numel() for p in params))
         rma.same(comm, "the parameters' shapes and types", [(tuple(p.shape), p.dtype) for p in shared])
-        for what, value in (("coupling", coupling), ("schedule", schedule), ("budget", budget)):
+        alike = {"coupling": coupling, "schedule": schedule, "budget": budget}
+        for name in ("wire_dtype", "topology", "publish", "group_size"):
+            alike[name] = link.get(name)  # type: ignore[assignment]
+        if (schedule == "lockstep" or link.get("group_size", 1) > 1) and not callable(period):
+            alike["period (in lockstep or groups)"] = period  # type: ignore[assignment]
+        for what, value in alike.items():
             rma.same(comm, what, value)
-        if schedule == "lockstep" and not callable(period):
-            rma.same(comm, "period (in lockstep)", period)
         start = FlatVector(shared, device="cpu")
         host = start.gather(shared).numpy()
         comm.Bcast(host)
         start.scatter(shared)
         self.comm = comm
+        self._closed = False
+        self._smoothed: Tensor | None = None
+        self._loss = torch.full((), math.nan)
         self._equal_shares = budget == "per-rank" or schedule == "lockstep"
-        self._windows = rma.Center(comm, host.size, host.dtype.name, host)
-        self._tickets = rma.Counter(comm)
+        self.links = Links(comm, host, link, schedule == "lockstep", seed)
+        group = self.links.group
+        if group is not None:
+            ascent["average"] = group
         super().__init__(
             base,
-            RmaCenter(self._windows, schedule == "lockstep", params[0].device),
+            self.links.center,
             rho,
             gamma,
             coupling=coupling,
-            pull=pull,
+            pull=_default_pull(comm, link) if pull is None else pull,
             period=period,
             stiffness=stiffness,
             temperature=temperature,
             center_momentum=center_momentum,
-            seed=seed * comm.size + comm.rank,
+            max_jump=link.get("max_jump", 10.0),
+            max_delay=max_delay,
+            runner=self.links.runner,
+            perturbed=self.links.perturbed,
+            fixed_delay=group is not None,
+            seed=seed * comm.size + (comm.rank if group is None else group.index),
             observer=observer,
             **ascent,
         )
         rma.barrier(comm)  # nobody moves the center before all chains are coupled to its start
 
+    @property
+    def lost(self) -> list[int]:
+        """The ranks that were lost, known after `meet` or `close`."""
+        return self.links.lost
+
+    def meet(self, results: Sequence[float] = ()) -> NDArray[Any]:
+        """Wait until every rank has come here as often as this one, or is lost; nobody needs another's help.
+
+        Args:
+            results: up to 16 numbers for the others to read.
+
+        Returns:
+            The records of all ranks, see `rma.Peers`; those of lost ranks as they were last.
+        """
+        self.drain()
+        return self.links.meet(results)
+
     def close(self) -> None:
-        """Free the windows; collective, after the last step on every rank; a second call does nothing."""
-        if self.comm == MPI.COMM_NULL:
+        """Free the windows, after the last step on every rank; a second call does nothing.
+
+        Collective, unless ranks were lost: then it waits for those that are left, and frees nothing. MPI cannot be
+        finalized then: the process must leave by `os._exit`, as `lsam` does.
+        """
+        if self._closed:
             return
-        self._tickets.close()
-        self._windows.close()
-        self.comm.Free()
+        self._closed = True
+        self.meet()
+        self.links.close()
+        if not self.lost:
+            self.comm.Free()
 
     def __enter__(self) -> LSAM:
         return self
@@ -142,39 +207,75 @@ class LSAM(lsam.LSAM):
         if kind is None:
             self.close()
 
+    def step(self, closure: Callable[[], Any] | None = None, scaler: GradScaler | None = None) -> Any:  # noqa: ANN401
+        """Take one step, as `SAM.step`, and let the others know the loss."""
+        loss = super().step(closure, scaler)
+        if isinstance(loss, (Tensor, float)):
+            self.observe(loss)
+        return loss
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Tell the others this chain's mini-batch loss; `step` does it, loops in phases do it for topology `leader`."""
+        with torch.no_grad():
+            new = torch.as_tensor(loss, dtype=torch.float32).detach()
+            if self._smoothed is None:
+                self._smoothed = new.clone()
+                self._loss = torch.full((), math.nan, pin_memory=new.is_cuda)
+            self._smoothed.lerp_(new, 1 - SMOOTHING)
+            self._loss.copy_(self._smoothed, non_blocking=True)  # nobody waits: it may be read a step late
+
     def state_dict(self) -> dict[str, Any]:
         """Return the chain's state and, under "center", y and its counts as they are now."""
         state = super().state_dict()
-        y = np.empty(self._windows.size, self._windows.dtype)
-        version = self._windows.read(y)
-        state["center"] = {"y": torch.from_numpy(y), "version": version, "tickets": self._tickets.value}
+        y = torch.empty(self.links.center.size, dtype=self._coupler.dtype)
+        self.links.center.look(y)
+        state["center"] = {"y": y, "version": self.links.center.version, "tickets": self.links.tickets.value}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, each rank its own; collective. The center becomes rank 0's record of it.
+        """Load what `state_dict` returned, each rank its own; collective. A shared center becomes rank 0's.
 
         Raises:
             InputError: a rank's state does not fit; on all ranks alike.
         """
+        size = self.links.center.size
 
         def check() -> dict[str, Any]:
             center: dict[str, Any] | None = state_dict.get("center")
-            if center is None or center["y"].numel() != self._windows.size:
+            if center is None or center["y"].numel() != size:
                 found = "none" if center is None else f"one of {center['y'].numel()} elements"
-                raise InputError(f"state_dict: expected a center of {self._windows.size} elements, found {found}")
+                raise InputError(f"state_dict: expected a center of {size} elements, found {found}")
             return center
 
         rma.agree(self.comm, lambda: super(LSAM, self).load_state_dict(state_dict))
-        center = self.comm.bcast(rma.agree(self.comm, check))
-        self._windows.set(center["y"].numpy(), center["version"])
-        self._tickets.set(center["tickets"])
+        own = rma.agree(self.comm, check)
+        first = self.comm.bcast(own)
+        self.links.load(own if self.links.windows is None else first, first["tickets"])
         rma.barrier(self.comm)
 
+    def _finish(self) -> None:
+        super()._finish()
+        self.links.peers.beat(self.local_step, self.total_step, self._loss.item())
+
     def _ticket(self) -> int:
-        if self._equal_shares:
-            return self.local_step * self.comm.size + self.comm.rank
-        return self._tickets.add()
+        group, size = self.links.group, self.comm.size
+        if group is not None:
+            chains = size // group.comm.size
+            return self.local_step * chains + group.index if self._equal_shares else group.draw(self.links.tickets.add)
+        return self.local_step * size + self.comm.rank if self._equal_shares else self.links.tickets.add()
 
     def _limit(self, total: int) -> int:
         # Lockstep needs the same number of exchanges on every rank: equal shares are rounded up.
-        return -(-total // self.comm.size) * self.comm.size if self._equal_shares else total
+        group = self.links.group
+        chains = self.comm.size // (1 if group is None else group.comm.size)
+        return -(-total // chains) * chains if self._equal_shares else total
+
+
+def _default_pull(comm: MPI.Intracomm, link: LinkOptions) -> float:
+    """Return 0.9 over the number of chains whose samples move a center."""
+    topology = link.get("topology", "center")
+    if topology == "gossip":
+        return 0.9 / (1 + min(link.get("degree", 1), comm.size - 1))
+    if topology == "leader":
+        return 0.9 / comm.size
+    return 0.9 * link.get("group_size", 1) / comm.size

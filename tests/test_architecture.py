@@ -1,4 +1,4 @@
-"""Imports point down: cli -> train, tools -> distributed -> exchange -> optim, rma, trajectory."""
+"""Imports point down: cli -> train, tools -> distributed -> links -> groups, topology -> exchange -> optim, rma."""
 
 import ast
 import subprocess
@@ -17,9 +17,19 @@ RULES = {
     "rma": ({"errors"}, {"torch", "h5py", "horovod"}),
     "trajectory": ({"errors", "lsam_hpc"}, {"torch", "mpi4py", "horovod"}),
     "exchange": ({"errors", "optim", "rma"}, {"h5py", "horovod"}),
-    "distributed": ({"errors", "optim", "rma", "exchange"}, {"h5py", "horovod"}),
-    "train": ({"errors", "arguments", "text", "optim", "rma", "trajectory", "distributed"}, {"h5py", "horovod"}),
-    "tools": ({"errors", "arguments", "text", "trajectory", "optim", "train", "tools"}, {"h5py"}),
+    "topology": ({"optim", "rma", "exchange"}, {"h5py", "horovod"}),
+    "groups": ({"errors", "optim", "rma", "exchange"}, {"h5py", "horovod"}),
+    "links": ({"errors", "optim", "rma", "exchange", "topology", "groups"}, {"h5py", "horovod"}),
+    "distributed": ({"errors", "optim", "rma", "links"}, {"h5py", "horovod"}),
+    "train": (
+        {"errors", "arguments", "text", "optim", "rma", "trajectory", "links", "distributed"},
+        {"h5py", "horovod"},
+    ),
+    "tools": (
+        {"errors", "arguments", "text", "trajectory", "optim", "rma", "distributed", "train", "tools", "sketches"},
+        {"h5py"},
+    ),
+    "sketches": ({"trajectory"}, {"mpi4py", "h5py", "horovod"}),
     "cli": ({"errors", "arguments", "lsam_hpc"}, {"torch", "h5py", "horovod"}),
     "__main__": ({"cli"}, {"torch", "h5py", "horovod"}),
     "__init__": ({"errors", "optim", "distributed"}, {"h5py", "horovod"}),

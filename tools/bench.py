@@ -15,7 +15,11 @@ from pathlib import Path
 from lsam_hpc.arguments import Parser
 from lsam_hpc.text import columns
 
-BENCHMARKS = {"optimizer": "lsam_hpc.tools.bench_optimizer"}
+BENCHMARKS = {
+    "optimizer": "lsam_hpc.tools.bench_optimizer",
+    "exchange": "lsam_hpc.tools.bench_exchange",
+    "progress": "lsam_hpc.tools.bench_progress",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,6 +32,10 @@ def main(argv: Sequence[str]) -> int:
     if given.repeats < 1:
         parser.error(f"--repeats: expected 1 or more, found {given.repeats}")
     rows: list[dict[str, str | float]] = importlib.import_module(BENCHMARKS[given.name]).measure(given.repeats)
+    if not rows:  # another rank has them
+        return 0
+    if not rows:  # a rank that only took part
+        return 0
     about = machine()
     print(columns([tuple(rows[0]), *(tuple(_cell(value) for value in row.values()) for row in rows)]))
     print(", ".join(f"{key}: {value}" for key, value in about.items()), f"medians of {given.repeats}", sep="; ")

@@ -1,15 +1,18 @@
-"""`lsam inspect RUN`: a summary of a run directory."""
+"""`lsam inspect RUN`: a summary of a run, or of what is wrong with it."""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from lsam_hpc.arguments import Parser
 from lsam_hpc.text import columns
-from lsam_hpc.trajectory import Run
+from lsam_hpc.trajectory import Run, verify
 
 HEAD = (
     "rank", "host", "steps", "steps/s", "last loss", "exchanges", "refused", "staleness mean", "max", "distance",
@@ -18,54 +21,101 @@ HEAD = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the summary; return the exit code."""
-    parser = Parser(prog="lsam inspect", description="Print a summary of a run directory.")
-    parser.add_argument("run", help="the run directory")
-    with Run(parser.parse_args(argv).run) as run:
-        print(summary(run))
-    return 0
+    """Print the summary; return the exit code: 1 if something is damaged or missing and --verify looked for it."""
+    parser = Parser(prog="lsam inspect", description="Print a summary of a run.")
+    parser.add_argument("run", help="the run directory, one rank's file, or a merged file")
+    parser.add_argument(
+        "--partial", action="store_true", help="leave out ranks and rows that are damaged, and name them"
+    )
+    parser.add_argument("--verify", action="store_true", help="check every row; exit with 1 if anything is wrong")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(argv)
+    with Run(given.run, partial=given.partial or given.verify) as run:
+        found = summary(run)
+        problems = verify(run) if given.verify else run.problems
+    if given.json:
+        print(json.dumps({**found, "problems": problems}, indent=2, default=str))
+    else:
+        print(text(found))
+        print("".join(f"\n{line}" for line in problems), end="\n" * bool(problems))
+        if given.verify and not problems:
+            print("\nverified: every row is whole and consistent")
+    return int(given.verify and bool(problems))
 
 
-def summary(run: Run) -> str:
+def summary(run: Run) -> dict[str, Any]:
+    """Return what the run was and what each of its ranks did; None stands for what is not known."""
+    log = run.logs[run.ranks[0]]
+    results = {rank: run.result(rank) or {} for rank in run.ranks}
+    center = next((r for r in results.values() if not math.isnan(r.get("center_test_error", math.nan))), {})
+    return {
+        "path": str(run.path),
+        "attributes": {name: value for name, value in log.attributes.items() if name not in ("config", "rank", "host")},
+        "config": run.config,
+        "parameters": run.size,
+        "tensors": len(run.layout),
+        "ended": all(results.values()),
+        "center": {name: _known(center.get(f"center_{name}", math.nan)) for name in ("train_loss", "test_error")},
+        "ranks": [_rank(run, rank, results[rank]) for rank in run.ranks],
+    }
+
+
+def text(found: dict[str, Any]) -> str:
     """Return a few lines on where the run comes from and a line for each rank."""
-    about, result = run.logs[0].attributes, run.logs[0].result
-    options = ", ".join(f"{key} {value}" for key, value in run.config.items() if value not in (None, False))
+    about, center = found["attributes"], found["center"]
+    options = ", ".join(f"{key} {value}" for key, value in found["config"].items() if value not in (None, False))
     commit = f", commit {about['git_commit'][:12]}" if about["git_commit"] else ""
     changed = " with uncommitted changes" if about["git_dirty"] == 1 else ""
     job = f" in job {about['job_id']}" if about["job_id"] else ""
     end = "the run has not ended, or was stopped"
-    if result is not None:
-        end = f"train loss {result['center_train_loss']:.4f}, test error {result['center_test_error']:.2f} %"
+    if center["test_error"] is not None:
+        end = f"train loss {_cell(center['train_loss'], '.4f')}, test error {center['test_error']:.2f} %"
     return "\n".join(
         (
-            f"run      {run.path}: {about['ranks']} ranks, {about['created']}, launched by {about['launcher']}{job}",
+            f"run      {found['path']}: {about['ranks']} ranks, {about['created']}, "
+            f"launched by {about['launcher']}{job}",
             f"code     lsam-hpc {about['code_version']}{commit}{changed}",
             f"with     {about['mpi_library']}; torch {about['torch_version']} on {about['device']}",
             f"options  {options}",
-            f"model    {run.logs[0].size:,} parameters in {len(run.logs[0].layout)} tensors",
+            f"model    {found['parameters']:,} parameters in {found['tensors']} tensors",
             f"center   {end}",
             "",
-            columns([HEAD, *(_row(run, rank) for rank in run.ranks)]),
+            columns([HEAD, *map(_row, found["ranks"])]),
         )
     )
 
 
-def _row(run: Run, rank: int) -> tuple[str, ...]:
+def _rank(run: Run, rank: int, result: dict[str, float]) -> dict[str, Any]:
     steps, exchanges = run.steps(rank), run.exchanges(rank)
     times, stale, distance = steps["time"], exchanges["staleness"], exchanges["center_distance"]
-    return (
-        str(rank),
-        run.logs[rank].attributes["host"],
-        str(len(times)),
-        f"{(len(times) - 1) / (times[-1] - times[0]):.1f}" if len(times) > 1 else "-",
-        f"{steps['loss'][-1]:.4f}" if len(times) else "-",
-        str(len(stale)),
-        str(np.count_nonzero(exchanges["accepted"] == 0)),
-        f"{stale.mean():.2f}" if len(stale) else "-",
-        f"{stale.max()}" if len(stale) else "-",
-        f"{distance[-1]:.3g}" if len(stale) else "-",
-        f"{result['sample_test_error']:.2f}" if (result := run.logs[rank].result) else "-",
-    )
+    return {
+        "rank": rank,
+        "host": run.logs[rank].attributes["host"],
+        "steps": len(times),
+        "steps_per_second": (len(times) - 1) / (times[-1] - times[0])
+        if len(times) > 1 and times[-1] > times[0]
+        else None,
+        "loss": _known(steps["loss"][-1]) if len(times) else None,
+        "exchanges": len(stale),
+        "refused": int(np.count_nonzero(exchanges["accepted"] == 0)),
+        "staleness_mean": float(stale.mean()) if len(stale) else None,
+        "staleness_max": int(stale.max()) if len(stale) else None,
+        "distance": _known(distance[-1]) if len(stale) else None,
+        "test_error": _known(result.get("sample_test_error", math.nan)),
+    }
+
+
+def _row(rank: dict[str, Any]) -> tuple[str, ...]:
+    formats = ("", "", "", ".1f", ".4f", "", "", ".2f", "", ".3g", ".2f")
+    return tuple(_cell(value, spec) for value, spec in zip(rank.values(), formats, strict=True))
+
+
+def _cell(value: Any, spec: str) -> str:  # noqa: ANN401
+    return "-" if value is None else format(value, spec)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +19,11 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.optim.batchnorm import layers
 from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.flat import FlatVector
+from lsam_hpc.optim.guard import Guard
 from lsam_hpc.optim.hyper import Coupling
 from lsam_hpc.optim.record import Exchange
+from lsam_hpc.optim.runner import Inline, Runner
+from lsam_hpc.optim.staging import Staging
 
 
 def shared_tensors(base: Optimizer, model: nn.Module | None) -> tuple[list[Tensor], list[Tensor]]:
@@ -32,8 +38,31 @@ def shared_tensors(base: Optimizer, model: nn.Module | None) -> tuple[list[Tenso
     return params, statistics
 
 
+@dataclass
+class _Slot:
+    """The vectors of one exchange: the sample, which becomes what moves the chain, and the state to be published."""
+
+    sample: Staging
+    perturbed: Staging | None
+    perturbed_taken: bool = False
+
+
+@dataclass
+class _Flight:
+    """An exchange that was handed over and whose result the chain does not hold yet."""
+
+    slot: _Slot
+    future: Future[Exchange]
+    step: int
+    blocked: float
+    void: bool = False  # the chain was reset since: the result moves it no more
+
+
 class Coupler:
     """The sample and the center that it is coupled to, as flat vectors of P parameters and S statistics.
+
+    The training thread calls `start`, which stages the sample and hands the exchange to the runner, and `collect`,
+    which moves the sample by what came of it. All arithmetic is on host vectors, in the runner's thread.
 
     Args:
         params: the chain's parameters, P elements.
@@ -41,6 +70,11 @@ class Coupler:
         center: the shared variable, P + S elements.
         coupling: `"elastic"`, `"kernel"` or `"restart"`: see `LSAM`.
         center_momentum: mu of v <- mu v + delta, where v is what is added to the center.
+        guard: refuses deltas.
+        runner: who does the exchanges.
+        max_delay: exchanges in flight at most.
+        fixed_delay: take results in only where they are waited for.
+        perturbed: what is published for others to read is the perturbed sample, given to `take_perturbed`.
 
     Raises:
         InputError: the center has another size.
@@ -53,23 +87,47 @@ class Coupler:
         center: Center,
         coupling: Coupling,
         center_momentum: float,
+        guard: Guard,
+        runner: Runner,
+        max_delay: int,
+        fixed_delay: bool,
+        perturbed: bool,
     ) -> None:
         self.params, self.tensors = params, [*params, *statistics]
         self.coupling, self.center_momentum = coupling, center_momentum
-        self.center = center
-        self._sample = FlatVector(self.tensors, device=params[0].device)
+        self.center, self.guard = center, guard
+        self.alone = False  # an exchange was given up: no other is begun
+        self._runner = runner
+        self._inline = isinstance(runner, Inline)
+        self._waits_only = fixed_delay and not self._inline
         self._size = sum(p.numel() for p in params)
-        if center.size != self._sample.vector.numel():
+        self._free = [
+            _Slot(Staging(self.tensors), Staging(self.tensors) if perturbed else None) for _ in range(max_delay)
+        ]
+        self._flying: deque[_Flight] = deque()
+        like = self._free[0].sample.host
+        if center.size != like.numel():
             raise InputError(
-                f"center: expected {self._sample.vector.numel()} elements, one per parameter and BatchNorm statistic, "
+                f"center: expected {like.numel()} elements, one per parameter and BatchNorm statistic, "
                 f"found {center.size}"
             )
-        self._anchor = FlatVector(self.tensors, device=params[0].device)
-        self._anchor_version = center.read(self._anchor.vector)
-        self._velocity = torch.zeros_like(self._sample.vector) if center_momentum else None
+        self._center = torch.empty_like(like)  # as read last
+        self._center_version = center.read(self._center)
+        # Where the sample is needed after the gap has been taken, the gap has a vector of its own.
+        self._gap = torch.empty_like(like) if center.shares or coupling == "restart" else None
+        self._velocity = torch.zeros_like(like) if center_momentum else None
+        self._anchor = FlatVector(self.tensors, dtype=like.dtype) if coupling == "kernel" else None
+        if self._anchor is not None:
+            self._anchor.vector.copy_(self._center)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors."""
+        return self._center.dtype
 
     def add_force(self, stiffness: float) -> None:
-        """Add lambda * (x - y_read) to the gradients."""
+        """Add lambda * (x - y_read) to the gradients (kernel only)."""
+        assert self._anchor is not None
         anchors = self._anchor.views[: len(self.params)]
         pulled = [(p, p.grad, a) for p, a in zip(self.params, anchors, strict=True) if p.grad is not None]
         xs, grads, ys = ([triple[i] for triple in pulled] for i in range(3))
@@ -78,59 +136,60 @@ class Coupler:
         for x, grad in zip(xs, forced, strict=True):
             x.grad = grad
 
+    def take_perturbed(self) -> None:
+        """Stage the parameters as they are now, at x + e, for others to read; they go out with the next exchange."""
+        if self._free and self._free[-1].perturbed is not None:
+            self._free[-1].perturbed.take(self.tensors)
+            self._free[-1].perturbed_taken = True
+
     @torch.no_grad()
-    def exchange(self, pull: float, step: int) -> Exchange:
-        """Move the center by what the coupling says, and the sample.
+    def start(self, pull: float, step: int) -> None:
+        """Stage the sample and have it exchanged; nothing happens once an exchange was given up.
 
         Args:
             pull: fraction of the gap that the center moves.
-            step: local steps done, for the record.
-
-        Returns:
-            What was done. A delta that is not finite was refused, and the sample is at the center.
+            step: local steps done.
         """
-        with self.center.turn():
-            began, clock = time.time(), time.perf_counter()
-            if self.coupling == "elastic":
-                self._anchor_version = self.center.read(self._anchor.vector)
-            delta = self._sample.gather(self.tensors).sub_(self._anchor.vector)
-            distance = float(torch.linalg.vector_norm(delta[: self._size]))
-            accepted = math.isfinite(pull * float(torch.linalg.vector_norm(delta)))
-            delta.mul_(pull)
-            version_read = version_added = self._anchor_version
-            if accepted:
-                if self.coupling == "elastic":
-                    torch._foreach_sub_(self.params, self._sample.views[: len(self.params)])
-                if self._velocity is not None:
-                    delta = self._velocity.mul_(self.center_momentum).add_(delta)
-                version_added = self.center.add(delta)
-            if self.coupling != "elastic" or not accepted:
-                self._anchor_version = self.center.read(self._anchor.vector)
-            if not accepted:
-                self._anchor.scatter(self.tensors)
-            elif self.coupling == "restart":
-                torch._foreach_copy_(self.params, self._anchor.views[: len(self.params)])
-            seconds = time.perf_counter() - clock
-        vectors = 2 if accepted or self.coupling == "elastic" else 1
-        return Exchange(
-            step=step,
-            began=began,
-            seconds=seconds,
-            version_read=version_read,
-            version_added=version_added,
-            center_distance=distance,
-            delta_norm=distance * pull,
-            bytes=self._anchor.vector.nbytes * vectors,
-            accepted=accepted,
-        )
+        if self.alone:
+            return
+        clock = time.perf_counter()
+        slot = self._free.pop()
+        slot.sample.take(self.tensors)
+        future = self._runner.submit(lambda: self._move(slot, pull, step))
+        self._flying.append(_Flight(slot, future, step, time.perf_counter() - clock))
+
+    def collect(self, step: int, in_flight: int | None = None) -> Iterator[Exchange]:
+        """Move the sample by the results that are there, and yield their records.
+
+        Args:
+            step: local steps done.
+            in_flight: wait until no more exchanges than this are on their way. Default: do not wait.
+        """
+        while self._flying:
+            flight = self._flying[0]
+            clock = time.perf_counter()
+            if in_flight is not None and len(self._flying) > in_flight:
+                if not self._runner.wait(flight.future):
+                    self.alone = True
+                    self._flying.clear()
+                    return
+            elif self._waits_only or not flight.future.done():
+                return
+            self._flying.popleft()
+            record = flight.future.result()
+            if not flight.void:
+                self._apply(flight.slot, record)
+            self._free.append(flight.slot)
+            blocked = flight.blocked + time.perf_counter() - clock
+            yield replace(record, blocked=blocked, delay=step - flight.step)
 
     @contextmanager
     def at_center(self) -> Iterator[None]:
         """Hold the center as it is now in the parameters and statistics; at the end they are as before."""
         with torch.no_grad():
             sample = torch._foreach_clone(self.tensors)
-            y = FlatVector(self.tensors)
-            self.center.read(y.vector)
+            y = FlatVector(self.tensors, device="cpu")
+            self.center.look(y.vector)
         try:
             y.scatter(self.tensors)
             yield
@@ -139,17 +198,19 @@ class Coupler:
                 torch._foreach_copy_(self.tensors, sample)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sample, the center that it is coupled to, and the momentum."""
+        """Return the sample, the center that it is coupled to, and the momentum; nothing may be in flight."""
+        sample = FlatVector(self.tensors, dtype=self._center.dtype)
         return {
-            "sample": self._sample.gather(self.tensors).clone(),
-            "anchor": self._anchor.vector.clone(),
-            "anchor_version": self._anchor_version,
+            "sample": sample.gather(self.tensors),
+            "anchor": self._center.clone(),
+            "anchor_version": self._center_version,
             "velocity": None if self._velocity is None else self._velocity.clone(),
+            "guard": self.guard.state_dict(),
         }
 
     def checked(self, state: dict[str, Any] | None) -> dict[str, Any]:
         """Return a state, or raise InputError if it is not of such a chain."""
-        size = self._sample.vector.numel()
+        size = self._center.numel()
         if state is None or state["sample"].numel() != size or (state["velocity"] is None) != (self._velocity is None):
             found = "none" if state is None else f"one of {state['sample'].numel()}, or another center_momentum"
             raise InputError(f"state_dict: expected the state of a chain of {size} elements, found {found}")
@@ -157,9 +218,85 @@ class Coupler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned, into the parameters and statistics too."""
-        self._sample.vector.copy_(state["sample"])
-        self._sample.scatter(self.tensors)
-        self._anchor.vector.copy_(state["anchor"])
-        self._anchor_version = state["anchor_version"]
+        sample = FlatVector(self.tensors, dtype=self._center.dtype)
+        sample.vector.copy_(state["sample"])
+        sample.scatter(self.tensors)
+        self._center.copy_(state["anchor"])
+        if self._anchor is not None:
+            self._anchor.vector.copy_(self._center)
+        self._center_version = state["anchor_version"]
         if self._velocity is not None:
             self._velocity.copy_(state["velocity"])
+        self.guard.load_state_dict(state["guard"])
+
+    @torch.no_grad()
+    def _move(self, slot: _Slot, pull: float, step: int) -> Exchange:
+        """Move the center by what the coupling says, and leave what moves the chain in the slot."""
+        slot.sample.land()
+        x, y = slot.sample.host, self._center
+        with self.center.turn():
+            began, clock = time.time(), time.perf_counter()
+            self.center.meet(x, pull)
+            if self.coupling == "elastic":
+                self._center_version = self.center.read(y)
+            version_read = version_added = self._center_version
+            gap = torch.sub(x, y, out=x if self._gap is None else self._gap)
+            distance = float(torch.linalg.vector_norm(gap[: self._size]))
+            length = math.hypot(distance, float(torch.linalg.vector_norm(gap[self._size :])))
+            reference = float(torch.linalg.vector_norm(y)) if self.guard.needs_reference else 0.0
+            accepted = self.guard.accepts(pull * length, reference)
+            delta = gap.mul_(pull)
+            if accepted:
+                added = delta if self._velocity is None else self._velocity.mul_(self.center_momentum).add_(delta)
+                version_added = self.center.add(added)
+                self._share(slot)
+            if self.coupling != "elastic" or not accepted:
+                self._center_version = self.center.read(y)
+            seconds = time.perf_counter() - clock
+        if not accepted or self.coupling == "kernel" or (self.coupling == "restart" and self._inline):
+            x.copy_(y)
+        elif self.coupling == "restart":
+            torch.sub(y, x, out=x)
+        elif x is not delta:
+            x.copy_(delta)
+        slot.sample.send()
+        passes = 2 if accepted or self.coupling == "elastic" else 1
+        return Exchange(
+            step=step,
+            began=began,
+            seconds=seconds,
+            version_read=version_read,
+            version_added=version_added,
+            center_distance=distance,
+            delta_norm=distance * pull,
+            bytes=self.center.nbytes * passes,
+            accepted=accepted,
+        )
+
+    def _share(self, slot: _Slot) -> None:
+        """Publish this chain's state, if others read such; the perturbed one only if there was a slot to take it."""
+        if not self.center.shares:
+            return
+        if slot.perturbed is None:
+            self.center.share(slot.sample.host)
+        elif slot.perturbed_taken:
+            slot.perturbed.land()
+            self.center.share(slot.perturbed.host)
+            slot.perturbed_taken = False
+
+    @torch.no_grad()
+    def _apply(self, slot: _Slot, record: Exchange) -> None:
+        """Move the chain by the result of an exchange."""
+        views = slot.sample.views()
+        params = views[: len(self.params)]
+        if not record.accepted:
+            torch._foreach_copy_(self.tensors, views)
+            for flight in self._flying:
+                flight.void = True  # it was taken from the chain that is no more
+        elif self.coupling == "elastic":
+            torch._foreach_sub_(self.params, params)
+        elif self.coupling == "restart":
+            # What the chain has done since the staging stays.
+            (torch._foreach_copy_ if self._inline else torch._foreach_add_)(self.params, params)
+        if self._anchor is not None:
+            torch._foreach_copy_(self._anchor.views, views)

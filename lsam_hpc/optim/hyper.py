@@ -48,7 +48,13 @@ def evaluate_period(value: Hyper, step: int) -> int:
 
 
 def check_hyperparameters(
-    coupling: str, pull: Hyper, period: Hyper, stiffness: Hyper, temperature: Hyper, center_momentum: float
+    coupling: str,
+    pull: Hyper,
+    period: Hyper,
+    stiffness: Hyper,
+    temperature: Hyper,
+    center_momentum: float,
+    max_delay: int = 1,
 ) -> None:
     """Raise InputError for the first hyperparameter of a chain that is out of its range at total step 0."""
     if coupling not in COUPLINGS:
@@ -59,3 +65,8 @@ def check_hyperparameters(
     evaluate("temperature", temperature, 0)
     if evaluate("center_momentum", center_momentum, 0) >= 1:
         raise InputError(f"center_momentum: expected a number >= 0 and < 1, found {center_momentum!r}")
+    if isinstance(max_delay, bool) or not isinstance(max_delay, int) or max_delay < 1:
+        raise InputError(f"max_delay: expected a whole number of exchanges >= 1, found {max_delay!r}")
+    if max_delay > 1 and coupling != "elastic":
+        # Their gap is taken against the center that the chain is coupled to, which the exchange before still brings.
+        raise InputError(f"max_delay: expected 1 with the coupling {coupling}, found {max_delay}")

@@ -20,14 +20,17 @@ from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.coupler import Coupler, shared_tensors
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.gradients import Gradients
+from lsam_hpc.optim.guard import Guard
 from lsam_hpc.optim.hyper import Coupling, Hyper, check_hyperparameters, evaluate, evaluate_period
 from lsam_hpc.optim.options import AscentOptions
 from lsam_hpc.optim.record import Exchange
+from lsam_hpc.optim.runner import Inline, Runner
 from lsam_hpc.optim.sam import SAM
 
 # What a chain counts, saved with its state.
 _COUNTS = (
-    "_claimed", "exchanges", "refused", "staleness_sum", "staleness_max", "center_distance", "_since_exchange",
+    "_claimed", "exchanges", "refused", "staleness_sum", "staleness_max", "blocked", "center_distance",
+    "_since_exchange",
 )  # fmt: skip
 
 
@@ -41,9 +44,12 @@ class LSAM(SAM):
     * `kernel`: y += pull * (x - y_read), then y_read is read anew; the force lambda (x - y_read) acts at every step.
     * `restart`: as kernel without the force, and the chain goes on from the new y.
 
-    The gap of kernel and restart is taken against the center that the chain was coupled to. A delta that is not finite
-    is refused, and the chain starts again from the center. The noise makes exact Langevin steps only with SGD without
-    momentum.
+    The gap of kernel and restart is taken against the center that the chain was coupled to. A delta that is not finite,
+    or far longer than the usual ones, is refused, and the chain starts again from the center. The noise makes exact
+    Langevin steps only with SGD without momentum.
+
+    An exchange is staged at the end of a step, done by `runner`, and its result moves the sample at the end of the
+    first step that finds it there; the chain goes on in between, and restart keeps what it did.
 
     Args:
         base: the optimizer that takes the step.
@@ -56,6 +62,12 @@ class LSAM(SAM):
         stiffness: lambda, precision of the Gaussian kernel lambda/2 |x - y|^2; used by `kernel`. Default 0.1.
         temperature: T of the Boltzmann distribution; 0 (default) leaves mini-batch noise only.
         center_momentum: mu of v <- mu v + delta, where v is what is added to the center. Default 0.
+        max_jump: a delta longer than this many medians of the last 64 is refused. Default 10.
+        max_delay: exchanges in flight at most; a chain that would have more waits. Default 1; others: elastic only.
+        runner: who does the exchanges. Default: the training thread, at once.
+        fixed_delay: results are taken in at the next exchange, not before: ranks that do the same exchanges then do so
+            at the same step. Default False.
+        perturbed: the center's chains read each other's perturbed samples instead of the samples. Default False.
         seed: of the Langevin noise. Default 0.
         observer: called with the record of each exchange.
         **ascent: `ascent`, `metric`, `eta`, `mask`, `interpolation` and `model`, as in `SAM`.
@@ -80,11 +92,17 @@ class LSAM(SAM):
         stiffness: Hyper = 0.1,
         temperature: Hyper = 0.0,
         center_momentum: float = 0.0,
+        max_jump: float = 10.0,
+        max_delay: int = 1,
+        runner: Runner | None = None,
+        fixed_delay: bool = False,
+        perturbed: bool = False,
         seed: int = 0,
         observer: Callable[[Exchange], None] | None = None,
         **ascent: Unpack[AscentOptions],
     ) -> None:
-        check_hyperparameters(coupling, pull, period, stiffness, temperature, center_momentum)
+        check_hyperparameters(coupling, pull, period, stiffness, temperature, center_momentum, max_delay)
+        guard = Guard(max_jump)
         refuse_pair(ascent)
         super().__init__(base, rho, gamma, **ascent)
         self.coupling = coupling
@@ -92,16 +110,28 @@ class LSAM(SAM):
         self.period = period
         self.stiffness = stiffness
         self.temperature = temperature
+        self.max_delay = max_delay
         self.observer = observer
         self.exchanges = 0
         self.refused = 0
         self.staleness_sum = 0
         self.staleness_max = 0
+        self.blocked = 0.0  # seconds that exchanges held up the training thread
         self.center_distance = math.nan
         self._since_exchange = 0
         self._claimed = False
         model = ascent.get("model")
-        self._coupler = Coupler(*shared_tensors(base, model), center, coupling, float(center_momentum))
+        self._coupler = Coupler(
+            *shared_tensors(base, model),
+            center,
+            coupling,
+            float(center_momentum),
+            guard,
+            runner or Inline(),
+            max_delay,
+            fixed_delay,
+            perturbed,
+        )
         self._noise: FlatVector | None = None
         self._generator = torch.Generator(self.parameters[0].device).manual_seed(seed)
         if (callable(temperature) or temperature > 0) and not _is_plain_sgd(base):
@@ -118,6 +148,11 @@ class LSAM(SAM):
         """
         while (ticket := self._claim()) < self._limit(total):
             yield ticket
+        self.drain()
+
+    def drain(self) -> None:
+        """Wait for the exchanges that are on their way and take their results in; `steps` ends so."""
+        self._collect(0)
 
     @contextmanager
     def center(self, model: nn.Module, data: Iterable[Tensor] | None = None) -> Iterator[nn.Module]:
@@ -155,7 +190,12 @@ class LSAM(SAM):
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Return SAM's state and, under "lsam", the chain: sample, center it is coupled to, noise generator, counts."""
+        """Return SAM's state and, under "lsam", the chain: sample, center it is coupled to, noise generator, counts.
+
+        Exchanges on their way are waited for.
+        """
+        self.check_unperturbed("state_dict")
+        self.drain()
         state = super().state_dict()
         state["lsam"] = {
             **self._coupler.state_dict(),
@@ -172,6 +212,7 @@ class LSAM(SAM):
             InputError: the state is of no chain, or of one with another number of parameters.
         """
         own = self._coupler.checked(state_dict.get("lsam"))
+        self.drain()
         super().load_state_dict(state_dict)
         self._coupler.load_state_dict(own)
         self._generator.set_state(own["generator"].cpu())
@@ -213,9 +254,18 @@ class LSAM(SAM):
         self._claimed = False
         self._since_exchange += 1
         super()._finish()
+        self._collect()
         if self._since_exchange >= self._period:
             self._since_exchange = 0
-            self._exchange(self._pull)
+            self._collect(self.max_delay - 1)
+            self._coupler.start(self._pull, self.local_step)
+            self._collect()
+
+    def ascend(self, ascent: Gradients, keep: bool = False) -> None:
+        """Move to x + e along gradients, which are overwritten unless told to keep them."""
+        super().ascend(ascent, keep)
+        if self._since_exchange + 1 >= self._period:
+            self._coupler.take_perturbed()
 
     def _diffuse(self, temperature: float) -> None:
         """Add sqrt(2 lr T) * N(0, I), with each group's learning rate."""
@@ -232,19 +282,21 @@ class LSAM(SAM):
                 scale = math.sqrt(2 * float(group["lr"]) * temperature)
                 torch._foreach_add_([p for p, _ in moving], [n for _, n in moving], alpha=scale)
 
-    def _exchange(self, pull: float) -> None:
-        record = self._coupler.exchange(pull, self.local_step)
-        if not record.accepted:
-            # What made the sample overflow is in the base optimizer's buffers too.
-            self.state.clear()
-            self.last = Gradients([], [])
-            self.refused += 1
-        self.exchanges += 1
-        self.staleness_sum += record.staleness
-        self.staleness_max = max(self.staleness_max, record.staleness)
-        self.center_distance = record.center_distance
-        if self.observer is not None:
-            self.observer(record)
+    def _collect(self, in_flight: int | None = None) -> None:
+        """Take in the exchanges that are done; wait until no more than `in_flight` are on their way, if given."""
+        for record in self._coupler.collect(self.local_step, in_flight):
+            if not record.accepted:
+                # What made the sample overflow is in the base optimizer's buffers too.
+                self.state.clear()
+                self.last = Gradients([], [])
+                self.refused += 1
+            self.exchanges += 1
+            self.blocked += record.blocked
+            self.staleness_sum += record.staleness
+            self.staleness_max = max(self.staleness_max, record.staleness)
+            self.center_distance = record.center_distance
+            if self.observer is not None:
+                self.observer(record)
 
 
 def refuse_pair(ascent: AscentOptions) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.gradients import check_real
 from lsam_hpc.optim.hyper import ASCENTS, METRICS, Ascent, Hyper, Metric, evaluate
 from lsam_hpc.optim.masks import Mask, resolve
+
+
+class Average(Protocol):
+    """Makes one sampler of several ranks with the same parameters: their gradients become their mean."""
+
+    ascent: bool  # the ascent's gradient too; else each rank climbs its own mini-batch's (m-SAM)
+
+    def __call__(self, parameters: list[Tensor]) -> None:
+        """Replace the gradients by their mean over the ranks; collective."""
 
 
 class AscentOptions(TypedDict, total=False):
@@ -23,6 +32,7 @@ class AscentOptions(TypedDict, total=False):
     interpolation: float
     pair: distributed.ProcessGroup | None
     model: nn.Module | None
+    average: Average | None
 
 
 def check_options(
@@ -37,6 +47,7 @@ def check_options(
     interpolation: float = 0.2,
     pair: distributed.ProcessGroup | None = None,
     model: nn.Module | None = None,
+    average: Average | None = None,
 ) -> None:
     """Raise InputError for the first of SAM's arguments that is wrong, before anything is changed."""
     if not isinstance(base, Optimizer) or hasattr(base, "perturb"):
@@ -50,6 +61,8 @@ def check_options(
         raise InputError(f"interpolation: expected a number from 0 to 1, found {interpolation!r}")
     if pair is not None and (ascent != "parallel" or distributed.get_world_size(pair) != 2):
         raise InputError(f"pair: expected two ranks and the parallel ascent, found {ascent} ascent")
+    if average is not None and ascent == "parallel":
+        raise InputError("average: expected the exact or the stale ascent, found the parallel one")
     for name, number in (("rho", rho), ("gamma", gamma), ("eta", eta)):
         evaluate(name, number, 0)
     resolve(mask)

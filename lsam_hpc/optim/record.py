@@ -9,15 +9,17 @@ from dataclasses import dataclass
 class Exchange:
     """What one exchange of a chain with its center did."""
 
-    step: int  # local steps done before it
+    step: int  # local steps done when the sample was staged
     began: float  # time.time()
-    seconds: float
+    seconds: float  # from the read to the add
     version_read: int  # of the center that the delta was taken against
     version_added: int  # of the center when the delta was added
     center_distance: float  # |x - y| against the center that the delta was taken against
     delta_norm: float
     bytes: int  # read and added
     accepted: bool
+    blocked: float = 0.0  # seconds that the training thread was held up
+    delay: int = 0  # local steps between staging the sample and applying the result
 
     @property
     def staleness(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from lsam_hpc.optim.batchnorm import Frozen
 from lsam_hpc.optim.gradients import Gradients, check_dense, check_real, clear, present, take
 from lsam_hpc.optim.hyper import Ascent, Hyper, Metric, evaluate
 from lsam_hpc.optim.masks import Mask, resolve
-from lsam_hpc.optim.options import check_options
+from lsam_hpc.optim.options import Average, check_options
 from lsam_hpc.optim.perturbation import Perturbation
 
 
@@ -51,6 +52,7 @@ class SAM(Optimizer):
         pair: of the parallel ascent: two ranks with the same parameters and mini-batches, of which the first computes
             the gradient at x~ and the second that at y', at the same time. Default None: one rank computes both.
         model: whose BatchNorm statistics are to move at x only, once per step. Default None: they move in every pass.
+        average: makes one data-parallel SAM of several ranks. Default None: this rank's gradients are all.
 
     Raises:
         InputError: an argument is out of its range, or a parameter is complex.
@@ -71,16 +73,19 @@ class SAM(Optimizer):
         interpolation: float = 0.2,
         pair: distributed.ProcessGroup | None = None,
         model: nn.Module | None = None,
+        average: Average | None = None,
     ) -> None:
         check_options(
-            base, rho, gamma, ascent=ascent, metric=metric, eta=eta, mask=mask, interpolation=interpolation, pair=pair
-        )
+            base, rho, gamma, ascent=ascent, metric=metric, eta=eta, mask=mask, interpolation=interpolation, pair=pair,
+            average=average,
+        )  # fmt: skip
         self.perturbation = Perturbation(float(gamma), metric, float(eta), resolve(mask))
         super().__init__(base.param_groups, {**base.defaults, "rho": rho})
         self.base = base
         self.ascent = ascent
         self.interpolation = interpolation
         self.pair = pair
+        self.average = average
         self.local_step = 0  # steps done here
         self.total_step = 0  # steps done by all chains; hyperparameter callables are given it
         self._rho: list[Hyper] = [group["rho"] for group in base.param_groups]
@@ -185,6 +190,8 @@ class SAM(Optimizer):
                     "perturb: the scaler has unscaled opt.base already: do that after restore(), if at all"
                 )
             check_dense(self.parameters)
+            if self.average is not None and self.average.ascent:
+                self.average(self.parameters)
             finite = unscale(scaler, self)
             ascent = take(self.parameters)
         else:
@@ -225,8 +232,10 @@ class SAM(Optimizer):
             raise RuntimeError(
                 "update: no parameter has a gradient: call loss.backward() between perturb() and restore()"
             )
-        if self.ascent == "stale":
+        if self.ascent == "stale" or self.average is not None:
             check_dense(self.parameters)
+        if self.average is not None:
+            self._average(self.average, scaler)
         # The parallel ascent has unscaled its passes by itself; a stale step has but this one to unscale.
         keys = (self.base, self) if self.ascent == "stale" else (self.base,)
         finite = (self.ascent == "parallel" or unscale(scaler, *keys)) and not self._overflow
@@ -309,6 +318,13 @@ class SAM(Optimizer):
             forget(scaler, self, self.base)
         self._unfinished = True
         self._set_rho()
+
+    def _average(self, average: Average, scaler: GradScaler | None) -> None:
+        if unscaled(scaler, self.base):
+            raise RuntimeError("update: the scaler has unscaled opt.base before the ranks' gradients were averaged")
+        if self._overflow:  # here; through the mean all ranks see it, and none takes the step
+            torch._foreach_mul_(present(self.parameters).grads, math.inf)
+        average(self.parameters)
 
     def _descend(self) -> None:
         """Take the step along the gradients, which are finite and unscaled."""

@@ -14,8 +14,12 @@ T = TypeVar("T")
 
 
 def barrier(comm: MPI.Intracomm) -> None:
-    """Wait for all ranks without spinning: a rank that waits leaves its core to the ones that work."""
-    request = comm.Ibarrier()
+    """Wait for all ranks."""
+    wait(comm.Ibarrier())
+
+
+def wait(request: MPI.Request) -> None:
+    """Wait for a request without spinning: a rank that waits leaves its core to the ones that work."""
     pause = 1e-5
     while not request.Test():
         time.sleep(pause)

@@ -9,13 +9,15 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
+from lsam_hpc.links import CHOICES, LinkOptions, check_links
 from lsam_hpc.optim.hyper import ASCENTS, BUDGETS, COUPLINGS, METRICS, SCHEDULES, check_hyperparameters
 from lsam_hpc.train.data import DATASETS
 from lsam_hpc.train.models import MODELS
@@ -58,6 +60,17 @@ class TrainConfig:
     temperature: float = _option(0.0, "T of the Langevin noise; 0: mini-batch noise only")
     center_momentum: float = _option(0.0, "momentum of what is added to the center")
     schedule: str = _option("async", "lockstep exchanges in rank order, reproducible to the bit", SCHEDULES)
+    overlap: bool = _option(True, "a thread of its own does the exchanges")
+    max_delay: int = _option(1, "exchanges in flight at most")
+    max_jump: float = _option(10.0, "a delta longer than so many medians of the last ones is refused")
+    wire_dtype: str = _option("float32", "half precision: half the bytes of an exchange", CHOICES["wire_dtype"])
+    topology: str = _option("center", "what a chain is coupled to", CHOICES["topology"])
+    graph: str = _option("random", "whom a rank reads (topology gossip)", CHOICES["graph"])
+    degree: int = _option(1, "how many others a rank reads (topology gossip)")
+    publish: str = _option("none", "what others can read of a chain", CHOICES["publish"])
+    group_size: int = _option(1, "neighbouring ranks that are one chain and average their gradients")
+    group_ascent: str = _option("own", "own: m-SAM; averaged: the group's mean", CHOICES["group_ascent"])
+    silent_after: float = _option(30.0, "seconds without a sign of life after which a rank counts as lost")
     budget: str = _option("total", "total: a fast rank takes more of the steps; per-rank: equal shares", BUDGETS)
     seed: int = _option(0, "of the model, the data order and the noise")
     device: str = _option("auto", "where to train", DEVICES)
@@ -83,14 +96,30 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 0)
         if not 0 <= self.warmup < 1:
             raise InputError(f"--warmup: expected a number >= 0 and < 1, found {self.warmup}")
-        try:
+        with flags():
             check_hyperparameters(
                 self.coupling, 0.0 if self.pull is None else self.pull, self.period, self.stiffness, self.temperature,
-                self.center_momentum,
+                self.center_momentum, self.max_delay,
             )  # fmt: skip
-        except InputError as error:
-            name, rest = str(error).split(":", 1)
-            raise InputError(f"{_flag(name)}:{rest}") from error
+
+    def links(self) -> LinkOptions:
+        """Return the options that say how ranks meet."""
+        return {name: getattr(self, name) for name in LinkOptions.__annotations__ if hasattr(self, name)}  # type: ignore[return-value]
+
+    def check_links(self, ranks: int) -> None:
+        """Raise InputError for the first of `links` that is wrong with so many ranks."""
+        with flags():
+            check_links(self.links(), self.schedule == "lockstep", ranks)
+
+
+@contextmanager
+def flags() -> Iterator[None]:
+    """Turn the name that an InputError begins with into the flag's."""
+    try:
+        yield
+    except InputError as error:
+        name, rest = str(error).split(":", 1)
+        raise InputError(f"{_flag(name)}:{rest}") from error
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
@@ -109,7 +138,9 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         if option.default is not None:
             text += f" (default: {option.default})"
         if hints[option.name] is bool:
-            parser.add_argument(_flag(option.name), action="store_true", default=argparse.SUPPRESS, help=text)
+            parser.add_argument(
+                _flag(option.name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
         else:
             parser.add_argument(
                 _flag(option.name), type=_kind(hints[option.name]), default=argparse.SUPPRESS, help=text,

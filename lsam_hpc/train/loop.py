@@ -30,6 +30,7 @@ from lsam_hpc.train.table import table
 from lsam_hpc.trajectory import TrajectoryWriter
 from lsam_hpc.trajectory.provenance import git_state, machine
 
+RANKS_LOST = 4  # the exit code of a job that ended without some of its ranks
 SUBSET = 5000  # training images that the training loss and BatchNorm statistics are computed on at the end
 
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     config = rma.agree(comm, lambda: parse(argv))
     for option, value in dataclasses.asdict(config).items():
         rma.same(comm, f"--{option.replace('_', '-')}", value)
+    rma.agree(comm, lambda: config.check_links(comm.size))
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     _share_cores(node)
     device = rma.agree(comm, lambda: _device(config.device, node.rank))
@@ -50,10 +52,13 @@ def main(argv: Sequence[str]) -> int:
     attributes = _attributes(config, start, device, comm)
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     with rma.agree(comm, lambda: TrajectoryWriter(run_dir, comm.rank, layout, attributes)) as writer:
-        results = _train(config, model, dataset.to(device), run_dir, writer, comm)
-    if comm.rank == 0:
-        print(table(results))
+        results, lost = _train(config, model, dataset.to(device), run_dir, writer, comm)
+    if results:
+        print(table(results, lost))
         print(f"run directory: {run_dir}    summary: lsam inspect {run_dir}")
+    if lost:
+        sys.stdout.flush()
+        os._exit(RANKS_LOST)  # MPI_Finalize would wait for the dead
     return 0
 
 
@@ -64,8 +69,8 @@ def _train(
     run_dir: Path,
     writer: TrajectoryWriter,
     comm: MPI.Intracomm,
-) -> list[dict[str, float]]:
-    """Train and return every rank's result on rank 0."""
+) -> tuple[list[dict[str, float]], list[int]]:
+    """Train; return every rank's result, on the lowest rank that is left only, and the ranks that were lost."""
     images = len(dataset.train_y)
     total = config.steps or math.ceil(config.epochs * images / config.batch_size)
     base = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
@@ -88,6 +93,7 @@ def _train(
         metric=config.metric,  # type: ignore[arg-type]
         mask=masks.Norm(model) if config.mask == "norm" else config.mask,
         model=model,
+        **config.links(),
     )
     batches = _batches(dataset, config.batch_size, config.seed * comm.size + comm.rank)
     clock = time.perf_counter()
@@ -109,18 +115,24 @@ def _train(
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         bar.update(total - bar.n)
     result = {"seconds": time.perf_counter() - clock, **opt.stats()}
-    rma.barrier(comm)
     some_x, some_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
     result["sample_train_loss"], _ = evaluate(model, some_x, some_y)
     _, result["sample_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
-    if comm.rank == 0:
+    shared = list(result)
+    records = opt.meet(list(result.values()))
+    first = min(set(range(comm.size)) - set(opt.lost))
+    if comm.rank == first:
         with opt.center(model, some_x.split(256)):
             result["center_train_loss"], _ = evaluate(model, some_x, some_y)
             _, result["center_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
             _save(model, run_dir / "checkpoints" / "center.pt")
     opt.close()
     writer.close(result)
-    return comm.gather(result) or []
+    results = [dict(zip(shared, map(float, row), strict=False)) for row in records["results"]]
+    for rank in opt.lost:
+        results[rank]["steps"] = float(records["step"][rank])
+    results[first] |= result
+    return results if comm.rank == first else [], opt.lost
 
 
 def lr_factor(config: TrainConfig, step: int, total: int) -> float:

@@ -9,15 +9,25 @@ from lsam_hpc.text import columns
 HEAD = ("", "train loss", "test error %", "steps", "exchanges", "refused", "staleness mean", "max", "seconds")
 
 
-def table(results: Sequence[Mapping[str, float]]) -> str:
+def table(results: Sequence[Mapping[str, float]], lost: Sequence[int] = ()) -> str:
     """Return a text table: the center first, then every rank's sample.
 
     Args:
-        results: of each rank, keys of `schema.RESULT`; rank 0's holds the center's numbers.
+        results: of each rank, keys of `schema.RESULT`; one of them holds the center's numbers.
+        lost: ranks that did not come to the end; of these only the steps are known.
     """
-    rows = [HEAD, _row("center", "center", {**results[0], **_together(results)})]
-    rows += [_row(f"rank {rank}", "sample", result) for rank, result in enumerate(results)]
-    return columns(rows)
+    left = [result for rank, result in enumerate(results) if rank not in lost]
+    center = next(result for result in left if "center_test_error" in result)
+    rows = [HEAD, _row("center", "center", {**center, **_together(left)})]
+    for rank, result in enumerate(results):
+        if rank in lost:
+            rows.append((f"rank {rank}", "LOST", "", f"{result['steps']:.0f}", *[""] * (len(HEAD) - 4)))
+        else:
+            rows.append(_row(f"rank {rank}", "sample", result))
+    text = columns(rows)
+    if lost:
+        text += f"\n{len(lost)} of {len(results)} ranks were lost: the results are those of the others"
+    return text
 
 
 def _together(results: Sequence[Mapping[str, float]]) -> dict[str, float]:

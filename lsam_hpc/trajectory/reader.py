@@ -1,4 +1,4 @@
-"""Opens a run directory, while the run goes on or after it ended or was killed."""
+"""Opens a run, while it goes on or after it ended or was killed."""
 
 from __future__ import annotations
 
@@ -6,147 +6,150 @@ import json
 import re
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import schema
+from lsam_hpc.trajectory.log import RankLog
+from lsam_hpc.trajectory.openfile import DAMAGE, opened
+from lsam_hpc.trajectory.rows import Columns
+from lsam_hpc.trajectory.safe import attribute
+from lsam_hpc.trajectory.sketch import CountSketch
 
-Columns = dict[str, NDArray[Any]]
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
-
-class RankLog:
-    """One rank's file.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        InputError: the file cannot be read, is no log, or is of a version that is not known.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = _open(path)
-        except OSError as error:
-            raise InputError(f"{path}: expected a readable HDF5 file, found: {str(error).splitlines()[0]}") from error
-        self.attributes = {name: _plain(value) for name, value in self._file.attrs.items()}
-        found = self.attributes.get("format")
-        if found != schema.FORMAT:
-            raise InputError(f"{path}: expected a file of format '{schema.FORMAT}', found {found!r}")
-        version = self.attributes.get("schema_version")
-        if version != schema.VERSION:
-            raise InputError(f"{path}: expected schema version {schema.VERSION}, found {version!r}")
-        if missing := schema.ATTRIBUTES.keys() - self.attributes.keys():
-            raise InputError(f"{path}: expected the attribute {min(missing)}, found none: the writer died at its start")
-
-    def table(self, name: str) -> Columns:
-        """Return the columns of a table of `schema.TABLES`, cut to the rows that all of them have."""
-        columns = {}
-        for column in schema.TABLES[name]:
-            dataset = self._file.get(f"{name}/{column.name}")
-            if not isinstance(dataset, h5py.Dataset) or dataset.dtype != np.dtype(column.dtype) or dataset.ndim != 1:
-                raise InputError(
-                    f"{self.path}: expected a column {name}/{column.name} of type {column.dtype}, found {dataset}"
-                )
-            if self._file.swmr_mode:
-                dataset.refresh()
-            columns[column.name] = dataset
-        # A writer may be between two columns.
-        rows = min(dataset.shape[0] for dataset in columns.values())
-        try:
-            return {key: dataset[:rows] for key, dataset in columns.items()}
-        except OSError as error:
-            raise InputError(f"{self.path}: expected whole columns in {name}, found: {error}") from error
-
-    @property
-    def result(self) -> dict[str, float] | None:
-        """What the run ended with (keys of `schema.RESULT`), or None if it did not end."""
-        group = self._file.get("result")
-        return {name: _plain(value) for name, value in group.attrs.items()} if group is not None else None
-
-    @property
-    def layout(self) -> list[tuple[str, tuple[int, ...], int]]:
-        """(name, shape, offset) of each parameter in the flat vectors."""
-        group = self._file["layout"]
-        shapes = [tuple(int(n) for n in text.split(",") if n) for text in group["shape"].asstr()[:]]
-        return list(zip(group["name"].asstr()[:], shapes, (int(o) for o in group["offset"][:]), strict=True))
-
-    @property
-    def size(self) -> int:
-        """Number of elements of the flat vectors."""
-        return int(self._file["layout"].attrs["size"])
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _open(path: Path) -> h5py.File:
-    """Open a file that was closed, is being written, or was left by a killed writer."""
-    try:
-        # First without SWMR: this finds a file that was cut, where SWMR reading waits for ever for the rest.
-        return h5py.File(path, "r")
-    except OSError as error:
-        if "already open for" not in str(error):
-            raise
-    return h5py.File(path, "r", libver="latest", swmr=True)
+MOST_RANKS = 10**6
 
 
 class Run:
-    """A run directory.
+    """A run: its directory, one rank's file, or a file of all ranks made by `lsam merge`.
 
     Args:
-        path: the directory.
+        path: of one of them.
+        partial: read what is there: ranks that are missing or cannot be read, and rows that are damaged, are left out
+            and named in `problems`. Default: raise InputError.
 
     Raises:
         InputError: there is no such run, a rank's file is missing, or a file is damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, partial: bool = False) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise InputError(f"{path}: expected a run directory, found {'a file' if self.path.exists() else 'nothing'}")
-        config = self.path / "config.json"
-        if not config.is_file():
-            raise InputError(f"{path}: expected a run directory with config.json, found none")
-        try:
-            self.config: dict[str, Any] = json.loads(config.read_text())
-        except ValueError as error:
-            raise InputError(f"{config}: expected JSON, found: {error}") from error
-        if not isinstance(self.config, dict):
-            raise InputError(f"{config}: expected options and their values, found {type(self.config).__name__}")
         self.logs: dict[int, RankLog] = {}
-        for file in sorted(self.path.iterdir()):
-            if match := re.fullmatch(r"rank-(\d{4,})\.h5", file.name):
-                self.logs[int(match[1])] = RankLog(file)
-        if not self.logs:
-            raise InputError(f"{path}: expected files rank-NNNN.h5, found none")
-        size = next(iter(self.logs.values())).attributes["ranks"]
-        if missing := set(range(size)) - self.logs.keys():
-            raise InputError(f"{path}: expected the files of {size} ranks, found none for rank {min(missing)}")
+        self._problems: list[str] = []
+        self._partial = partial
+        if not self.path.exists():
+            raise InputError(f"{path}: expected a run directory, found nothing")
+        if self.path.is_dir():
+            self._open_directory(self.path)
+        else:
+            self._open_file()
 
     @property
     def ranks(self) -> list[int]:
-        """The ranks, in order."""
+        """The ranks that can be read, in order."""
         return sorted(self.logs)
 
+    @property
+    def problems(self) -> list[str]:
+        """What was missing or damaged so far, a line each."""
+        return [*self._problems, *(text for rank in self.ranks for text in self.logs[rank].problems)]
+
+    @property
+    def layout(self) -> list[tuple[str, tuple[int, ...], int]]:
+        """(name, shape, offset) of each parameter in the flat vectors."""
+        return self._first.layout
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the flat vectors."""
+        return self._first.size
+
+    @property
+    def sketcher(self) -> CountSketch | None:
+        """The map that made the sketches, for vectors from elsewhere; None if there are none."""
+        return self._first.sketcher
+
     def steps(self, rank: int) -> Columns:
-        """Return a rank's steps, an array per column of `schema.STEP`."""
-        return self.logs[rank].table("step")
+        """Return a rank's steps, an array per column of `schema.STEP`; NaN and -1 stand for no value."""
+        return self._log(rank).table("step")
 
     def exchanges(self, rank: int) -> Columns:
-        """Return a rank's exchanges, an array per column of `schema.EXCHANGE`."""
-        return self.logs[rank].table("exchange")
+        """Return a rank's exchanges, an array per column of `schema.EXCHANGE`; NaN and -1 stand for no value."""
+        return self._log(rank).table("exchange")
+
+    def result(self, rank: int) -> dict[str, float] | None:
+        """Return what a rank ended with (`schema.RESULT`, NaN for what was not given), or None if it did not end."""
+        return self._log(rank).result
+
+    def sketch(self, rank: int, state: str = "sample", group: str | None = None) -> Columns:
+        """Return a rank's sketches of a state.
+
+        Args:
+            rank: of the chain.
+            state: of `schema.STATES`. Default: sample.
+            group: name of a layer group of `sketcher.groups`; None (default): of the whole vector.
+
+        Returns:
+            `iteration`, `time`, `version`, a row each, and `values`, shape (rows, buckets): inner products and
+            distances of rows, of any ranks, are those of the states to about 1 / sqrt(buckets).
+
+        Raises:
+            InputError: the log has no such sketches, or they are damaged.
+        """
+        table, values = self._log(rank).values(f"sketch/{state}")
+        sketcher = self._log(rank).sketcher
+        names = [g.name for g in sketcher.groups] if sketcher else []
+        if group is not None and group not in names:
+            raise InputError(f"{self.path}: expected a layer group of {', '.join(names)}, found {group!r}")
+        return {**table, "values": values.sum(1) if group is None else values[:, names.index(group)]}
+
+    def snapshots(self, rank: int, state: str = "sample") -> Columns:
+        """Return `iteration`, `time` and `version` of a rank's snapshots of a state, a row each.
+
+        Raises:
+            InputError: the log has no such snapshots, or they are damaged.
+        """
+        return self._log(rank).table(f"snapshot/{state}")
+
+    def snapshot(self, rank: int, index: int, state: str = "sample") -> NDArray[np.float32]:
+        """Return one snapshot, shape (P,).
+
+        Args:
+            rank: of the chain.
+            index: of the row of `snapshots`; -1: the last one.
+            state: of `schema.STATES`. Default: sample.
+
+        Raises:
+            InputError: the log has no such snapshot, or it is damaged.
+        """
+        count = len(self.snapshots(rank, state)["iteration"])
+        at = index + count if index < 0 else index
+        _, values = self._log(rank).values(f"snapshot/{state}", slice(at, at + 1))
+        if at < 0 or len(values) == 0:
+            raise InputError(f"{self.path}: expected a snapshot of {count} of rank {rank}, found index {index}")
+        row: NDArray[np.float32] = values[0]
+        return row
+
+    def frame(self, table: str = "step") -> pd.DataFrame:
+        """Return a table of all ranks as a pandas DataFrame, with the rank as first column."""
+        from lsam_hpc.trajectory.frames import frame
+
+        return frame(self, table)
+
+    def dataset(self, table: str = "step") -> xr.Dataset:
+        """Return a table of all ranks as an xarray Dataset over rank and row; NaN and -1 fill short ranks."""
+        from lsam_hpc.trajectory.frames import dataset
+
+        return dataset(self, table)
 
     def close(self) -> None:
-        """Close the files."""
-        for log in self.logs.values():
-            log.close()
+        """Do nothing: files are open only while they are read."""
 
     def __enter__(self) -> Run:
         return self
@@ -156,6 +159,93 @@ class Run:
     ) -> None:
         self.close()
 
+    @property
+    def _first(self) -> RankLog:
+        return self.logs[self.ranks[0]]
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    return value.item() if isinstance(value, np.generic) else value
+    def _log(self, rank: int) -> RankLog:
+        if rank not in self.logs:
+            raise InputError(f"{self.path}: expected a rank of {_some(self.ranks)}, found {rank}")
+        return self.logs[rank]
+
+    def _open_directory(self, directory: Path) -> None:
+        config = directory / "config.json"
+        if not config.is_file():
+            raise InputError(f"{directory}: expected a run directory with config.json, found none")
+        try:
+            self.config = _config(config.read_text(), str(config))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{config}: expected JSON, found: {error}") from error
+        files = {}
+        for file in directory.iterdir():
+            if match := re.fullmatch(r"rank-(\d{4,9})\.h5", file.name):
+                files[int(match[1])] = file
+        if not files:
+            raise InputError(f"{directory}: expected files rank-NNNN.h5, found none")
+        for rank in sorted(files):
+            self._open_rank(rank, files[rank])
+        self._check_ranks()
+
+    def _open_file(self) -> None:
+        try:
+            with opened(self.path) as (file, _):
+                kind = attribute(file, "format")
+                names = [name for name in file if re.fullmatch(r"rank-\d{4,9}", name)]
+        except InputError:
+            raise
+        except DAMAGE as error:
+            raise InputError(f"{self.path}: expected a readable HDF5 file, found: {_line(error)}") from error
+        if kind == schema.INDEX:
+            # Its datasets lead to other files; those beside it are read as they are.
+            self._open_directory(self.path.parent)
+        elif kind == schema.MERGED:
+            for name in sorted(names):
+                self._open_rank(int(name[5:]), self.path, name)
+            self._check_ranks()
+        else:
+            log = RankLog(self.path, partial=self._partial)
+            self.logs[log.rank] = log
+        if kind != schema.INDEX:
+            self.config = _config(str(self._first.attributes["config"]), f"{self.path}: config")
+
+    def _open_rank(self, rank: int, file: Path, part: str = "") -> None:
+        try:
+            log = RankLog(file, part, self._partial)
+            if log.rank != rank:
+                raise InputError(f"{file}: {part}: expected the log of rank {rank}, found that of rank {log.rank}")
+            self.logs[rank] = log
+        except InputError as error:
+            self._problem(str(error))
+
+    def _check_ranks(self) -> None:
+        if not self.logs:
+            raise InputError(f"{self.path}: expected a rank that can be read, found none: {self._problems[:1]}")
+        ranks = int(self._first.attributes["ranks"])
+        if not 0 < ranks <= MOST_RANKS:
+            raise InputError(f"{self.path}: expected 1 to {MOST_RANKS} ranks, found {ranks}")
+        if missing := [rank for rank in range(ranks) if rank not in self.logs]:
+            self._problem(f"{self.path}: expected the logs of {ranks} ranks, found none for rank {_some(missing)}")
+
+    def _problem(self, text: str) -> None:
+        if not self._partial:
+            raise InputError(text)
+        self._problems.append(text)
+
+
+def _config(text: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: expected JSON, found: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: expected options and their values, found {type(found).__name__}")
+    return found
+
+
+def _some(numbers: list[int], most: int = 8) -> str:
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return ", ".join(map(str, numbers[:most])) + more
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,30 +1,51 @@
-"""Writes one rank's log."""
+"""Writes one rank's log from a thread of its own, so that training never waits for the disk."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import threading
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import schema
+from lsam_hpc.trajectory.backlog import Backlog
+from lsam_hpc.trajectory.head import Head, creator
+from lsam_hpc.trajectory.sketch import CountSketch
+from lsam_hpc.trajectory.snapshot import Snapshots, check_states
+from lsam_hpc.trajectory.store import Store
+
+PATIENCE = 60.0  # s that a flush or the end waits for the disk
 
 
 class TrajectoryWriter:
     """A rank's HDF5 file, readable while it is written (SWMR) and after the writer was killed.
 
-    Rows are kept in memory until a chunk is full or `flush_seconds` have gone by.
+    Calls only put rows into memory, from any thread; a thread writes them when a chunk is full or `flush_seconds` have
+    gone by. When the disk is too slow for that, optional values, sketches and snapshots are left out first, then rows;
+    what was left out is counted in /dropped. A disk that fails is reported once, as a warning, and nothing more is
+    written.
 
     Args:
         run_dir: the run directory; it must exist.
         rank: of this process.
         layout: (name, shape) of each parameter, in the order of the flat vectors.
-        attributes: the root attributes of `schema.ATTRIBUTES`, but for format, schema_version and rank.
+        attributes: the root attributes of `schema.ATTRIBUTES` that the writer does not know by itself.
         flush_seconds: how old a row may get before it is on disk, s. Default 5.
+        sketch: the map that makes the sketches; None (default): there will be none.
+        sketched: states of which there will be sketches. Default: sample and center.
+        snapshots: which states are kept in full, and how; None (default): none.
+        locking: of the file, as in h5py.File: True, False or "best-effort"; None (default): HDF5's own choice. False
+            for file systems without locks (some Lustre and NFS mounts).
+        queue_bytes: room for what waits for the disk, B. Default 64 MiB; a snapshot needs its own size besides.
 
     Raises:
         InputError: the file exists already, cannot be made, or an attribute is missing or not in the schema.
@@ -37,54 +58,119 @@ class TrajectoryWriter:
         layout: Sequence[tuple[str, Sequence[int]]],
         attributes: Mapping[str, str | int | float],
         flush_seconds: float = 5.0,
+        *,
+        sketch: CountSketch | None = None,
+        sketched: Sequence[str] = ("sample", "center"),
+        snapshots: Snapshots | None = None,
+        locking: bool | str | None = None,
+        queue_bytes: int = 2**26,
     ) -> None:
-        attributes = {**attributes, "format": schema.FORMAT, "schema_version": schema.VERSION, "rank": rank}
-        if wrong := attributes.keys() ^ schema.ATTRIBUTES.keys():
+        given = {name for name, a in schema.ATTRIBUTES.items() if not a.written}
+        if wrong := attributes.keys() ^ given:
             raise InputError(
                 f"attributes: expected those of the schema, found a difference in {', '.join(sorted(wrong))}"
             )
+        check_states("sketched", tuple(sketched))
+        own = {"format": schema.FORMAT, "schema_version": schema.VERSION, "creator": creator(), "rank": rank}
+        head = Head(
+            {name: schema.ATTRIBUTES[name].kind(value) for name, value in {**attributes, **own}.items()},
+            [(name, tuple(map(int, shape))) for name, shape in layout],
+            sketch,
+        )
+        if sketch is not None and sketch.size != head.size:
+            raise InputError(f"sketch: expected one of {head.size} elements, found one of {sketch.size}")
         self.path = run_dir / schema.rank_file(rank)
-        try:
-            self._file = h5py.File(self.path, "x", libver="latest")
-        except FileExistsError as error:
-            raise InputError(f"{self.path}: expected no such file, found one") from error
-        except OSError as error:
-            raise InputError(f"{self.path}: expected a file that can be made, found: {error}") from error
-        self._flush_seconds = flush_seconds
-        self._flushed = time.monotonic()
+        self.sketcher = sketch
+        self.snapshots = snapshots
+        self.error: str | None = None  # why the disk failed
+        self.size = head.size
         self._start = float(attributes["start_time"])
-        for name, value in attributes.items():
-            self._file.attrs[name] = value
-        self._write_layout(layout)
-        self._tables = {name: _Table(self._file, name, columns) for name, columns in schema.TABLES.items()}
-        self._file.swmr_mode = True
+        self._flush_seconds = flush_seconds
+        self._said: set[str] = set()
+        self._closed = False
+        self._store = Store(self.path, head, sketched if sketch else (), snapshots, locking)
+        self._backlog = Backlog(queue_bytes)
+        self._counted = dict(self._backlog.dropped)
+        self._unflushed = 0
+        for name, table in self._store.tables.items():
+            self._backlog.full_at[name] = table.to_full_chunk
+        self._thread = threading.Thread(target=self._write, name="trajectory-writer", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables that the file has."""
+        return tuple(self._store.tables)
 
     def step(self, **columns: float) -> None:
-        """Log a step: a value for each column of `schema.STEP`, but `time`, which is now."""
-        self._append("step", {"time": time.time() - self._start, **columns})
+        """Log a step: a value for each column of `schema.STEP`, but `time`, which is now; optional ones as known."""
+        self._put("step", {"time": time.time() - self._start, **columns})
 
     def exchange(self, began: float, **columns: float) -> None:
         """Log an exchange: a value for each column of `schema.EXCHANGE`, but `time`; `began` is a time.time()."""
-        self._append("exchange", {"time": began - self._start, **columns})
+        self._put("exchange", {"time": began - self._start, **columns})
 
-    def flush(self) -> None:
-        """Put every row on disk, where readers see it."""
-        for table in self._tables.values():
-            table.write()
-        self._file.flush()
-        self._flushed = time.monotonic()
+    def sketch(self, state: str, values: NDArray[np.float32], iteration: int, version: int = -1) -> None:
+        """Log a sketch.
+
+        Args:
+            state: of `schema.STATES`.
+            values: what the writer's CountSketch makes of the state, shape (groups, buckets); they are copied.
+            iteration: local steps before the state was taken.
+            version: of the center that was read then; -1 (default): not known.
+
+        Raises:
+            InputError: the writer was not told of sketches of this state, or they have another shape.
+        """
+        shape = (len(self.sketcher.groups), self.sketcher.buckets) if self.sketcher else None
+        self._put_state("sketch", state, np.array(values, np.float32), shape, iteration, version)
+
+    def snapshot(self, state: str, vector: NDArray[np.floating[Any]], iteration: int, version: int = -1) -> None:
+        """Log a full state; see `sketch`.
+
+        Args:
+            state: of `schema.STATES`.
+            vector: the flat vector, shape (P,); it is copied.
+            iteration: local steps before the state was taken.
+            version: of the center that was read then; -1 (default): not known.
+
+        Raises:
+            InputError: the writer was not told of snapshots of this state, or it has another size.
+        """
+        values = self.snapshots.encode(vector) if self.snapshots else vector
+        self._put_state("snapshot", state, values, (self.size,), iteration, version)
+
+    def flush(self, seconds: float = PATIENCE) -> bool:
+        """Have every row so far written, where readers see it: at a checkpoint.
+
+        Args:
+            seconds: how long to wait for the disk at most. Default 60.
+
+        Returns:
+            Whether it is done.
+        """
+        done = self._thread.is_alive() and self._backlog.flush(seconds)
+        self._say()
+        return done and self.error is None
 
     def close(self, result: Mapping[str, float] | None = None) -> None:
-        """Write what is left and, for a run that ended, its result, keys of `schema.RESULT`."""
-        if not self._file:
+        """Write what is left and, for a run that ended, its result, keys of `schema.RESULT`; then close the file."""
+        names = [c.name for c in schema.RESULT]
+        if result is not None and (wrong := result.keys() - set(names)):
+            raise InputError(f"result: expected keys of the schema, found {', '.join(sorted(wrong))}")
+        if self._closed:
             return
-        self.flush()
-        self._file.close()
         if result is not None:
-            if wrong := result.keys() - schema.RESULT.keys():
-                raise InputError(f"result: expected keys of the schema, found {', '.join(sorted(wrong))}")
-            with h5py.File(self.path, "r+", libver="latest") as file:
-                file.create_group("result").attrs.update(result)
+            self.flush()  # so that there is room for it
+            self._backlog.put("result", {name: result.get(name) for name in names})
+        self._closed = True
+        self._backlog.close()
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():
+            self._warn(f"the disk took more than {PATIENCE:.0f} s: the end of the log may be missing")
+        self._say()
+        atexit.unregister(self.close)
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -94,50 +180,84 @@ class TrajectoryWriter:
     ) -> None:
         self.close()
 
-    def _append(self, table: str, row: Mapping[str, float]) -> None:
-        full = self._tables[table].append(row)
-        if full or time.monotonic() - self._flushed > self._flush_seconds:
-            self.flush()
+    def _put(self, table: str, row: Mapping[str, Any]) -> None:
+        self._backlog.put(table, row)
+        if self.error or any(self._backlog.dropped.values()):
+            self._say()
 
-    def _write_layout(self, layout: Sequence[tuple[str, Sequence[int]]]) -> None:
-        sizes = [int(np.prod(shape, dtype=np.int64)) for _, shape in layout]
-        group = self._file.create_group("layout")
-        group.attrs["description"] = "where each parameter is in a flat vector"
-        group["name"] = np.array([name for name, _ in layout], dtype=h5py.string_dtype())
-        group["shape"] = np.array([",".join(map(str, shape)) for _, shape in layout], dtype=h5py.string_dtype())
-        group["offset"] = np.cumsum([0, *sizes[:-1]]) if sizes else np.zeros(0, np.int64)
-        group.attrs["size"] = sum(sizes)
+    def _put_state(
+        self,
+        kind: str,
+        state: str,
+        values: NDArray[Any],
+        shape: tuple[int, ...] | None,
+        iteration: int,
+        version: int,
+    ) -> None:
+        table = f"{kind}/{state}"
+        if table not in self._store.tables:
+            raise InputError(f"{kind}: expected a state that the writer was told of, found {state!r}")
+        if values.shape != shape:
+            raise InputError(f"{table}: expected shape {shape}, found {values.shape}")
+        now = time.time() - self._start
+        self._put(table, {"iteration": iteration, "time": now, "version": version, "values": values})
 
+    def _say(self) -> None:
+        """Warn, once each, of a disk that failed and of what was left out; in a thread of the caller's."""
+        if self.error and "error" not in self._said:
+            self._said.add("error")
+            self._warn(f"the log ends here and training goes on: {self.error}")
+        elif any(self._backlog.dropped.values()) and not self._said:
+            self._said.add("dropped")
+            self._warn("the disk is too slow: parts of the log are left out, counted in /dropped")
 
-class _Table:
-    """Columns of one group, filled row by row."""
+    def _warn(self, text: str) -> None:
+        warnings.warn(f"{self.path}: {text}", stacklevel=5)
 
-    def __init__(self, file: h5py.File, name: str, columns: Sequence[schema.Column]) -> None:
-        group = file.create_group(name)
-        self._columns = {c.name: np.empty(schema.CHUNK_ROWS, c.dtype) for c in columns}
-        self._datasets = {}
-        for c in columns:
-            dataset = group.create_dataset(c.name, (0,), c.dtype, maxshape=(None,), chunks=(schema.CHUNK_ROWS,))
-            dataset.attrs["unit"] = c.unit
-            dataset.attrs["description"] = c.description
-            self._datasets[c.name] = dataset
-        self._on_disk = 0
-        self._pending = 0
+    def _write(self) -> None:
+        """Move rows from the backlog to the file until there are no more to come."""
+        due = time.monotonic() + self._flush_seconds
+        closed = False
+        while not closed:
+            asked, closed = self._backlog.wait(due - time.monotonic())
+            everything = closed or asked > 0 or time.monotonic() >= due
+            for table in self._store.tables:
+                self._move(table, everything)
+            if everything:
+                self._flush()
+                self._backlog.flushed(asked)
+                due = time.monotonic() + self._flush_seconds
+        with self._failing():
+            self._store.close()
 
-    def append(self, row: Mapping[str, float]) -> bool:
-        """Keep a row; return whether there is no place for another."""
-        if row.keys() != self._columns.keys():
-            raise InputError(f"row: expected the columns {', '.join(self._columns)}, found {', '.join(row)}")
-        for name, value in row.items():
-            self._columns[name][self._pending] = value
-        self._pending += 1
-        return self._pending == schema.CHUNK_ROWS
+    def _move(self, table: str, everything: bool) -> None:
+        rows = self._backlog.take(table, everything)
+        if self.error is None:
+            with self._failing():
+                self._store.tables[table].append(rows)
+                self._backlog.full_at[table] = self._store.tables[table].to_full_chunk
+        self._unflushed += len(rows)
+        self._backlog.written(rows)
 
-    def write(self) -> None:
-        if not self._pending:
-            return
-        end = self._on_disk + self._pending
-        for name, values in self._columns.items():
-            self._datasets[name].resize((end,))
-            self._datasets[name][self._on_disk : end] = values[: self._pending]
-        self._on_disk, self._pending = end, 0
+    def _flush(self) -> None:
+        if self.error is None:
+            with self._failing():
+                self._count_dropped()
+                self._store.flush()
+        if self.error is not None:
+            self._backlog.lost(self._unflushed)
+        self._unflushed = 0
+
+    def _count_dropped(self) -> None:
+        if self._backlog.dropped != self._counted:
+            self._counted = dict(self._backlog.dropped)
+            now = time.time() - self._start
+            self._store.tables["dropped"].append([(now, *(self._counted[c.name] for c in schema.DROPPED[1:]))])
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Keep the first error of the disk, after which nothing more is written."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+            self.error = self.error or f"{type(error).__name__}: {str(error).splitlines()[0]}"

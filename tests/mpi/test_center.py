@@ -28,8 +28,22 @@ def test_counts_versions(comm):
         assert before == sorted(set(before))  # each add has a version of its own
         barrier(comm)
         assert center.version == 5 * comm.size
+        assert center.versions().tolist() == [5 * comm.size] * comm.size
         seen = comm.allgather(before)
         assert sorted(chain.from_iterable(seen)) == list(range(5 * comm.size))
+
+
+@ALL
+def test_set_replaces_the_vector_and_all_versions(comm):
+    with Center(comm, 11, start=np.ones(11, np.float32)) as center:
+        center.add(np.ones(11, np.float32))
+        barrier(comm)
+        center.set(np.arange(11, dtype=np.float32), 7)
+        barrier(comm)
+        out = np.empty(11, np.float32)
+        assert center.read(out) == center.version == 7
+        np.testing.assert_array_equal(out, np.arange(11))
+        assert center.versions().tolist() == [7] * comm.size
 
 
 @ALL
@@ -101,6 +115,25 @@ def test_all_ranks_refuse_sizes_that_differ(comm):
         Center(comm, 4 + comm.rank)
 
 
+@pytest.mark.slow
+@pytest.mark.mpi(np=[4])
+def test_a_million_small_adds_are_exact(comm):
+    size, adds, pool = 64, 250_000, 1_000
+    rng = np.random.default_rng(comm.rank)
+    deltas = rng.integers(-3, 4, (pool, size)) * rng.integers(0, 2, (pool, size))
+    deltas[np.arange(pool), rng.integers(0, size, pool)] += 1  # so that none is all zeros
+    deltas = deltas.astype(np.float64)
+    with Center(comm, size, "float64") as center:
+        before = np.array([center.add(deltas[i % pool]) for i in range(adds)])
+        barrier(comm)
+        out = np.empty(size)
+        assert center.read(out) == adds * comm.size
+        assert center.versions().tolist() == [adds * comm.size] * comm.size
+    np.testing.assert_array_equal(out, sum(comm.allgather(deltas.sum(0))) * (adds // pool))
+    everything = np.sort(np.concatenate(comm.allgather(before)))
+    np.testing.assert_array_equal(everything, np.arange(adds * comm.size))
+
+
 @pytest.mark.mpi(np=[2, 4])
 def test_needs_no_help_from_a_rank_that_is_not_in_mpi(comm, tmp_path):
     # Rank 0 stays out of MPI until the others have done all their reads and adds: it waits for the files they leave.
@@ -115,6 +148,8 @@ def test_needs_no_help_from_a_rank_that_is_not_in_mpi(comm, tmp_path):
             for _ in range(50):
                 center.read(out)
                 center.add(np.ones_like(out))
+            center.read(out, consistent=True)
+            assert out.min() == out.max()
             (tmp_path / f"done-{comm.rank}").touch()
 
 

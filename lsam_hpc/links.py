@@ -1,0 +1,214 @@
+"""What ties a rank to the others: windows, peers, groups and helper threads, as the options say."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict
+
+import torch
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from lsam_hpc import rma
+from lsam_hpc.errors import InputError
+from lsam_hpc.exchange import Background, RmaCenter
+from lsam_hpc.groups import GROUP_ASCENTS, Group, GroupAscent, GroupCenter
+from lsam_hpc.optim.center import Center
+from lsam_hpc.optim.guard import Guard
+from lsam_hpc.optim.runner import Inline, Runner
+from lsam_hpc.rma.graphs import GRAPHS, Graph
+from lsam_hpc.topology import TOPOLOGIES, GossipCenter, LeaderCenter, Topology
+
+Wire = Literal["float32", "bfloat16", "float16"]
+WIRES: tuple[Wire, ...] = ("float32", "bfloat16", "float16")
+Publish = Literal["none", "sample", "perturbed"]
+PUBLISH: tuple[Publish, ...] = ("none", "sample", "perturbed")
+
+
+class LinkOptions(TypedDict, total=False):
+    """The keywords of LSAM that say how ranks meet."""
+
+    overlap: bool
+    max_delay: int
+    max_jump: float
+    wire_dtype: Wire
+    topology: Topology
+    graph: Graph
+    degree: int
+    publish: Publish
+    group_size: int
+    group_ascent: GroupAscent
+    group_reduce: Callable[[torch.Tensor], None] | None
+    silent_after: float
+
+
+DEFAULTS: LinkOptions = {
+    "overlap": True,
+    "max_delay": 1,
+    "max_jump": 10.0,
+    "wire_dtype": "float32",
+    "topology": "center",
+    "graph": "random",
+    "degree": 1,
+    "publish": "none",
+    "group_size": 1,
+    "group_ascent": "own",
+    "group_reduce": None,
+    "silent_after": 30.0,
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "wire_dtype": WIRES, "topology": TOPOLOGIES, "graph": GRAPHS, "publish": PUBLISH, "group_ascent": GROUP_ASCENTS,
+}  # fmt: skip
+
+
+def check_links(options: LinkOptions, lockstep: bool, ranks: int) -> None:
+    """Raise InputError for the first option that is out of its range, or that another one excludes."""
+    given: dict[str, Any] = {**DEFAULTS, **options}
+    for name, known in CHOICES.items():
+        if given[name] not in known:
+            raise InputError(f"{name}: expected one of {', '.join(known)}, found {given[name]!r}")
+    for name in ("degree", "group_size"):
+        value = given[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}: expected a whole number of ranks >= 1, found {value!r}")
+    if ranks % given["group_size"]:
+        raise InputError(f"group_size: expected a divisor of the {ranks} ranks, found {given['group_size']}")
+    if not given["silent_after"] > 0:
+        raise InputError(f"silent_after: expected a number of seconds > 0, found {given['silent_after']!r}")
+    Guard(given["max_jump"])
+    for name, plain in (("wire_dtype", "float32"), ("group_size", 1)):
+        if given["topology"] != "center" and given[name] != plain:
+            raise InputError(f"{name}: expected {plain} without a shared center, found {given[name]}")
+    for name, plain in (("wire_dtype", "float32"), ("group_size", 1), ("topology", "center")):
+        if lockstep and given[name] != plain:
+            raise InputError(f"{name}: expected {plain} in lockstep, found {given[name]}")
+
+
+class Links:
+    """A rank's windows and threads; making and closing them is collective.
+
+    Args:
+        comm: the ranks.
+        start: the center's start, shape (P,), the same on every rank.
+        options: checked by `check_links`.
+        lockstep: exchanges run in rank order, in the training thread.
+        seed: of the random graph.
+    """
+
+    def __init__(
+        self, comm: MPI.Intracomm, start: NDArray[Any], options: LinkOptions, lockstep: bool, seed: int
+    ) -> None:
+        given: LinkOptions = {**DEFAULTS, **options}
+        self.comm = comm
+        self.lost: list[int] = []
+        self._patience = given["silent_after"]
+        self._reported: set[int] = set()
+        self._closing = threading.Event()
+        self._watcher: threading.Thread | None = None
+        topology, publish = given["topology"], given["publish"]
+        if topology != "center" and publish == "none":
+            publish = "sample"
+        self.perturbed = publish == "perturbed"
+        multiple = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        needed = rma.reason(comm)
+        if not multiple and comm.rank == 0 and (needed or (given["overlap"] and not lockstep)):
+            print(f"lsam-hpc: MPI runs without MPI_THREAD_MULTIPLE: exchanges are not overlapped, and ranks wait for "
+                  f"each other{f' ({needed})' if needed else ''}", file=sys.stderr)  # fmt: skip
+        self._progress = rma.Progress(comm) if needed and multiple else None
+        self.peers = rma.Peers(comm, start.size if publish != "none" else 0, start.dtype.name)
+        if publish != "none":
+            self.peers.publish(start)
+        self.tickets = rma.Counter(comm)
+        self.group = (
+            Group(comm, given["group_size"], given["group_ascent"], given["group_reduce"])
+            if given["group_size"] > 1
+            else None
+        )
+        self.windows: rma.Center | rma.HalfCenter | None = None
+        self.center: Center
+        if topology == "center":
+            wire = given["wire_dtype"]
+            self.windows = (
+                rma.Center(comm, start.size, start.dtype.name, start)
+                if wire == "float32"
+                else rma.HalfCenter(comm, start.size, wire, start)
+            )
+            self.center = RmaCenter(self.windows, lockstep, self.peers if publish != "none" else None)
+        elif topology == "gossip":
+            self.center = GossipCenter(
+                self.peers, torch.from_numpy(start), given["graph"], given["degree"], given["max_jump"], seed
+            )
+        else:
+            self.center = LeaderCenter(self.peers)
+        if self.group is not None:
+            self.center = GroupCenter(self.center, self.group)
+        self._background = Background(self._stuck) if given["overlap"] and multiple and not lockstep else None
+        self.runner: Runner = self._background or Inline()
+        if multiple:
+            self._watcher = threading.Thread(target=self._watch, name="lsam-watch", daemon=True)
+            self._watcher.start()
+
+    def look(self) -> None:
+        """Say once for each rank that has fallen silent, or is back; the lowest rank that is not silent says it."""
+        silent = set(self.peers.silent(self._patience))
+        speaks = min(set(range(self.comm.size)) - silent | {self.comm.rank}) == self.comm.rank
+        for rank in sorted(silent ^ self._reported):
+            if speaks:
+                what = f"has been silent for {self._patience:g} s" if rank in silent else "is back"
+                print(f"lsam-hpc: rank {rank} ({self.peers.names[rank]}) {what}", file=sys.stderr)
+        self._reported = silent
+
+    def meet(self, results: Sequence[float]) -> NDArray[Any]:
+        """Wait until every other rank has come here as often or is lost, and return all ranks' records.
+
+        Args:
+            results: up to 16 numbers for the others to read.
+
+        Returns:
+            The records of `rma.Peers`; `lost` then holds the ranks that were lost.
+        """
+        records, lost = self.peers.meet(self._patience, results)
+        self.lost = sorted({*self.lost, *lost})
+        return records
+
+    def load(self, center: dict[str, Any], tickets: int) -> None:
+        """Make the center and the tickets what was saved; every rank calls it, and a barrier must follow.
+
+        Args:
+            center: "y", shape (P,), and "version": alike on every rank if the center is shared.
+            tickets: that were drawn.
+        """
+        if self.windows is not None:
+            self.windows.set(center["y"].numpy(), center["version"])
+        elif isinstance(self.center, GossipCenter):
+            self.center.set(center["y"], center["version"])
+        self.tickets.set(tickets)
+
+    def close(self) -> None:
+        """Free everything; collective unless ranks were lost: then it is left to the process's end."""
+        self._closing.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        if self.lost:
+            self.peers.close(abandon=True)
+            return
+        if self._background is not None:
+            self._background.close()
+        if self._progress is not None:
+            self._progress.close()
+        for part in (self.group, self.windows, self.tickets, self.peers):
+            if part is not None:
+                part.close()
+
+    def _stuck(self) -> bool:
+        """Return whether an exchange that does not end has a rank's silence for a reason."""
+        self.look()
+        return bool(self._reported)
+
+    def _watch(self) -> None:
+        # Steps may be minutes apart, in an evaluation for instance: what lives is the process.
+        while not self._closing.wait(self._patience / 6):
+            self.peers.live()
+            self.look()

@@ -1,0 +1,80 @@
+"""Sketches made where the vector is: `trajectory.CountSketch` with torch on any device, and their way to the log."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsam_hpc.trajectory import TrajectoryWriter
+from lsam_hpc.trajectory.sketch import CountSketch, parts
+
+
+class DeviceSketch:
+    """A CountSketch of tensors in one pass over them, without a copy to the host.
+
+    Args:
+        sketch: the map.
+        device: where the tensors are.
+    """
+
+    def __init__(self, sketch: CountSketch, device: torch.device | str) -> None:
+        self.sketch = sketch
+        self._signs = torch.from_numpy(sketch.signs).to(device)
+        self._bucket_signs = torch.from_numpy(sketch.bucket_signs).to(device)
+        self._permutation = torch.from_numpy(sketch.permutation).to(device)
+        self._sums = torch.zeros(len(sketch.groups), sketch.width, device=device)
+        self._signed = torch.empty(sketch.width, device=device)
+
+    @torch.no_grad()
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        """Return the sketch, shape (groups, buckets), of a flat vector or of its parts in order.
+
+        Raises:
+            InputError: together they have another size than the map is for.
+        """
+        self._sums.zero_()
+        for flat, at in parts(self.sketch.size, [(tensor.reshape(-1), tensor.numel()) for tensor in tensors]):
+            for piece in self.sketch.pieces(at, at + flat.numel()):
+                count = piece.stop - piece.start
+                run = flat[piece.start - at : piece.stop - at]
+                torch.mul(run, self._signs[piece.offset : piece.offset + count], out=self._signed[:count])
+                into = self._sums[piece.group, piece.bucket : piece.bucket + count]
+                into.add_(self._signed[:count], alpha=-1 if piece.negative else 1)
+        mixed = self._sums[:, self._permutation].view(-1, *self._bucket_signs.shape)
+        return (mixed * self._bucket_signs).sum(2)
+
+
+class StateLog:
+    """Logs sketches and snapshots of a chain and its center as they meet: called by each exchange.
+
+    Args:
+        writer: of the log; it was told of the sketch map and the snapshots.
+        every: exchanges between sketches. Default 1: each.
+    """
+
+    def __init__(self, writer: TrajectoryWriter, every: int = 1) -> None:
+        self._writer = writer
+        self._every = every
+        self._sketch = DeviceSketch(writer.sketcher, "cpu") if writer.sketcher else None
+        self._size = writer.size
+        self._count = 0
+        self._last = -1  # step of the last exchange
+
+    def __call__(self, step: int, version: int, **states: Tensor) -> None:
+        """Log the states of one exchange.
+
+        Args:
+            step: local steps done when the sample was staged.
+            version: of the center that was read.
+            **states: by the names of `schema.STATES`: flat vectors in host memory, P elements first.
+        """
+        sketch = self._sketch if self._count % self._every == 0 else None
+        kept = self._writer.snapshots is not None and self._writer.snapshots.due(step, self._last)
+        for state, vector in states.items():
+            flat = vector[: self._size]
+            if sketch and f"sketch/{state}" in self._writer.tables:
+                self._writer.sketch(state, sketch(flat).numpy(), step, version)
+            if kept and f"snapshot/{state}" in self._writer.tables:
+                self._writer.snapshot(state, flat.numpy(), step, version)
+        self._count += 1
+        self._last = step

@@ -1,0 +1,226 @@
+"""One rank's log, read: every row checked, whatever happened to the file."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.trajectory import schema
+from lsam_hpc.trajectory.head import read_head
+from lsam_hpc.trajectory.openfile import DAMAGE, opened
+from lsam_hpc.trajectory.rows import Columns, checksums, long_checksums
+from lsam_hpc.trajectory.safe import Stored, attribute, dataset, group, has
+from lsam_hpc.trajectory.snapshot import DTYPES, decode
+
+# A file that is being written may change between two reads: how often it is read again, after how many s, and how many
+# s after its last change it counts as such.
+TRIES, PAUSE, RECENT = 5, 0.05, 1.0
+# No compression that a reader knows makes more of a byte.
+EXPANSION = 2**15
+
+Found = TypeVar("Found")
+
+
+class RankLog:
+    """One rank's log.
+
+    The file is opened for each reading, so that thousands of logs can be held, and rows that were added are seen.
+
+    Args:
+        path: of the file.
+        part: the rank's group in a file of all ranks. Default: the file itself.
+        partial: leave out rows that are damaged and note them in `problems`. Default: raise InputError.
+
+    Raises:
+        InputError: the file cannot be read, is no log, or is of a version that is not known.
+    """
+
+    def __init__(self, path: Path, part: str = "", partial: bool = False) -> None:
+        self.path = path
+        self.part = part
+        self.partial = partial
+        self.problems: list[str] = []
+        self.where = f"{path}: {part}" if part else str(path)
+        self.head = self._read(lambda root, _: read_head(root, self.where))
+        self.attributes: dict[str, Any] = dict(self.head.attributes)
+        self.layout = [(name, shape, at) for (name, shape), at in zip(self.head.layout, self.head.offsets, strict=True)]
+        self.size = self.head.size
+        self.sketcher = self.head.sketch
+        self.rank = int(self.attributes["rank"])
+        self.version = int(self.attributes["schema_version"])
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables that the log has."""
+        known = [name for name in schema.TABLES if self.version > 1 or name in ("step", "exchange")]
+        return self._read(lambda root, _: [name for name in known if _has_table(root, name)])
+
+    @property
+    def result(self) -> dict[str, float] | None:
+        """What the run ended with (`schema.RESULT`, NaN for what was not given), or None if it did not end."""
+        if self.version == 1:
+            return self._read(self._first_result)
+        row = self.table("result")
+        return {name: float(values[0]) for name, values in row.items()} if len(row["steps"]) else None
+
+    def table(self, name: str) -> Columns:
+        """Return the columns of a table of `schema.TABLES`, without long ones, cut to the rows that are whole.
+
+        Columns that the file's version does not have, and values that were left out, are NaN or -1.
+
+        Raises:
+            InputError: the log has no such table, or it is damaged.
+        """
+        found, _ = self._read(lambda root, size: self._table(root, name, size))
+        return {column: values for column, values in found.items() if column != schema.VALUES_CRC.name}
+
+    def rows(self, name: str) -> int:
+        """Return the number of rows of a table."""
+        return len(self.table(name)[schema.TABLES[name][0].name])
+
+    def values(self, name: str, rows: slice = slice(None)) -> tuple[Columns, NDArray[np.float32]]:
+        """Return a table of sketches or snapshots and its long column, for some of the rows.
+
+        Raises:
+            InputError: the log has no such table, or it is damaged.
+        """
+
+        def work(root: h5py.Group, size: int) -> tuple[Columns, NDArray[np.float32]]:
+            table, places = self._table(root, name, size)
+            chosen, places = {key: column[rows] for key, column in table.items()}, places[rows]
+            column = self._column(group(root, name, self.where), name, schema.TABLES[name][-1], size)
+            first, last = (places[0], places[-1] + 1) if len(places) else (0, 0)
+            stored = column.dataset[first:last][places - first]
+            good = long_checksums(stored) == chosen.pop("values_crc")
+            if not good.all():
+                self._damaged(name, places[~good])
+            return {key: values[good] for key, values in chosen.items()}, decode(stored[good])
+
+        return self._read(work)
+
+    def snapshot_dtype(self, state: str) -> str:
+        """Return how snapshots of a state are stored: a key of `snapshot.DTYPES`."""
+        column = schema.SNAPSHOT[-1]
+
+        def work(root: h5py.Group, size: int) -> str:
+            part = group(root, f"snapshot/{state}", self.where)
+            kept = self._column(part, f"snapshot/{state}", column, size).dtype
+            return next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == kept)
+
+        return self._read(work)
+
+    def _table(self, root: h5py.Group, name: str, size: int) -> tuple[Columns, NDArray[np.intp]]:
+        """Return the columns, long ones and the rows' own check sum left out, and which rows these are."""
+        columns = schema.TABLES[name]
+        if not _has_table(root, name):
+            raise InputError(f"{self.where}: expected a table {name}, found none")
+        stored = [c for c in schema.stored(columns) if c.since <= self.version]
+        part = group(root, name, self.where)
+        datasets = {c.name: self._column(part, name, c, size) for c in stored}
+        # A writer may be between two columns.
+        count = min(map(_rows_there, datasets.values()))
+        table: Columns = {c.name: datasets[c.name].dataset[:count] for c in stored if not c.per}
+        places = np.arange(count)
+        if self.version > 1:
+            places = places[self._whole(name, stored, table, size > 0)]
+        for c in columns:
+            if c.since > self.version:
+                table[c.name] = np.full(count, c.no_value, c.dtype)
+        kept = [c.name for c in schema.stored(columns) if not c.per and c is not schema.CRC]
+        return {key: table[key][places] for key in kept if key in table}, places
+
+    def _whole(self, name: str, stored: list[schema.Column], table: Columns, growing: bool) -> NDArray[np.bool_]:
+        """Tell the rows whose check sums are right; the last ones of a growing file need not be there yet."""
+        good: NDArray[np.bool_] = checksums(stored, table) == table["crc"]
+        count = len(good)
+        if growing and not good.all():
+            count = int(np.flatnonzero(good)[-1]) + 1 if good.any() else 0
+            self._note(f"{self.where}: {name}: rows from {count} on are not whole: not written before the end")
+        if not good[:count].all():
+            self._damaged(name, np.flatnonzero(~good[:count]))
+        return good
+
+    def _column(self, part: h5py.Group, name: str, column: schema.Column, size: int) -> Stored:
+        """Return a column of a table if it is what the schema says and its values are all in the file."""
+        what = f"{name}/{column.name}"
+        found = dataset(part, column.name, f"{self.where}: {name}")
+        dtypes = [column.dtype] if not column.per or name.startswith("sketch/") else list(DTYPES.values())
+        tail = tuple(self.head.sizes.get(size_name, -1) for size_name in column.per)
+        if found.dtype not in map(np.dtype, dtypes) or len(found.shape) == 0 or found.shape[1:] != tail:
+            raise InputError(f"{self.where}: expected a column {what} of type {column.dtype}, found {found.dataset}")
+        if found.chunks is None or (self.version > 1 and found.chunks != schema.chunk(column, self.head.sizes)):
+            raise InputError(f"{self.where}: expected chunks as in the schema in {what}, found {found.chunks}")
+        if found.needed > found.bytes * (EXPANSION if found.filtered else 1) and (found.filtered or not size):
+            raise InputError(f"{self.where}: expected {found.shape} values in {what}, found {found.bytes} bytes")
+        if size and found.bytes:
+            handle = found.dataset.id
+            last = handle.get_chunk_info(handle.get_num_chunks() - 1)
+            if last.byte_offset + last.size > self.path.stat().st_size:
+                raise InputError(f"{self.where}: expected all of {what}, found a truncated file")
+        return found
+
+    def _read(self, work: Callable[[h5py.Group, int], Found]) -> Found:
+        """Open the file and do something with its root and its size (0: it was closed)."""
+        tries = TRIES
+        while True:
+            try:
+                with opened(self.path) as (file, size):
+                    return work(group(file, self.part, self.where) if self.part else file, size)
+            except InputError:
+                if not (tries := tries - 1) or not self._changing():
+                    raise
+            except DAMAGE as error:
+                if not (tries := tries - 1) or not self._changing():
+                    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    raise InputError(f"{self.where}: expected a readable HDF5 file, found: {text}") from error
+            time.sleep(PAUSE)
+
+    def _changing(self) -> bool:
+        try:
+            return abs(time.time() - self.path.stat().st_mtime) < RECENT
+        except OSError:
+            return False
+
+    def _damaged(self, name: str, rows: NDArray[np.intp]) -> None:
+        text = f"{self.where}: {name}: expected whole rows, found {len(rows)} damaged from row {rows[0]} on"
+        if not self.partial:
+            raise InputError(f"{text}; Run(path, partial=True) reads the others")
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+
+    def _first_result(self, root: h5py.Group, _: int) -> dict[str, float] | None:
+        """Return the result of a file of version 1, where it was in attributes."""
+        if not has(root, "result"):
+            return None
+        part = group(root, "result", self.where)
+        found = {c.name: attribute(part, c.name) for c in schema.RESULT}
+        return {name: float(value) if value is not None else math.nan for name, value in found.items()}
+
+
+def _rows_there(found: Stored) -> int:
+    """Return how many rows a column's bytes in the file can hold, at most its length."""
+    if found.filtered or not found.needed:
+        return found.shape[0]
+    return min(found.shape[0], found.bytes // (found.needed // found.shape[0]))
+
+
+def _has_table(root: h5py.Group, name: str) -> bool:
+    part: Any = root
+    for step in name.split("/"):
+        if not isinstance(part, h5py.Group) or not has(part, step):
+            return False
+        if part.id.links.get_info(step.encode()).type != h5py.h5l.TYPE_HARD:
+            return True  # and reading it says what is wrong
+        part = part[step]
+    return True

@@ -1,0 +1,48 @@
+"""Rows as arrays and their check sums, for writing and for reading."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsam_hpc.trajectory import schema
+from lsam_hpc.trajectory.backlog import Row
+
+Columns = dict[str, NDArray[Any]]
+
+
+def arrays(columns: Sequence[schema.Column], rows: Sequence[Row]) -> Columns:
+    """Return an array per column; None becomes the column's "no value"."""
+    found: Columns = {}
+    for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+        if column.per:
+            found[column.name] = np.stack(values)
+        else:
+            known = [column.no_value if value is None else value for value in values]
+            found[column.name] = np.array(known, dtype=column.dtype)
+    return found
+
+
+def checksums(columns: Sequence[schema.Column], table: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
+    """Return the CRC-32 of each row of a table, as `schema.CRC` says: its long columns are left out.
+
+    Args:
+        columns: as stored, in the schema's order.
+        table: an array per column.
+    """
+    short = [c for c in columns if not c.per and c is not schema.CRC]
+    packed = np.empty(len(table[short[0].name]), [(c.name, np.dtype(c.dtype).newbyteorder("<")) for c in short])
+    for c in short:
+        packed[c.name] = table[c.name]
+    buffer, size = packed.tobytes(), packed.itemsize
+    return np.array([zlib.crc32(buffer[at : at + size]) for at in range(0, len(buffer), size)], np.uint32)
+
+
+def long_checksums(values: NDArray[Any]) -> NDArray[np.uint32]:
+    """Return the CRC-32 of each row of a long column."""
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    return np.array([zlib.crc32(row) for row in little], np.uint32)

@@ -1,0 +1,139 @@
+"""Parts of a file that was not necessarily written by us: nothing outside it is opened, nothing huge is read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.trajectory.snapshot import FILTERS
+
+
+class Stored(NamedTuple):
+    """A dataset, and how it is stored."""
+
+    dataset: h5py.Dataset
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...] | None
+    filtered: bool
+    bytes: int  # in the file
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the values in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def attribute(part: h5py.Group, name: str) -> str | int | float | None:
+    """Return a single text or number, or None if there is no such attribute.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if name not in part.attrs:
+        return None
+    handle = part.attrs.get_id(name)
+    if handle.shape not in ((), None) or handle.dtype.kind not in "OSifu" or not _plain(handle.dtype):
+        raise InputError(f"{part.file.filename}: expected a text or a number in {name}, found {handle.dtype}")
+    value = part.attrs[name]
+    if isinstance(value, bytes):
+        return value.decode()
+    return value.item() if isinstance(value, np.generic) else value  # type: ignore[no-any-return]
+
+
+def group(root: h5py.Group, path: str, where: str) -> h5py.Group:
+    """Return a group that is in this very file.
+
+    Raises:
+        InputError: it is missing, a link to elsewhere, or no group.
+    """
+    found = _own(root, path, where)
+    if not isinstance(found, h5py.Group):
+        raise InputError(f"{where}: expected a group {path}, found {found}")
+    return found
+
+
+def dataset(root: h5py.Group, path: str, where: str) -> Stored:
+    """Return a dataset whose values are in this very file, behind filters that are known.
+
+    Raises:
+        InputError: it is missing, its values are elsewhere, or it is no dataset.
+    """
+    found = _own(root, path, where)
+    if not isinstance(found, h5py.Dataset):
+        raise InputError(f"{where}: expected a dataset {path}, found {found}")
+    properties = found.id.get_create_plist()
+    layout = properties.get_layout()
+    if layout == h5py.h5d.VIRTUAL or properties.get_external_count():
+        raise InputError(f"{where}: expected the values of {path} in this file, found a reference to another file")
+    filters = [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
+    for number in filters:
+        if number not in FILTERS:
+            raise InputError(f"{where}: expected a known filter in {path}, found number {number}")
+        if number in FILTERS[3:] and not h5py.h5z.filter_avail(number):
+            _plugins(path, where)
+    return Stored(
+        found,
+        found.shape or (),
+        found.dtype,
+        properties.get_chunk() if layout == h5py.h5d.CHUNKED else None,
+        bool(filters),
+        int(found.id.get_storage_size()),
+    )
+
+
+def texts(root: h5py.Group, path: str, where: str) -> list[str]:
+    """Return a dataset of texts.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    found = dataset(root, path, where)
+    if h5py.check_string_dtype(found.dtype) is None or len(found.shape) != 1 or found.needed > found.bytes:
+        raise InputError(f"{where}: expected texts in {path}, found {found.dtype} in {found.bytes} bytes")
+    return [str(text) for text in found.dataset.asstr()[:]]
+
+
+def numbers(root: h5py.Group, path: str, where: str) -> NDArray[np.int64]:
+    """Return a one-dimensional dataset of int64.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    found = dataset(root, path, where)
+    if found.dtype != np.dtype("i8") or len(found.shape) != 1 or found.needed > found.bytes:
+        raise InputError(f"{where}: expected int64 in {path}, found {found.dtype} in {found.bytes} bytes")
+    return found.dataset[:]  # type: ignore[no-any-return]
+
+
+def has(part: h5py.Group, name: str) -> bool:
+    """Return whether a group has a member of this name, without following links."""
+    return bool(part.id.links.exists(name.encode()))
+
+
+def _own(root: h5py.Group, path: str, where: str) -> Any:  # noqa: ANN401
+    part: Any = root
+    for name in path.split("/"):
+        # h5py's own `name in group` would open the file that an external link names.
+        if not isinstance(part, h5py.Group) or not has(part, name):
+            raise InputError(f"{where}: expected {path}, found none")
+        if part.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+            raise InputError(f"{where}: expected {path} in this file, found a link to elsewhere")
+        part = part[name]
+    return part
+
+
+def _plain(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind != "O" or h5py.check_string_dtype(dtype) is not None
+
+
+def _plugins(path: str, where: str) -> None:
+    try:
+        import hdf5plugin  # noqa: F401 - it registers its filters
+    except ImportError as error:
+        raise InputError(f"{where}: expected the package hdf5plugin, which {path} needs, found none") from error

@@ -1,0 +1,234 @@
+"""Exchanges that another thread does: the chain against a recursion in numpy, with results that come late."""
+
+import math
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+import torch
+
+from lsam_hpc import InputError
+from lsam_hpc.optim.center import LocalCenter
+from lsam_hpc.optim.lsam import LSAM
+from tests.helpers.problems import Bowl
+
+A, LR, PULL = 0.5, 0.25, 0.25
+
+
+class Late:
+    """A runner whose jobs are done when the test says so."""
+
+    def __init__(self):
+        self.jobs, self.waits = [], 0
+
+    def submit(self, job):
+        future = Future()
+        self.jobs.append((future, job))
+        return future
+
+    def do(self):
+        future, job = self.jobs.pop(0)
+        future.set_result(job())
+
+    def wait(self, future):
+        self.waits += 1
+        while not future.done():
+            self.do()
+        return True
+
+
+def chain(start=(4.0, -2.0), **options):
+    model = Bowl(list(start), A)
+    center = LocalCenter(torch.tensor(start, dtype=torch.float64))
+    base = torch.optim.SGD(model.parameters(), lr=LR)
+    runner = Late()
+    records = []
+    opt = LSAM(base, center, rho=0.0, pull=PULL, runner=runner, observer=records.append, **options)
+    return model, center, opt, runner, records
+
+
+def step(model, opt):
+    opt.step(model.closure(opt))
+
+
+def sgd(x):
+    return x - LR * A * x
+
+
+@pytest.mark.parametrize("late", [0, 1, 3])
+def test_an_elastic_result_moves_the_sample_at_the_step_that_finds_it(late):
+    model, _, opt, runner, records = chain(period=4)
+    x = y = y_read = np.array([4.0, -2.0])
+    staged = None
+    for count in range(1, 25):
+        step(model, opt)
+        x = sgd(x)
+        # The step that finds the result: `late` steps after the staging.
+        if count % 4 == late % 4 and staged is not None:
+            x = x - PULL * (staged - y_read)
+            y = y + PULL * (staged - y_read)
+            staged = None
+        if count % 4 == 0:
+            staged, y_read = x, y
+        if count % 4 == (late - 1) % 4 and runner.jobs and late:
+            runner.do()
+        if late == 0 and runner.jobs:
+            runner.do()
+            opt._collect()
+            x = x - PULL * (staged - y_read)
+            y = y + PULL * (staged - y_read)
+            staged = None
+        np.testing.assert_allclose(model.value, x, rtol=0, atol=1e-12)
+    assert {r.delay for r in records} == {late}
+    assert len(records) in (5, 6)
+
+
+def test_no_more_exchanges_than_max_delay_are_in_flight():
+    for max_delay in (1, 2, 3):
+        model, _, opt, runner, records = chain(period=1, max_delay=max_delay)
+        for count in range(1, 11):
+            step(model, opt)
+            assert len(runner.jobs) == min(count, max_delay)
+        assert runner.waits == 10 - max_delay
+        assert {r.delay for r in records} == {max_delay}
+        state = opt.state_dict()  # waits for the others
+        assert not runner.jobs
+        assert len(records) == 10
+        assert state["lsam"]["exchanges"] == 10
+
+
+def test_restart_keeps_what_the_chain_did_since_the_staging():
+    model, center, opt, runner, _ = chain(period=2, coupling="restart")
+    x = np.array([4.0, -2.0])
+    start = x
+    step(model, opt)
+    step(model, opt)  # staged here
+    staged = sgd(sgd(x))
+    x = sgd(staged)
+    center.add(torch.tensor([1.0, 1.0], dtype=torch.float64))  # another chain's
+    runner.do()
+    y = start + PULL * (staged - start) + 1
+    np.testing.assert_allclose(center.vector, y, rtol=0, atol=1e-12)
+    step(model, opt)
+    np.testing.assert_allclose(model.value, y + (x - staged), rtol=0, atol=1e-12)
+    step(model, opt)  # the next gap is what the chain moved since it started from y
+    x = sgd(y + (x - staged))
+    np.testing.assert_allclose(model.value, x, rtol=0, atol=1e-12)
+    runner.do()
+    np.testing.assert_allclose(center.vector, y + PULL * (x - y), rtol=0, atol=1e-12)
+
+
+def test_the_kernel_s_force_goes_to_the_new_center_when_the_result_is_taken_in():
+    stiffness = 0.5
+    model, center, opt, runner, _ = chain(period=2, coupling="kernel", stiffness=stiffness)
+    x = y = np.array([4.0, -2.0])
+
+    def forced(x, y):
+        return x - LR * (A * x + stiffness * (x - y))
+
+    step(model, opt)
+    step(model, opt)
+    staged = x = forced(forced(x, y), y)
+    center.add(torch.tensor([1.0, 1.0], dtype=torch.float64))
+    runner.do()  # done, but not taken in before the next step's end
+    new = y + PULL * (staged - y) + 1
+    step(model, opt)
+    x = forced(x, y)
+    np.testing.assert_allclose(model.value, x, rtol=0, atol=1e-12)
+    step(model, opt)
+    x = forced(x, new)
+    np.testing.assert_allclose(model.value, x, rtol=0, atol=1e-12)
+    runner.do()
+    np.testing.assert_allclose(center.vector, new + PULL * (x - new), rtol=0, atol=1e-12)
+
+
+def test_a_refusal_resets_the_chain_and_voids_what_is_still_in_flight():
+    model, center, opt, runner, records = chain(period=1, max_delay=2)
+    with torch.no_grad():
+        model.x[0] = math.inf
+    step(model, opt)
+    step(model, opt)
+    assert len(runner.jobs) == 2
+    runner.do()
+    start = center.vector.numpy().copy()
+    opt._collect()
+    np.testing.assert_array_equal(model.value, start)
+    runner.do()
+    opt._collect()
+    np.testing.assert_array_equal(model.value, start)
+    assert [r.accepted for r in records] == [False, False]
+    np.testing.assert_array_equal(center.vector, start)
+
+
+def test_results_wait_for_the_next_exchange_where_the_delay_is_fixed():
+    model, _, opt, runner, records = chain(period=3, fixed_delay=True)
+    for count in range(1, 10):
+        step(model, opt)
+        if runner.jobs and count % 3 == 0:
+            runner.do()
+    assert [(r.step, r.delay) for r in records] == [(3, 3), (6, 3)]
+
+
+def test_steps_ends_with_nothing_in_flight():
+    model, _, opt, runner, records = chain(period=2)
+    for _ in opt.steps(8):
+        step(model, opt)
+    assert not runner.jobs
+    assert len(records) == 4
+
+
+def test_a_chain_goes_on_alone_when_an_exchange_is_given_up():
+    model, _, opt, runner, records = chain(period=1)
+    step(model, opt)
+    runner.wait = lambda future: False
+    x = model.value
+    for _ in range(5):
+        step(model, opt)
+        x = sgd(x)
+    np.testing.assert_allclose(model.value, x, rtol=0, atol=1e-12)
+    assert len(runner.jobs) == 1
+    assert not records
+
+
+class Shared(LocalCenter):
+    shares = True
+
+    def __init__(self, start):
+        super().__init__(start)
+        self.states = []
+
+    def share(self, state):
+        self.states.append(state.numpy().copy())
+
+
+@pytest.mark.parametrize("perturbed", [False, True])
+def test_publishes_the_sample_or_the_perturbed_one(perturbed):
+    model = Bowl([3.0, 4.0], A)
+    center = Shared(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    base = torch.optim.SGD(model.parameters(), lr=LR)
+    opt = LSAM(base, center, rho=0.5, pull=PULL, period=2, perturbed=perturbed)
+    expected = []
+    x = y = np.array([3.0, 4.0])
+    for count in range(1, 7):
+        at = x + 0.5 * x / np.linalg.norm(x)
+        x = x - LR * A * at
+        if count % 2 == 0:
+            expected.append(at if perturbed else x)
+            delta = PULL * (x - y)
+            x, y = x - delta, y + delta
+        step(model, opt)
+    np.testing.assert_allclose(center.states, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_delay": 0}, "max_delay: expected a whole number of exchanges >= 1, found 0"),
+        ({"max_delay": 2, "coupling": "restart"}, "max_delay: expected 1 with the coupling restart, found 2"),
+        ({"max_jump": 0.5}, "max_jump: expected a number > 1, found 0.5"),
+    ],
+)
+def test_refuses_options_out_of_range(options, message):
+    with pytest.raises(InputError) as caught:
+        chain(**options)
+    assert str(caught.value) == message

@@ -1,0 +1,22 @@
+"""No kill costs more than the rows that were not flushed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.mpis import ROOT
+
+
+@pytest.mark.slow
+def test_200_kills(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.kills", str(tmp_path), "50", "0"],
+        capture_output=True, text=True, timeout=280, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert counts["killed"] == 200
+    assert counts["rows"] >= counts["flushed"] > 200
+    assert counts["polls"] > 25

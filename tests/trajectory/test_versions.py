@@ -1,0 +1,38 @@
+"""Files of older versions stay readable."""
+
+import numpy as np
+
+from lsam_hpc.trajectory import Run, merge, verify
+from tests.helpers.logs import LAYOUT, make_version_1
+
+
+def check(run):
+    steps, exchanges = run.steps(0), run.exchanges(0)
+    np.testing.assert_array_equal(steps["loss"], np.arange(10, dtype=np.float32) / 2)
+    np.testing.assert_array_equal(exchanges["version_added"], np.arange(10) + 2)
+    # Columns that version 1 did not have.
+    np.testing.assert_array_equal(exchanges["delay"], -1)
+    assert exchanges["delay"].dtype == np.int64
+    assert np.isnan(exchanges["blocked"]).all()
+    result = run.result(0)
+    assert (result["steps"], result["center_test_error"]) == (10, 1.5)
+    assert np.isnan(result["seconds"])
+    assert [(name, shape) for name, shape, _ in run.layout] == LAYOUT
+    assert run.sketcher is None
+    assert verify(run) == []
+
+
+def test_version_1(tmp_path):
+    make_version_1(tmp_path)
+    run = Run(tmp_path)
+    assert run.logs[0].version == 1
+    assert run.logs[0].tables == ["step", "exchange"]
+    check(run)
+
+
+def test_version_1_merged_is_version_2(tmp_path):
+    make_version_1(tmp_path)
+    merge(Run(tmp_path), tmp_path / "out.h5")
+    run = Run(tmp_path / "out.h5")
+    assert run.logs[0].version == 2
+    check(run)

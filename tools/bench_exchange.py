@@ -1,0 +1,140 @@
+"""`mpirun -n 2 lsam bench exchange`: what moving a model through the center costs, against a copy in memory."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from lsam_hpc.tools.bench import medians
+from mpi4py import MPI
+from numpy.typing import NDArray
+from torch import nn
+
+from lsam_hpc import rma
+from lsam_hpc.distributed import LSAM
+from lsam_hpc.errors import InputError
+from lsam_hpc.optim import Exchange
+from lsam_hpc.train.models import resnet18
+
+Row = dict[str, str | float]
+Timed = dict[str, tuple[Callable[[], object], Callable[[], object]]]
+STEP = 0.1  # seconds of the pretended forward and backward pass, in which a GPU computes and the CPU idles
+PERIOD = 4
+
+
+def measure(repeats: int) -> list[Row]:
+    """Return a row per way of moving the 11 million float32 of a ResNet-18; no rows on ranks above 0.
+
+    Each is timed with one rank at work ("alone") and with all at once ("together"), a memcpy too. Bluefog's way, one
+    window per parameter in messages of 2,000 elements, is written here after its description; Horovod's allreduce is
+    its own, where it is installed.
+    """
+    comm = MPI.COMM_WORLD
+    if comm.size < 2:
+        raise InputError("bench exchange: expected 2 ranks or more, as in mpirun -n 2 lsam bench exchange, found 1")
+    model = resnet18((3, 32, 32), 10)
+    sizes = [p.numel() for p in model.parameters()]
+    vector, out = np.full(sum(sizes), 1e-6, np.float32), np.empty(sum(sizes), np.float32)
+    with ExitStack() as stack:
+        ways = dict(_ways(comm, sizes, vector, out, stack))
+        found = {"alone": _run(comm, repeats, ways, lambda name: comm.rank == 0 or name in _COLLECTIVE),
+                 "together": _run(comm, repeats, ways, lambda name: True)}  # fmt: skip
+    rows = [_row(name, {how: times[name] for how, times in found.items()}, found) for name in ways]
+    blocked, overhead = _training(comm, model, repeats)
+    rows.append(_row("training thread held up", {"together": blocked}, found))
+    rows.append({**_row(f"step of {1e3 * STEP:.0f} ms, period {PERIOD}", {}, found), "longer by %": 100 * overhead})
+    return rows if comm.rank == 0 else []
+
+
+def _row(name: str, seconds: dict[str, float], found: dict[str, dict[str, float]]) -> Row:
+    row: Row = {"": name}
+    for how, times in found.items():
+        row[f"{how} ms"] = 1e3 * seconds[how] if how in seconds else ""
+        row[f"{how} : memcpy"] = seconds[how] / times["memcpy"] if how in seconds else ""
+    return {**row, "longer by %": ""}
+
+
+_COLLECTIVE = ("MPI allreduce", "Horovod allreduce")
+
+
+def _ways(
+    comm: MPI.Intracomm, sizes: list[int], vector: NDArray[np.float32], out: NDArray[np.float32], stack: ExitStack
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    yield "memcpy", lambda: np.copyto(out, vector)
+    center = stack.enter_context(rma.Center(comm, vector.size))
+    yield "read", lambda: center.read(out)
+    yield "add", lambda: center.add(vector)
+    yield "consistent read", lambda: center.read(out, consistent=True)
+    half = stack.enter_context(rma.HalfCenter(comm, vector.size, "bfloat16"))
+    yield "read, bfloat16", lambda: half.read(out)
+    yield "add, bfloat16", lambda: half.add(vector)
+    windows = [MPI.Win.Allocate(4 * size, 4, comm=comm) for size in sizes]
+    for window in windows:
+        stack.callback(window.Free)
+        stack.callback(window.Unlock_all)
+        window.Lock_all()
+    target = (comm.rank + 1) % comm.size
+
+    def per_parameter(accumulate: bool) -> None:
+        at = 0
+        for window, size in zip(windows, sizes, strict=True):
+            for first in range(0, size, 2000):
+                count = min(2000, size - first)
+                if accumulate:
+                    window.Accumulate(vector[at + first : at + first + count], target, first, MPI.SUM)
+                else:
+                    window.Get(out[at + first : at + first + count], target, first)
+            window.Flush(target)
+            at += size
+
+    yield "Bluefog's way, get", lambda: per_parameter(False)
+    yield "Bluefog's way, accumulate", lambda: per_parameter(True)
+    yield "MPI allreduce", lambda: comm.Allreduce(vector, out)
+    try:
+        hvd = importlib.import_module("horovod.torch")
+    except ImportError:
+        return
+    hvd.init()
+    stack.callback(hvd.shutdown)
+    tensor = torch.from_numpy(vector.copy())
+    yield "Horovod allreduce", lambda: hvd.allreduce_(tensor, name="bench", op=hvd.Average)
+
+
+def _run(
+    comm: MPI.Intracomm, repeats: int, ways: dict[str, Callable[[], object]], takes_part: Callable[[str], bool]
+) -> dict[str, float]:
+    timed: Timed = {
+        name: (lambda: rma.barrier(comm), way if takes_part(name) else lambda: None) for name, way in ways.items()
+    }
+    found: dict[str, float] = medians(repeats, timed)
+    rma.barrier(comm)
+    return found
+
+
+def _training(comm: MPI.Intracomm, model: nn.Module, repeats: int) -> tuple[float, float]:
+    """Return the seconds that an exchange holds up the training thread, and the part by which a step gets longer."""
+    records: list[Exchange] = []
+    seconds: dict[int, list[float]] = {}
+    for period in (PERIOD, 10**9):
+        base = torch.optim.SGD(model.parameters(), lr=0.0)
+        with LSAM(base, rho=0.0, ascent="stale", period=period, observer=records.append, comm=comm) as opt:
+
+            def closure() -> None:
+                time.sleep(STEP)
+                for p in model.parameters():
+                    p.grad = torch.zeros_like(p)
+
+            rma.barrier(comm)
+            seconds[period] = []
+            for _ in range(max(2 * PERIOD, repeats)):
+                clock = time.perf_counter()
+                opt.step(closure)
+                seconds[period].append(time.perf_counter() - clock)
+    # Means: an exchange is in every fourth step only.
+    with_them, without = (statistics.fmean(values[1:]) for values in seconds.values())
+    return statistics.median(r.blocked for r in records), with_them / without - 1

@@ -1,0 +1,175 @@
+"""`lsam monitor RUN`: a live table of a run's ranks, from its logs."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lsam_hpc.arguments import Parser
+from lsam_hpc.errors import InputError
+from lsam_hpc.text import columns
+from lsam_hpc.trajectory import Run
+
+HEAD = (
+    "rank", "host", "step", "total step", "loss", "steps/s", "staleness mean", "max", "distance", "refused", "last row",
+    "state",
+)  # fmt: skip
+SILENT = 30.0  # seconds without a row; ranks write theirs every 5
+GONE = 300.0  # seconds without a row after which nobody waits for a rank any more
+PATIENCE = 60.0  # seconds for the files of a run to be there and whole
+LOSSES = 20  # steps that the loss is a mean of
+MINUTE = 60.0  # seconds of the log that the rate is taken over
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a rank is."""
+
+    rank: int
+    host: str
+    step: int  # local steps taken
+    total_step: int  # steps of all ranks when this one took its last
+    loss: float  # NaN without a step
+    rate: float  # steps per second; NaN without two steps
+    staleness_mean: float  # NaN without an exchange
+    staleness_max: int
+    distance: float  # from the center at the last exchange; NaN without one
+    refused: int
+    age: float  # seconds since the last row
+    ended: bool
+
+    @property
+    def state(self) -> str:
+        """`ended`: it left its result; `silent`: no row for 30 s; else `running`."""
+        return "ended" if self.ended else "silent" if self.age > SILENT else "running"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Show the table until the run ends or Ctrl-C; return the exit code."""
+    parser = Parser(
+        prog="lsam monitor",
+        description="Show where the ranks of a run are, again and again until they have ended. Reads the logs only.",
+    )
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--interval", type=float, default=2.0, help="seconds between two looks (default: 2)")
+    parser.add_argument("--once", action="store_true", help="show the table once")
+    given = parser.parse_args(argv)
+    if not 0 < given.interval < math.inf:
+        raise InputError(f"--interval: expected more than 0 seconds, found {given.interval}")
+    if given.once:
+        with Run(given.run) as run:
+            print(table(run.path, statuses(run, time.time())))
+        return 0
+    try:
+        _watch(Path(given.run), given.interval)
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+def statuses(run: Run, now: float) -> list[Status]:
+    """Return where each rank is.
+
+    Args:
+        run: the run, just opened.
+        now: seconds since 1970.
+    """
+    return [_status(run, rank, now) for rank in run.ranks]
+
+
+def table(path: Path, ranks: Sequence[Status]) -> str:
+    """Return a line on the run, a line for each rank, and one that names the ranks that are gone."""
+    rate = sum(status.rate for status in ranks if status.state == "running" and status.rate > 0)
+    lines = [
+        f"{path}: {len(ranks)} ranks, total step {max(status.total_step for status in ranks):,}, {rate:.1f} steps/s",
+        columns([HEAD, *map(_row, ranks)]),
+    ]
+    if gone := [f"{status.rank} ({status.host})" for status in ranks if not status.ended and status.age > GONE]:
+        lines.append(f"no row for {_span(GONE)} from rank {', '.join(gone)}: stopped, or lost")
+    return "\n".join(lines)
+
+
+def _watch(path: Path, interval: float) -> None:
+    began = time.monotonic()  # of waiting for files
+    shown = ""
+    while True:
+        over, looked = False, time.monotonic()
+        try:
+            with Run(path) as run:
+                ranks = statuses(run, time.time())
+            text, began = table(path, ranks), time.monotonic()
+            over = all(status.ended or status.age > GONE for status in ranks)
+        except InputError as error:
+            # A job that just started has not made all files yet, and one that ends closes them for a moment.
+            if not path.is_dir() or time.monotonic() - began > PATIENCE:
+                raise
+            text = f"waiting for the run's files: {error}"
+        if text != shown:
+            _show(text)
+            shown = text
+        if over:
+            return
+        # Long logs take long to read: leave the machine to others for at least as long.
+        time.sleep(max(interval, time.monotonic() - looked))
+
+
+def _show(text: str) -> None:
+    """Print in place of what a terminal shows, or below what was printed."""
+    print(f"\x1b[H\x1b[2J{text}" if sys.stdout.isatty() else f"{text}\n", flush=True)
+
+
+def _status(run: Run, rank: int, now: float) -> Status:
+    steps, exchanges, log = run.steps(rank), run.exchanges(rank), run.logs[rank]
+    times, stale = steps["time"], exchanges["staleness"]
+    recent = times[times >= times[-1] - MINUTE] if len(times) else times
+    return Status(
+        rank=rank,
+        host=log.attributes["host"],
+        step=int(steps["iteration"][-1]) + 1 if len(times) else 0,
+        total_step=int(steps["total_iteration"][-1]) + 1 if len(times) else 0,
+        loss=float(steps["loss"][-LOSSES:].mean(dtype=np.float64)) if len(times) else math.nan,
+        rate=(len(recent) - 1) / span if (span := float(np.ptp(recent)) if len(recent) else 0.0) else math.nan,
+        staleness_mean=float(stale.mean()) if len(stale) else math.nan,
+        staleness_max=int(stale.max()) if len(stale) else 0,
+        distance=float(exchanges["center_distance"][-1]) if len(stale) else math.nan,
+        refused=int(np.count_nonzero(exchanges["accepted"] == 0)),
+        # Hosts' clocks may differ a little.
+        age=max(0.0, now - log.attributes["start_time"] - (float(times[-1]) if len(times) else 0.0)),
+        ended=log.result is not None,
+    )
+
+
+def _row(status: Status) -> tuple[str, ...]:
+    exchanged = not math.isnan(status.staleness_mean)
+    return (
+        str(status.rank),
+        status.host,
+        f"{status.step:,}",
+        f"{status.total_step:,}",
+        f"{status.loss:.4f}" if status.step else "-",
+        "-" if math.isnan(status.rate) else f"{status.rate:.1f}",
+        f"{status.staleness_mean:.2f}" if exchanged else "-",
+        f"{status.staleness_max}" if exchanged else "-",
+        "-" if math.isnan(status.distance) else f"{status.distance:.3g}",
+        str(status.refused),
+        _span(status.age),
+        status.state,
+    )
+
+
+def _span(seconds: float) -> str:
+    """Return a time in its largest whole unit."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds // unit:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
