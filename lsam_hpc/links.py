@@ -116,7 +116,9 @@ class Links:
         if not multiple and comm.rank == 0 and (needed or (given["overlap"] and not lockstep)):
             print(f"lsam-hpc: MPI runs without MPI_THREAD_MULTIPLE: exchanges are not overlapped, and ranks wait for "
                   f"each other{f' ({needed})' if needed else ''}", file=sys.stderr)  # fmt: skip
-        self._progress = rma.Progress(comm) if needed and multiple else None
+        # The half-precision center has a helper thread of its own.
+        helped = not needed or not multiple or given["wire_dtype"] != "float32"
+        self._progress = None if helped else rma.Progress(comm)
         self.peers = rma.Peers(comm, start.size if publish != "none" else 0, start.dtype.name)
         if publish != "none":
             self.peers.publish(start)

@@ -18,6 +18,7 @@ from lsam_hpc.text import columns
 BENCHMARKS = {
     "optimizer": "lsam_hpc.tools.bench_optimizer",
     "exchange": "lsam_hpc.tools.bench_exchange",
+    "straggler": "lsam_hpc.tools.bench_straggler",
     "progress": "lsam_hpc.tools.bench_progress",
 }
 
@@ -34,11 +35,9 @@ def main(argv: Sequence[str]) -> int:
     rows: list[dict[str, str | float]] = importlib.import_module(BENCHMARKS[given.name]).measure(given.repeats)
     if not rows:  # another rank has them
         return 0
-    if not rows:  # a rank that only took part
-        return 0
     about = machine()
     print(columns([tuple(rows[0]), *(tuple(_cell(value) for value in row.values()) for row in rows)]))
-    print(", ".join(f"{key}: {value}" for key, value in about.items()), f"medians of {given.repeats}", sep="; ")
+    print(", ".join(f"{key}: {value}" for key, value in about.items()), f"repeats: {given.repeats}", sep="; ")
     if given.json:
         report = {"benchmark": given.name, "repeats": given.repeats, "machine": about, "rows": rows}
         Path(given.json).write_text(json.dumps(report, indent=2) + "\n")

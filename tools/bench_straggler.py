@@ -1,0 +1,70 @@
+"""`mpirun -n 4 lsam bench straggler`: one rank four times slower, asynchronous chains against synchronous SAM."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from lsam_hpc import rma
+from lsam_hpc.distributed import LSAM
+from lsam_hpc.errors import InputError
+
+PASS = 0.02  # seconds of a forward and backward pass, in which a GPU would compute and the CPU idles
+SLOWER = 4
+PARAMETERS = 1_000_000
+
+
+def measure(repeats: int) -> list[dict[str, str | float]]:
+    """Return a row per method; no rows on ranks above 0.
+
+    A pass is a pause and gradients that are given. The own rates are those of the same loop without exchanges; LSAM
+    exchanges every 4 steps; synchronous data-parallel SAM (own ascent, averaged descent) averages with Horovod where it
+    is installed, else with MPI, and each of its steps counts for every rank. All take `repeats` seconds in turn.
+    """
+    comm = MPI.COMM_WORLD
+    if comm.size < 2:
+        raise InputError("bench straggler: expected 2 ranks or more, as in mpirun -n 4 lsam bench straggler, found 1")
+    seconds = max(2.0, repeats / 3)
+    own = _rate(comm, seconds, period=10**9)
+    ours = _rate(comm, seconds, period=4)
+    try:
+        hvd = importlib.import_module("horovod.torch")
+        hvd.init()
+        name = "synchronous SAM (Horovod)"
+    except ImportError:
+        name = "synchronous SAM (MPI)"
+    synchronous = _rate(comm, seconds, period=10**9, group_size=comm.size)
+    rates = {"own rates, summed": own, "LSAM": ours, name: synchronous}
+    rows: list[dict[str, str | float]] = [
+        {"": method, "steps/s": rate, "part of the own rates, %": 100 * rate / own} for method, rate in rates.items()
+    ]
+    return rows if comm.rank == 0 else []
+
+
+def _rate(comm: MPI.Intracomm, seconds: float, period: int, group_size: int = 1) -> float:
+    """Return the steps per second of all ranks together, the last of which is slower."""
+    parameter = nn.Parameter(torch.zeros(PARAMETERS))
+    pause = PASS * (SLOWER if comm.rank == comm.size - 1 else 1)
+
+    def closure() -> None:
+        time.sleep(pause)
+        parameter.grad = torch.full_like(parameter, 1e-6)
+
+    base = torch.optim.SGD([parameter], lr=1e-3)
+    with LSAM(base, rho=0.05, period=period, group_size=group_size, budget="per-rank", comm=comm) as opt:
+        rma.barrier(comm)
+        clock = time.perf_counter()
+        go_on: Callable[[], bool] = lambda: time.perf_counter() - clock < seconds  # noqa: E731
+        if opt.links.group is not None:  # the ranks of a group stop at the same step
+            draw, mine = opt.links.group.draw, go_on
+            go_on = lambda: bool(draw(lambda: int(mine())))  # noqa: E731
+        while go_on():
+            opt.step(closure)
+        rate = opt.local_step / (time.perf_counter() - clock)
+        total: float = comm.allreduce(rate)
+    return total
