@@ -46,6 +46,8 @@ class Guard:
         """
         if not math.isfinite(length):
             return False
+        if length == 0:  # says nothing of how long others are: a leader is at its center
+            return True
         usual = statistics.median(self._lengths) if self._lengths else 0.0
         if self.needs_reference:
             usual = max(usual, reference)

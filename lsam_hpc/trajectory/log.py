@@ -158,7 +158,7 @@ class RankLog:
             raise InputError(f"{self.where}: expected a column {what} of type {column.dtype}, found {found.dataset}")
         if found.chunks is None or (self.version > 1 and found.chunks != schema.chunk(column, self.head.sizes)):
             raise InputError(f"{self.where}: expected chunks as in the schema in {what}, found {found.chunks}")
-        if found.needed > found.bytes * (EXPANSION if found.filtered else 1) and (found.filtered or not size):
+        if _rows_there(found) < found.shape[0] and not size:
             raise InputError(f"{self.where}: expected {found.shape} values in {what}, found {found.bytes} bytes")
         if size and found.bytes:
             handle = found.dataset.id
@@ -210,9 +210,10 @@ class RankLog:
 
 def _rows_there(found: Stored) -> int:
     """Return how many rows a column's bytes in the file can hold, at most its length."""
-    if found.filtered or not found.needed:
+    if not found.needed:
         return found.shape[0]
-    return min(found.shape[0], found.bytes // (found.needed // found.shape[0]))
+    room = found.bytes * (EXPANSION if found.filtered else 1)
+    return min(found.shape[0], room // (found.needed // found.shape[0]))
 
 
 def _has_table(root: h5py.Group, name: str) -> bool:

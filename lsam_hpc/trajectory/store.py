@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,16 @@ class Store:
     def flush(self) -> None:
         """Hand everything to the operating system; a reader sees it then, and a kill does not lose it."""
         self._file.flush()
+
+    def abandon(self) -> None:
+        """Write no more to the file, after an error; it stays as a killed writer's.
+
+        HDF5 crashes the process when it cannot write what it still holds, at the latest at the exit (seen with 2.0). So
+        all that it writes from now on goes nowhere, and nothing fails.
+        """
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, self._file.id.get_vfd_handle(), inheritable=False)
+        os.close(nowhere)
 
     def close(self) -> None:
         """Close the file."""

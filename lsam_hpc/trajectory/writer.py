@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import re
 import threading
 import time
 import warnings
@@ -102,6 +103,11 @@ class TrajectoryWriter:
     def tables(self) -> tuple[str, ...]:
         """Names of the tables that the file has."""
         return tuple(self._store.tables)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Numbers of rows, optional values and states that were left out so far."""
+        return dict(self._backlog.dropped)
 
     def step(self, **columns: float) -> None:
         """Log a step: a value for each column of `schema.STEP`, but `time`, which is now; optional ones as known."""
@@ -260,4 +266,7 @@ class TrajectoryWriter:
         try:
             yield
         except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-            self.error = self.error or f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            if self.error is None:
+                reason = re.search("error message = '([^']*)'", str(error))  # of HDF5, among much else
+                self.error = reason[1] if reason else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                self._store.abandon()

@@ -21,6 +21,28 @@ def lsam(mpi, ranks, *words, timeout=240):
     return run(mpi.command(ranks, mpi.python, "-m", "lsam_hpc", *words), timeout)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--topology gossip --degree 2 --graph exponential",
+        "--topology leader --publish perturbed",
+        "--group-size 2",
+        "--group-size 4 --group-ascent averaged --no-overlap",
+        "--wire-dtype bfloat16 --coupling kernel",
+        "--max-delay 3",
+    ],
+)
+def test_every_way_to_meet_trains(mpi, words, tmp_path):
+    done = lsam(mpi, 4, "train", "--epochs", "60", "--out", str(tmp_path / "run"), *words.split())
+    assert done.returncode == 0, done.stderr
+    with Run(tmp_path / "run") as logs:
+        # One chain is at 1 to 2 % after as many steps as these; chance is at 90 %.
+        assert logs.logs[0].result["center_test_error"] < 5
+        if "group" not in words:
+            tickets = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
+            assert sorted(tickets) == list(range(2528))
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_trains_and_logs(mpi, ranks, tmp_path):
     out = tmp_path / "run"

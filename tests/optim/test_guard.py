@@ -66,6 +66,12 @@ def test_stray_numbers_are_never_let_in():
         assert guard.accepts(1e30 if wild else 1.0) != wild
 
 
+def test_deltas_of_nothing_say_nothing():
+    guard = taught([1.0] * 20 + [0.0] * WINDOW)
+    assert guard.accepts(9.0)
+    assert not guard.accepts(11.0)
+
+
 def test_keeps_its_lengths_through_a_state():
     guard = taught([1.0] * 20)
     other = Guard()

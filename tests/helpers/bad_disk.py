@@ -1,0 +1,70 @@
+"""Logs to a disk that gives way; prints JSON: `python -m tests.helpers.bad_disk FOLDER full|frozen`.
+
+full: the disk has room for a part only (the caller sees to that); frozen: no write comes back for two seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+from lsam_hpc.trajectory import Snapshots, TrajectoryWriter
+from tests.helpers.logs import LAYOUT, SKETCH, attributes, write_rows
+
+
+def full(folder: Path) -> dict[str, object]:
+    """Log more than there is room for."""
+    flushed = 0
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        TrajectoryWriter(folder, 0, LAYOUT, attributes(), sketch=SKETCH, snapshots=Snapshots()) as writer,
+    ):
+        warnings.simplefilter("always")
+        for row in range(0, 60_000, 500):
+            write_rows(writer, row, row + 500)
+            if writer.flush():
+                flushed = row + 500
+        writer.close({"steps": 60_000})
+        said = [str(warning.message) for warning in caught]
+    return {"flushed": flushed, "said": said, "dropped": writer.dropped}
+
+
+def frozen(folder: Path) -> dict[str, object]:
+    """Log while the disk stands still; tell the longest time that a call took."""
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        TrajectoryWriter(
+            folder, 0, LAYOUT, attributes(), flush_seconds=0.01, sketch=SKETCH, snapshots=Snapshots(), queue_bytes=2**18
+        ) as writer,
+    ):
+        warnings.simplefilter("always")
+        write_rows(writer, 0, 1000)
+        assert writer.flush()
+        thawed = threading.Event()
+        subprocess.run(["fsfreeze", "-f", folder], check=True, timeout=60)
+        try:
+            threading.Timer(2, thawed.set).start()
+            row, longest = 1000, 0.0
+            while not thawed.is_set():
+                began = time.perf_counter()
+                write_rows(writer, row, row + 1)
+                longest = max(longest, time.perf_counter() - began)
+                row += 1
+                time.sleep(1e-4)
+        finally:
+            subprocess.run(["fsfreeze", "-u", folder], check=True, timeout=60)
+        assert writer.flush()
+        before = dict(writer.dropped)
+        write_rows(writer, row, row + 100)
+        assert writer.flush()
+        said = [str(warning.message) for warning in caught]
+    return {"rows": row + 100, "longest": longest, "said": said, "dropped": writer.dropped, "before": before}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"full": full, "frozen": frozen}[sys.argv[2]](Path(sys.argv[1]))))

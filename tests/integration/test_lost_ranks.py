@@ -1,0 +1,125 @@
+"""A rank that is killed with SIGKILL at any moment: the others finish, and say that it was lost.
+
+Open MPI only: MPICH ends the whole job at once. LSAM_KILL_TRIALS sets the number of trials; each has its own seed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lsam_hpc.trajectory import Run
+from tests.helpers.mpis import ROOT, Mpi, available, environment
+
+RANKS = 4
+TRIALS = int(os.environ.get("LSAM_KILL_TRIALS", "3"))
+LONGEST = 3.5  # seconds between the logs' appearance and the kill, at most; an undisturbed job trains for about that
+DEADLINE = 60.0
+
+
+@pytest.fixture
+def openmpi() -> Mpi:
+    if "openmpi" not in available():
+        pytest.skip("no Open MPI here")
+    return available()["openmpi"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(TRIALS))
+def test_the_others_finish_and_say_who_was_lost(openmpi: Mpi, seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    victim, delay = chance.randrange(RANKS), chance.uniform(0, LONGEST)
+    out, said = tmp_path / "run", tmp_path / "said"
+    with job(openmpi, out, said) as mpirun:
+        logs = [out / f"rank-{rank:04d}.h5" for rank in range(RANKS)]
+        until(lambda: all(log.exists() for log in logs), "the logs' appearance", said)
+        pids = {rank: pid for pid, rank in ranks_below(mpirun.pid).items()}
+        assert sorted(pids) == list(range(RANKS))
+        time.sleep(delay)  # any moment is good
+        os.kill(pids[victim], signal.SIGKILL)
+        until(lambda: mpirun.poll() is not None, "the job's end", said)
+        # mpirun may return before the last survivor has.
+        until(lambda: not any(map(alive, pids.values())), "the survivors' end", said)
+    text = said.read_text()
+    assert mpirun.returncode != 0, text
+    assert re.search(rf"^rank {victim} +LOST ", text, re.MULTILINE), text
+    assert f"1 of {RANKS} ranks were lost" in text
+    with Run(out) as run:
+        assert run.problems == []
+        assert run.ranks == list(range(RANKS))
+        for rank in run.ranks:
+            assert np.isfinite(run.steps(rank)["loss"]).all()
+            assert (run.result(rank) is None) == (rank == victim)
+    center = torch.load(out / "checkpoints" / "center.pt", weights_only=True)
+    assert all(torch.isfinite(values).all() for values in center.values())
+
+
+@contextmanager
+def job(mpi: Mpi, out: Path, said: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Train on the ranks; what is left of the job at the end is killed. Its shared memory lies beside its output."""
+    memory = out.with_name("memory")
+    memory.mkdir()
+    places = {f"OMPI_MCA_{part}_backing_directory": str(memory) for part in ("osc_sm", "osc_rdma", "btl_sm")}
+    words = ("-m", "lsam_hpc", "train", "--silent-after", "3", "--out", str(out))
+    command = mpi.command(RANKS, "--enable-recovery", mpi.python, *words)
+    with said.open("wb") as file, subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(**places), cwd=ROOT
+    ) as process:  # fmt: skip
+        below: dict[int, int] = {}
+        try:
+            until(lambda: len(ranks_below(process.pid)) == RANKS, "the ranks' start", said)
+            below = ranks_below(process.pid)
+            yield process
+        finally:
+            for pid in [*filter(alive, below), *([process.pid] if process.poll() is None else [])]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def ranks_below(ancestor: int) -> dict[int, int]:
+    """Return the rank of each process that a job has started, by process id."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found: dict[int, int] = {}
+    for pid in parents:
+        above = pid
+        while above != ancestor and above in parents:
+            above = parents[above]
+        if above == ancestor and (rank := _rank_of(pid)) is not None:
+            found[pid] = rank
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Return whether a rank of a job still runs."""
+    return _rank_of(pid) is not None
+
+
+def _rank_of(pid: int) -> int | None:
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    ranks = [int(word.split(b"=")[1]) for word in words if word.startswith(b"OMPI_COMM_WORLD_RANK=")]
+    return ranks[0] if ranks else None
+
+
+def until(condition: Callable[[], bool], what: str, said: Path) -> None:
+    """Wait for a condition, and fail after the deadline with what the job has said."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {DEADLINE:g} s\n{said.read_text()}"
+        time.sleep(0.02)

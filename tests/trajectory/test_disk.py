@@ -1,0 +1,176 @@
+"""Training goes on when the disk does not."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lsam_hpc.trajectory import Run
+from lsam_hpc.trajectory.backlog import Backlog
+from tests.helpers.logs import assert_rows, exchange_row, step_row
+from tests.helpers.mpis import ROOT
+
+SIZE = 2 * 2**20
+
+
+def privately(script, *words):
+    """Run a shell script in a mount namespace of its own."""
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-ec", script, "sh", *map(str, words)],
+        capture_output=True, text=True, timeout=120, cwd=ROOT,
+    )  # fmt: skip
+
+
+def can(script, *words):
+    return shutil.which("unshare") is not None and privately(script, *words).returncode == 0
+
+
+def check_full(found, path, why):
+    assert 0 < found["flushed"] < 60_000
+    assert len(found["said"]) == 1
+    assert found["said"][0].endswith(f"rank-0000.h5: the log ends here and training goes on: {why}")
+    run = Run(path)
+    count = assert_rows(run, 0, least=found["flushed"])
+    assert count < 60_000
+    assert run.result(0) is None
+    # Steps and exchanges after the last flush, and the result.
+    assert found["dropped"]["rows"] >= 2 * (60_000 - found["flushed"])
+
+
+def test_a_file_that_may_not_grow(tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, SIZE))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.bad_disk", str(tmp_path), "full"],
+        capture_output=True, text=True, timeout=120, cwd=ROOT, preexec_fn=limit,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    check_full(json.loads(done.stdout), tmp_path / "rank-0000.h5", "File too large")
+
+
+def test_a_full_disk(tmp_path):
+    small = f"mount -t tmpfs -o size={SIZE} none $1"
+    if not can(small, tmp_path):
+        pytest.skip("no file system can be mounted here: that needs root")
+    (tmp_path / "disk").mkdir()
+    done = privately(
+        f'{small}\n"$2" -m tests.helpers.bad_disk $1 full\ncp $1/rank-0000.h5 $3',
+        tmp_path / "disk", sys.executable, tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    check_full(json.loads(done.stdout), tmp_path / "rank-0000.h5", "No space left on device")
+
+
+def test_a_disk_that_stands_still(tmp_path):
+    """No call of the writer waits for a frozen file system: what does not fit is left out and counted."""
+    frozen = "mount -o loop $1/image $1/disk"
+    (tmp_path / "disk").mkdir()
+    with open(tmp_path / "image", "wb") as image:
+        image.truncate(2**26)
+    tools = all(map(shutil.which, ("mkfs.ext4", "fsfreeze", "losetup")))
+    if not tools or not can(f"mkfs.ext4 -q $1/image; {frozen}; umount $1/disk", tmp_path):
+        pytest.skip("no file system can be made, mounted and frozen here: that needs root")
+    done = privately(
+        f'{frozen}\n"$2" -m tests.helpers.bad_disk $1/disk frozen || status=$?\n'
+        "cp $1/disk/rank-0000.h5 $1\numount $1/disk\nexit ${status:-0}",
+        tmp_path, sys.executable,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    # The disk stood still for two seconds; a call that waited for it would show that.
+    assert found["longest"] < 1
+    assert len(found["said"]) == 1
+    assert "the disk is too slow: parts of the log are left out, counted in /dropped" in found["said"][0]
+    dropped = found["dropped"]
+    assert min(dropped.values()) > 0
+    assert dropped == found["before"]  # nothing more once it moves again
+    run = Run(tmp_path / "rank-0000.h5")
+    counted = run.logs[0].table("dropped")
+    assert {name: counted[name][-1] for name in dropped} == dropped
+    steps, exchanges = run.steps(0), run.exchanges(0)
+    rows = [table["iteration"] for table in (steps, exchanges)]
+    assert sum(found["rows"] - len(kept) for kept in rows) == dropped["rows"]
+    np.testing.assert_array_equal(rows[0][-100:], np.arange(found["rows"] - 100, found["rows"]))
+    # What is kept is right, and optional values went first.
+    np.testing.assert_array_equal(steps["loss"], np.float32(rows[0] / 2))
+    lost = np.isnan(steps["lr"])
+    np.testing.assert_array_equal(steps["lr"][~lost], rows[0][~lost])
+    optional = {"step": 5, "exchange": 6}
+    missing = lost.sum() * optional["step"] + np.isnan(exchanges["blocked"]).sum() * optional["exchange"]
+    assert dropped["values"] >= missing > 0
+
+
+def test_what_is_left_out_first():
+    backlog = Backlog(20_000)
+    state = {"iteration": 0, "time": 0, "version": 0, "values": np.zeros(1000, np.float32)}
+    backlog.put("snapshot/sample", state)
+    assert backlog.dropped == {"rows": 0, "values": 0, "states": 0}
+    backlog.put("sketch/sample", state)
+    backlog.put("sketch/sample", state)  # more than half
+    assert backlog.dropped == {"rows": 0, "values": 0, "states": 1}
+    while not backlog.dropped["values"]:
+        backlog.put("step", {"time": 0, **step_row(1)})
+    assert backlog.dropped == {"rows": 0, "values": 5, "states": 1}
+    while not backlog.dropped["rows"]:
+        backlog.put("exchange", {**{k: v for k, v in exchange_row(1).items() if k != "began"}, "time": 0})
+    rows = backlog.take("exchange", everything=True)
+    assert rows[-1] == (1, 0, None, 1, 3, 2, None, None, None, 1, None, None)
+    assert backlog.dropped["values"] == 5 + 6 * (len(rows) + 1)
+    # Room comes back when what was taken is written, not before.
+    backlog.put("exchange", {**{k: v for k, v in exchange_row(1).items() if k != "began"}, "time": 0})
+    assert backlog.dropped["rows"] == 2
+    backlog.written(rows)
+    backlog.put("exchange", {**{k: v for k, v in exchange_row(1).items() if k != "began"}, "time": 0})
+    assert backlog.dropped["rows"] == 2
+
+
+def test_a_snapshot_larger_than_the_room_is_kept_alone():
+    backlog = Backlog(1000)
+    state = {"iteration": 0, "time": 0, "values": np.zeros(1000, np.float32)}
+    backlog.put("snapshot/sample", state)
+    backlog.put("snapshot/sample", state)
+    backlog.put("snapshot/center", state)
+    assert backlog.dropped["states"] == 1
+    assert [len(backlog.take(f"snapshot/{s}", True)) for s in ("sample", "center")] == [1, 1]
+
+
+def test_the_thread_wakes_for_full_chunks_only():
+    backlog = Backlog(10**6)
+    backlog.full_at["step"] = 3
+    row = {"time": 0, **step_row(1)}
+    for _ in range(2):
+        backlog.put("step", row)
+    assert backlog.wait(0) == (0, False)
+    assert backlog.take("step", everything=False) == []
+    for _ in range(3):
+        backlog.put("step", row)
+    backlog.wait(60)
+    assert len(backlog.take("step", everything=False)) == 3
+    assert len(backlog.take("step", everything=True)) == 2
+
+
+def test_locking_is_handed_to_hdf5(tmp_path, monkeypatch):
+    code = (
+        "import sys, fcntl; from pathlib import Path; from tests.helpers.logs import *\n"
+        "writer = TrajectoryWriter(Path(sys.argv[1]), 0, LAYOUT, attributes(), locking=sys.argv[2] == 'True')\n"
+        "writer.close()"
+    )
+    calls = {}
+    if shutil.which("strace") is None:
+        pytest.skip("no strace here")
+    for locking in ("True", "False"):
+        out = tmp_path / locking
+        out.mkdir()
+        subprocess.run(
+            ["strace", "-f", "-e", "trace=flock", "-o", out / "calls", sys.executable, "-c", code, str(out), locking],
+            check=True, timeout=60, cwd=ROOT, env={**os.environ, "HDF5_USE_FILE_LOCKING": ""},
+        )  # fmt: skip
+        calls[locking] = (out / "calls").read_text().count("LOCK_EX")
+    assert calls["True"] > 0
+    assert calls["False"] == 0
