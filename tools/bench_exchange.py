@@ -117,24 +117,29 @@ def _run(
 
 
 def _training(comm: MPI.Intracomm, model: nn.Module, repeats: int) -> tuple[float, float]:
-    """Return the seconds that an exchange holds up the training thread, and the part by which a step gets longer."""
+    """Return the seconds that an exchange holds up the training thread, and the part by which a step gets longer.
+
+    Two exchanges' worth of steps with them and as many without take turns, so that a slow moment meets both.
+    """
     records: list[Exchange] = []
-    seconds: dict[int, list[float]] = {}
-    for period in (PERIOD, 10**9):
-        base = torch.optim.SGD(model.parameters(), lr=0.0)
-        with LSAM(base, rho=0.0, ascent="stale", period=period, observer=records.append, comm=comm) as opt:
+    seconds: dict[int, list[float]] = {PERIOD: [], 10**9: []}
+    base = torch.optim.SGD(model.parameters(), lr=0.0)
+    with LSAM(base, rho=0.0, ascent="stale", period=PERIOD, observer=records.append, comm=comm) as opt:
 
-            def closure() -> None:
-                time.sleep(STEP)
-                for p in model.parameters():
-                    p.grad = torch.zeros_like(p)
+        def closure() -> None:
+            time.sleep(STEP)
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
 
-            rma.barrier(comm)
-            seconds[period] = []
-            for _ in range(max(2 * PERIOD, repeats)):
+        opt.step(closure)
+        rma.barrier(comm)
+        for _ in range(max(2, repeats // 3)):
+            for period, found in seconds.items():
+                opt.period = period
                 clock = time.perf_counter()
-                opt.step(closure)
-                seconds[period].append(time.perf_counter() - clock)
-    # Means: an exchange is in every fourth step only.
-    with_them, without = (statistics.fmean(values[1:]) for values in seconds.values())
+                for _ in range(2 * PERIOD):
+                    opt.step(closure)
+                found.append((time.perf_counter() - clock) / (2 * PERIOD))
+                opt.drain()
+    with_them, without = (statistics.median(values) for values in seconds.values())
     return statistics.median(r.blocked for r in records), with_them / without - 1
