@@ -126,7 +126,7 @@ class LSAM(lsam.LSAM):
         rma.same(comm, "the number of parameters", sum(p.numel() for p in params))
         rma.same(comm, "the parameters' shapes and types", [(tuple(p.shape), p.dtype) for p in shared])
         alike = {"coupling": coupling, "schedule": schedule, "budget": budget}
-        for name in ("wire_dtype", "topology", "publish", "group_size"):
+        for name in ("wire_dtype", "topology", "publish", "group_size", "max_delay", "overlap"):
             alike[name] = link.get(name)  # type: ignore[assignment]
         if (schedule == "lockstep" or link.get("group_size", 1) > 1) and not callable(period):
             alike["period (in lockstep or groups)"] = period  # type: ignore[assignment]
@@ -219,9 +219,12 @@ class LSAM(lsam.LSAM):
         with torch.no_grad():
             new = torch.as_tensor(loss, dtype=torch.float32).detach()
             if self._smoothed is None:
-                self._smoothed = new.clone()
-                self._loss = torch.full((), math.nan, pin_memory=new.is_cuda)
-            self._smoothed.lerp_(new, 1 - SMOOTHING)
+                self._smoothed = self._loss.to(new.device)
+                self._loss = self._loss.pin_memory() if new.is_cuda else self._loss.clone()
+            old = self._smoothed
+            # One loss that overflowed says nothing of the next.
+            step = torch.where(old.isfinite(), old.lerp(new, 1 - SMOOTHING), new)
+            self._smoothed = torch.where(new.isfinite(), step, old)
             self._loss.copy_(self._smoothed, non_blocking=True)  # nobody waits: it may be read a step late
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,6 +232,7 @@ class LSAM(lsam.LSAM):
         state = super().state_dict()
         y = torch.empty(self.links.center.size, dtype=self._coupler.dtype)
         self.links.center.look(y)
+        state["loss"] = self._loss.item()
         state["center"] = {"y": y, "version": self.links.center.version, "tickets": self.links.tickets.value}
         return state
 
@@ -247,10 +251,19 @@ class LSAM(lsam.LSAM):
                 raise InputError(f"state_dict: expected a center of {size} elements, found {found}")
             return center
 
-        rma.agree(self.comm, lambda: super(LSAM, self).load_state_dict(state_dict))
+        def load() -> None:
+            try:
+                super(LSAM, self).load_state_dict(state_dict)
+            except (ValueError, KeyError) as error:  # torch's own, of the base optimizer's state
+                raise InputError(f"state_dict: expected the state of this optimizer, found: {error}") from error
+
         own = rma.agree(self.comm, check)
+        rma.agree(self.comm, load)
         first = self.comm.bcast(own)
-        self.links.load(own if self.links.windows is None else first, first["tickets"])
+        self._loss.fill_(state_dict["loss"])
+        self._smoothed = None
+        self.links.load(own if self.links.windows is None else first, state_dict["lsam"]["sample"], first["tickets"])
+        self.links.peers.beat(self.local_step, self.total_step, state_dict["loss"])
         rma.barrier(self.comm)
 
     def _finish(self) -> None:

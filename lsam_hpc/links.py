@@ -140,10 +140,16 @@ class Links:
             self.center = RmaCenter(self.windows, lockstep, self.peers if publish != "none" else None)
         elif topology == "gossip":
             self.center = GossipCenter(
-                self.peers, torch.from_numpy(start), given["graph"], given["degree"], given["max_jump"], seed
+                self.peers,
+                lambda: self._reported,
+                torch.from_numpy(start),
+                given["graph"],
+                given["degree"],
+                given["max_jump"],
+                seed,
             )
         else:
-            self.center = LeaderCenter(self.peers)
+            self.center = LeaderCenter(self.peers, lambda: self._reported)
         if self.group is not None:
             self.center = GroupCenter(self.center, self.group)
         self._background = Background(self._stuck) if given["overlap"] and multiple and not lockstep else None
@@ -175,13 +181,16 @@ class Links:
         self.lost = sorted({*self.lost, *lost})
         return records
 
-    def load(self, center: dict[str, Any], tickets: int) -> None:
+    def load(self, center: dict[str, Any], sample: torch.Tensor, tickets: int) -> None:
         """Make the center and the tickets what was saved; every rank calls it, and a barrier must follow.
 
         Args:
             center: "y", shape (P,), and "version": alike on every rank if the center is shared.
+            sample: of this chain, shape (P,).
             tickets: that were drawn.
         """
+        if self.peers.size:
+            self.peers.publish(sample.cpu().numpy())
         if self.windows is not None:
             self.windows.set(center["y"].numpy(), center["version"])
         elif isinstance(self.center, GossipCenter):

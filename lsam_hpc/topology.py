@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -24,12 +24,14 @@ class _FromPeers:
 
     Args:
         peers: where the chains publish their states; each has published its start.
+        silent: returns the ranks that give no sign of life, which are left out.
     """
 
     shares = True
 
-    def __init__(self, peers: rma.Peers) -> None:
+    def __init__(self, peers: rma.Peers, silent: Callable[[], Collection[int]]) -> None:
         self._peers = peers
+        self._silent = silent
         self.version = 0
 
     @property
@@ -59,6 +61,7 @@ class GossipCenter(_FromPeers):
 
     Args:
         peers: where the chains publish their states.
+        silent: returns the ranks that give no sign of life, which are left out.
         start: y at the start, shape (P,); copied.
         graph: which peers: `"random"`, `"ring"` or `"exponential"`.
         degree: k, how many.
@@ -68,8 +71,17 @@ class GossipCenter(_FromPeers):
     Source: ring and exponential graphs as in Assran et al. 2019, "Stochastic Gradient Push" (arXiv 1811.10792).
     """
 
-    def __init__(self, peers: rma.Peers, start: Tensor, graph: Graph, degree: int, max_jump: float, seed: int) -> None:
-        super().__init__(peers)
+    def __init__(
+        self,
+        peers: rma.Peers,
+        silent: Callable[[], Collection[int]],
+        start: Tensor,
+        graph: Graph,
+        degree: int,
+        max_jump: float,
+        seed: int,
+    ) -> None:
+        super().__init__(peers, silent)
         self._y = start.detach().clone()
         self._state = torch.empty_like(self._y)
         self._graph, self._degree, self._seed = graph, degree, seed
@@ -87,7 +99,10 @@ class GossipCenter(_FromPeers):
         comm = self._peers.comm
         chosen = neighbours(self._graph, comm.rank, comm.size, self._meetings, self._degree, self._seed)
         self._meetings += 1
+        silent = self._silent()
         for rank in chosen:
+            if rank in silent:
+                continue
             count = self._peers.read(rank, array(self._state))
             if count == self._seen[rank]:
                 continue
@@ -125,19 +140,21 @@ class LeaderCenter(_FromPeers):
 
     Args:
         peers: where the chains publish their states and losses.
+        silent: returns the ranks that give no sign of life, which cannot lead.
 
     Source: Teng et al. 2019, "Leader Stochastic Gradient Descent" (arXiv 1905.10395), eq. 4, with one group.
     """
 
-    def __init__(self, peers: rma.Peers) -> None:
-        super().__init__(peers)
+    def __init__(self, peers: rma.Peers, silent: Callable[[], Collection[int]]) -> None:
+        super().__init__(peers, silent)
         self._sample: Tensor | None = None
 
     @property
     def leader(self) -> int:
         """The rank that leads now; the lowest one before there is a loss."""
-        losses = self._peers.records()["loss"]
-        return int(np.argmin(np.where(np.isfinite(losses), losses, math.inf)))
+        losses = np.nan_to_num(self._peers.records()["loss"], nan=np.inf)
+        silent = self._silent()
+        return min((float(loss), rank) for rank, loss in enumerate(losses) if rank not in silent)[1]
 
     def meet(self, sample: Tensor, pull: float) -> None:
         """Keep the sample at hand: a chain that leads is at its center."""
@@ -146,8 +163,10 @@ class LeaderCenter(_FromPeers):
     def read(self, out: Tensor) -> int:
         """Copy the leader's state into `out`, shape (P,), and return how many states it has published."""
         leader = self.leader
-        if leader == self._peers.comm.rank and self._sample is not None:
-            out.copy_(self._sample)
+        sample = self._sample
+        # A leader whose sample has overflown goes back to what it published last.
+        if leader == self._peers.comm.rank and sample is not None and bool(torch.isfinite(sample).all()):
+            out.copy_(sample)
         else:
             self.version = self._peers.read(leader, array(out))
         return self.version

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lsam_hpc.arguments import Parser
+from lsam_hpc.errors import InputError
 from lsam_hpc.text import columns
 from lsam_hpc.trajectory import Run, verify
 
@@ -31,15 +32,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(argv)
     with Run(given.run, partial=given.partial or given.verify) as run:
-        found = summary(run)
-        problems = verify(run) if given.verify else run.problems
+        problems = verify(run) if given.verify else []
+        try:
+            found = summary(run)
+        except InputError:
+            if not problems:
+                raise
+            found = {"path": str(run.path)}  # what hinders a summary is among the problems
+        problems = problems or run.problems
     if given.json:
-        print(json.dumps({**found, "problems": problems}, indent=2, default=str))
+        print(json.dumps({**found, "problems": problems}, indent=2))
     else:
-        print(text(found))
-        print("".join(f"\n{line}" for line in problems), end="\n" * bool(problems))
-        if given.verify and not problems:
-            print("\nverified: every row is whole and consistent")
+        shown = [text(found)] if "ranks" in found else []
+        if problems:
+            shown.append("\n".join(problems))
+        elif given.verify:
+            shown.append("verified: every row is whole and consistent")
+        print("\n\n".join(shown))
     return int(given.verify and bool(problems))
 
 

@@ -104,6 +104,9 @@ class Coupler:
         self._free = [
             _Slot(Staging(self.tensors), Staging(self.tensors) if perturbed else None) for _ in range(max_delay)
         ]
+        # One more than there are slots: it is filled before the slot that it goes out with is free.
+        self._perturbed = Staging(self.tensors) if perturbed else None
+        self._perturbed_taken = False
         self._flying: deque[_Flight] = deque()
         like = self._free[0].sample.host
         if center.size != like.numel():
@@ -134,13 +137,13 @@ class Coupler:
         # New tensors: the old ones may be the next stale ascent's.
         forced = torch._foreach_add(grads, torch._foreach_sub(xs, ys), alpha=stiffness)
         for x, grad in zip(xs, forced, strict=True):
-            x.grad = grad
+            x.grad = grad.to(x.dtype)
 
     def take_perturbed(self) -> None:
         """Stage the parameters as they are now, at x + e, for others to read; they go out with the next exchange."""
-        if self._free and self._free[-1].perturbed is not None:
-            self._free[-1].perturbed.take(self.tensors)
-            self._free[-1].perturbed_taken = True
+        if self._perturbed is not None:
+            self._perturbed.take(self.tensors)
+            self._perturbed_taken = True
 
     @torch.no_grad()
     def start(self, pull: float, step: int) -> None:
@@ -155,7 +158,13 @@ class Coupler:
         clock = time.perf_counter()
         slot = self._free.pop()
         slot.sample.take(self.tensors)
-        future = self._runner.submit(lambda: self._move(slot, pull, step))
+        slot.perturbed, self._perturbed = self._perturbed, slot.perturbed
+        slot.perturbed_taken, self._perturbed_taken = self._perturbed_taken, False
+        try:
+            future = self._runner.submit(lambda: self._move(slot, pull, step))
+        except BaseException:
+            self._free.append(slot)
+            raise
         self._flying.append(_Flight(slot, future, step, time.perf_counter() - clock))
 
     def collect(self, step: int, in_flight: int | None = None) -> Iterator[Exchange]:
@@ -176,10 +185,10 @@ class Coupler:
             elif self._waits_only or not flight.future.done():
                 return
             self._flying.popleft()
+            self._free.append(flight.slot)
             record = flight.future.result()
             if not flight.void:
                 self._apply(flight.slot, record)
-            self._free.append(flight.slot)
             blocked = flight.blocked + time.perf_counter() - clock
             yield replace(record, blocked=blocked, delay=step - flight.step)
 
@@ -243,7 +252,8 @@ class Coupler:
             gap = torch.sub(x, y, out=x if self._gap is None else self._gap)
             distance = float(torch.linalg.vector_norm(gap[: self._size]))
             length = math.hypot(distance, float(torch.linalg.vector_norm(gap[self._size :])))
-            reference = float(torch.linalg.vector_norm(y)) if self.guard.needs_reference else 0.0
+            # A center at 0 has no measure of its own: elements of about 1 are taken for usual.
+            reference = float(torch.linalg.vector_norm(y)) or math.sqrt(len(y)) if self.guard.needs_reference else 0.0
             accepted = self.guard.accepts(pull * length, reference)
             delta = gap.mul_(pull)
             if accepted:
@@ -282,7 +292,6 @@ class Coupler:
         elif slot.perturbed_taken:
             slot.perturbed.land()
             self.center.share(slot.perturbed.host)
-            slot.perturbed_taken = False
 
     @torch.no_grad()
     def _apply(self, slot: _Slot, record: Exchange) -> None:

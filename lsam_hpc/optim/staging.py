@@ -32,6 +32,8 @@ class Staging:
 
     def take(self, tensors: Sequence[Tensor]) -> None:
         """Copy the tensors towards `host`."""
+        if self._copied is not None:  # a copy to the vector that nobody has waited for yet
+            torch.cuda.current_stream(self._near.vector.device).wait_event(self._copied)
         self._near.gather(tensors)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._near.vector.device))

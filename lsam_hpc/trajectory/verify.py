@@ -28,15 +28,21 @@ def verify(run: Run) -> list[str]:
     Args:
         run: best opened with `partial=True`, so that what cannot be read is listed too.
     """
-    found = []
+    found: list[str] = []
     for rank in run.ranks:
         log = run.logs[rank]
-        for name in sorted({*log.tables, *(_ALWAYS if log.version > 1 else _ALWAYS[:2])}):
+        always = _ALWAYS if log.version > 1 else _ALWAYS[:2]
+        try:
+            found += [f"{log.where}: {text}" for text in _head(log, run)]
+            tables = [*always, *(name for name in log.tables if name not in always)]
+        except InputError as error:
+            found.append(str(error))
+            tables = [*always]
+        for name in tables:
             try:
                 found += [f"{log.where}: {name}: {text}" for text in _table(log, name)]
             except InputError as error:
                 found.append(str(error))
-        found += [f"{log.where}: {text}" for text in _head(log, run)]
     return [*run.problems, *(text for text in found if text not in run.problems)]
 
 

@@ -73,7 +73,7 @@ def test_gossip_leaves_a_peer_s_garbage_out(comm):
     with Peers(comm, 4, "float64") as peers:
         peers.publish(np.ones(4))
         barrier(comm)
-        center = GossipCenter(peers, torch.ones(4, dtype=torch.float64), "ring", comm.size - 1, 10.0, 0)
+        center = GossipCenter(peers, list, torch.ones(4, dtype=torch.float64), "ring", comm.size - 1, 10.0, 0)
         center.meet(torch.ones(4), 0.1)
         barrier(comm)
         if comm.rank == 0:
@@ -91,7 +91,8 @@ def test_gossip_leaves_a_peer_s_garbage_out(comm):
 @pytest.mark.mpi(np=[2, 4])
 def test_all_are_pulled_to_the_leader_and_the_leader_to_nobody(comm):
     with Peers(comm, 2, "float64") as peers:
-        center = LeaderCenter(peers)
+        silent = set()
+        center = LeaderCenter(peers, lambda: silent)
         peers.publish(np.full(2, float(comm.rank)))
         leader = comm.size - 1
         peers.beat(1, 1, 0.5 if comm.rank == leader else 1.0 + comm.rank)
@@ -110,6 +111,17 @@ def test_all_are_pulled_to_the_leader_and_the_leader_to_nobody(comm):
             peers.beat(2, 2, float("nan"))
         barrier(comm)
         assert center.leader == 0
+        silent.add(0)
+        assert center.leader == (leader if comm.size == 2 else 1)  # of 2 the other has no loss left
+        silent.clear()
+        peers.beat(3, 3, float(comm.size - comm.rank))
+        barrier(comm)
+        if comm.rank == leader:
+            # Its sample has overflown: it goes back to what it published.
+            with center.turn():
+                center.meet(torch.full((2,), float("nan"), dtype=torch.float64), 0.1)
+                center.read(out)
+            assert out.tolist() == [float(leader)] * 2
         barrier(comm)
 
 
@@ -153,3 +165,32 @@ def test_refuses_what_does_not_go_together(comm):
         with pytest.raises(InputError) as caught:
             make(**options)
         assert str(caught.value) == message
+
+
+@pytest.mark.mpi(np=[1, 2])
+def test_one_loss_that_overflows_is_forgotten(comm):
+    model = bowl(comm.rank)
+    with LSAM(torch.optim.SGD(model.parameters(), lr=LR), topology="leader", comm=comm) as opt:
+        for loss in (2.0, float("nan"), float("inf"), 1.0):
+            opt.observe(loss)
+        assert opt._loss.item() == pytest.approx(0.9 * 2.0 + 0.1 * 1.0)
+
+
+@pytest.mark.mpi(np=[2])
+def test_a_loaded_state_is_what_the_others_read(comm):
+    for topology in ("gossip", "leader"):
+        options = {"topology": topology, "period": 1, "rho": 0.0, "overlap": False, "comm": comm}
+        model = Bowl([5.0], 0.0)
+        with LSAM(torch.optim.SGD(model.parameters(), lr=0.0), **options) as opt:
+            opt.step(model.closure(opt))
+            barrier(comm)
+            state = opt.state_dict()
+            barrier(comm)
+        model = Bowl([-1.0], 0.0)
+        with LSAM(torch.optim.SGD(model.parameters(), lr=0.0), **options) as opt:
+            opt.load_state_dict(state)
+            opt.step(model.closure(opt))
+            assert model.value.tolist() == [5.0]
+            with opt.center(model):
+                assert model.value.tolist() == [5.0]
+            barrier(comm)

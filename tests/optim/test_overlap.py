@@ -220,6 +220,54 @@ def test_publishes_the_sample_or_the_perturbed_one(perturbed):
     np.testing.assert_allclose(center.states, expected, rtol=0, atol=1e-9)
 
 
+def test_every_exchange_publishes_the_perturbed_sample_of_its_own_step():
+    for options in ({"period": 1, "max_delay": 3}, {"period": 2, "fixed_delay": True}):
+        model = Bowl([3.0, 4.0], A)
+        center = Shared(torch.tensor([3.0, 4.0], dtype=torch.float64))
+        base = torch.optim.SGD(model.parameters(), lr=LR)
+        opt = LSAM(base, center, rho=0.5, pull=PULL, perturbed=True, runner=Late(), **options)
+        expected = []
+        for count in range(1, 13):
+            x = model.value
+            if count % options["period"] == 0:
+                expected.append(x + 0.5 * x / np.linalg.norm(x))
+            step(model, opt)
+        opt.drain()
+        np.testing.assert_allclose(center.states, expected, rtol=0, atol=1e-9)
+
+
+def test_an_exchange_that_fails_says_so_again_and_again():
+    class Broken(LocalCenter):
+        def add(self, delta):
+            raise OSError("no network")
+
+    model = Bowl([3.0], A)
+    opt = LSAM(torch.optim.SGD(model.parameters(), lr=LR), Broken(torch.zeros(1, dtype=torch.float64)), period=1)
+    for _ in range(3):
+        with pytest.raises(OSError, match="no network"):
+            step(model, opt)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,), (torch.float32, torch.float64), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("coupling", ["elastic", "kernel", "restart"])
+def test_parameters_of_any_types(dtypes, coupling):
+    params = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
+    wide = torch.float64 if torch.float64 in dtypes else torch.float32
+    center = LocalCenter(torch.ones(3 * len(params), dtype=wide))
+    opt = LSAM(torch.optim.SGD(params, lr=0.25), center, rho=0.0, coupling=coupling, period=1, pull=0.5)
+
+    def closure():
+        opt.zero_grad()
+        loss = sum((p.double() ** 2).sum() for p in params) / 2
+        loss.backward()
+        return loss
+
+    for _ in range(8):
+        opt.step(closure)
+    assert all(0 <= float(p.detach().abs().max()) < 0.6 for p in params)
+    assert float(center.vector.abs().max()) < 0.9
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,0 +1,26 @@
+"""Damaged and hostile files: a clear error or a right answer."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.mpis import ROOT
+
+COUNT = int(os.environ.get("LSAM_TEST_MUTATIONS", "200"))  # 2,000 take about ten minutes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120 + 2 * COUNT)
+def test_mutated_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.mutations", str(tmp_path), str(COUNT), "0"],
+        capture_output=True, text=True, timeout=60 + 2 * COUNT, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    # The mutations bite, and not always.
+    assert counts["error"] >= COUNT / 4
+    assert counts["right"] >= COUNT / 20
