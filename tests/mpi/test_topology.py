@@ -114,6 +114,7 @@ def test_all_are_pulled_to_the_leader_and_the_leader_to_nobody(comm):
         silent.add(0)
         assert center.leader == (leader if comm.size == 2 else 1)  # of 2 the other has no loss left
         silent.clear()
+        barrier(comm)
         peers.beat(3, 3, float(comm.size - comm.rank))
         barrier(comm)
         if comm.rank == leader:

@@ -37,7 +37,8 @@ def test_elastic_is_easgd(period):
     lr, pull, a = 0.1, 0.3, 2.0
     models = [Bowl([1.0, -2.0], a), Bowl([3.0, 0.5], a, b=1.0)]
     center = LocalCenter(torch.zeros(2, dtype=torch.float64))
-    opts = [chain(m, center, lr, rho=0.0, pull=pull, period=period) for m in models]
+    # The chains start far from the center: without a guard.
+    opts = [chain(m, center, lr, rho=0.0, pull=pull, period=period, max_jump=math.inf) for m in models]
     xs, y = [m.value for m in models], np.zeros(2)
     for step in range(1, 25):
         for i, (m, opt) in enumerate(zip(models, opts, strict=True)):

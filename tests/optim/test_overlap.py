@@ -242,7 +242,7 @@ def test_an_exchange_that_fails_says_so_again_and_again():
             raise OSError("no network")
 
     model = Bowl([3.0], A)
-    opt = LSAM(torch.optim.SGD(model.parameters(), lr=LR), Broken(torch.zeros(1, dtype=torch.float64)), period=1)
+    opt = LSAM(torch.optim.SGD(model.parameters(), lr=LR), Broken(torch.full((1,), 3.0, dtype=torch.float64)), period=1)
     for _ in range(3):
         with pytest.raises(OSError, match="no network"):
             step(model, opt)

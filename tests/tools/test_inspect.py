@@ -1,0 +1,124 @@
+"""`lsam inspect`."""
+
+import json
+import os
+import resource
+
+import h5py
+import numpy as np
+
+from lsam_hpc.cli import main
+from lsam_hpc.trajectory import Run, TrajectoryWriter, merge
+from tests.helpers.logs import LAYOUT, attributes, leave_unclosed, make_run
+
+RESULT = {"steps": 10, "center_train_loss": 0.25, "center_test_error": 1.5, "sample_test_error": 2.25}
+
+
+def inspect(capsys, *words):
+    code = main(["inspect", *map(str, words)])
+    return code, capsys.readouterr().out
+
+
+def test_a_summary(tmp_path, capsys):
+    path = make_run(tmp_path / "run", result=RESULT)
+    code, out = inspect(capsys, path)
+    lines = out.splitlines()
+    assert code == 0
+    assert "2 ranks, 2026-01-01T00:00:00+00:00, launched by none" in lines[0]
+    assert lines[3] == "options  data digits, rho 0.1"
+    assert lines[4] == "model    10 parameters in 3 tensors"
+    assert lines[5] == "center   train loss 0.2500, test error 1.50 %"
+    assert lines[7].split()[:3] == ["rank", "host", "steps"]
+    assert lines[9].split()[:3] + lines[9].split()[4:] == [
+        "1", "here", "10", "4.5000", "10", "0", "2.00", "2", "9", "2.25",
+    ]  # fmt: skip
+
+
+def test_json_holds_the_same(tmp_path, capsys):
+    path = make_run(tmp_path / "run", result=RESULT)
+    code, out = inspect(capsys, path, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["ended"] is True
+    assert found["center"] == {"train_loss": 0.25, "test_error": 1.5}
+    assert found["config"] == {"data": "digits", "rho": 0.1}
+    assert [rank["steps"] for rank in found["ranks"]] == [10, 10]
+    assert found["ranks"][1]["loss"] == 4.5
+    assert found["ranks"][1]["result"]["seconds"] is None
+    assert found["problems"] == []
+
+
+def test_what_is_not_known_is_a_dash(tmp_path, capsys):
+    with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes()) as writer:
+        writer.step(iteration=0, total_iteration=0, loss=np.nan)
+    code, out = inspect(capsys, writer.path)
+    assert code == 0
+    assert "the run has not ended, or was stopped" in out
+    assert out.splitlines()[-1].split() == ["0", "here", "1", "-", "-", "0", "0", "-", "-", "-", "-"]
+
+
+def test_any_kind_of_run(tmp_path, capsys):
+    path = make_run(tmp_path / "run")
+    merge(Run(path), tmp_path / "out.h5")
+    for target in (path, path / "rank-0001.h5", tmp_path / "out.h5", leave_unclosed(tmp_path / "killed")):
+        code, out = inspect(capsys, target, "--verify")
+        assert code == 0, out
+        assert out.endswith("\n\nverified: every row is whole and consistent\n")
+
+
+def damage(path):
+    with h5py.File(path, "r+", libver="latest") as file:
+        file["step/loss"][3] = 77
+
+
+def test_damage(tmp_path, capsys):
+    path = make_run(tmp_path / "run")
+    damage(path / "rank-0001.h5")
+    assert main(["inspect", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"lsam inspect: {path}/rank-0001.h5: step: expected whole rows, found 1 damaged from row 3 on; "
+        "Run(path, partial=True) reads the others\n"
+    )
+    line = f"{path}/rank-0001.h5: step: expected whole rows, found 1 damaged from row 3 on"
+    code, out = inspect(capsys, path, "--partial")
+    assert code == 0
+    assert out.splitlines()[9].split()[2] == "9"
+    assert out.splitlines()[-1] == line
+    code, out = inspect(capsys, path, "--verify")
+    assert code == 1
+    assert line in out
+    code, out = inspect(capsys, path, "--verify", "--json")
+    assert code == 1
+    assert line in json.loads(out)["problems"]
+
+
+def test_a_rank_that_is_missing(tmp_path, capsys):
+    path = make_run(tmp_path / "run")
+    (path / "rank-0000.h5").unlink()
+    assert main(["inspect", str(path)]) == 2
+    assert "found none for rank 0" in capsys.readouterr().err
+    code, out = inspect(capsys, path, "--verify")
+    assert code == 1
+    assert out.splitlines()[-1] == f"{path}: expected the logs of 2 ranks, found none for rank 0"
+
+
+def test_a_table_that_cannot_be_read(tmp_path, capsys):
+    path = make_run(tmp_path / "run")
+    with h5py.File(path / "rank-0000.h5", "r+", libver="latest") as file:
+        del file["step"]
+    code, out = inspect(capsys, path, "--verify")
+    assert code == 1
+    assert out == f"{path}/rank-0000.h5: expected a table step, found none\n"
+
+
+def test_many_ranks_need_few_open_files(tmp_path, capsys):
+    path = make_run(tmp_path / "run", ranks=100, rows=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
+    try:
+        code, out = inspect(capsys, path, "--verify")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert code == 0
+    assert len(out.splitlines()) == 8 + 100 + 2
