@@ -38,7 +38,7 @@ class Guard:
     @property
     def needs_reference(self) -> bool:
         """Whether `accepts` still looks at the center's norm."""
-        return len(self._lengths) < FEW
+        return len(self._lengths) < FEW and math.isfinite(self.max_jump)
 
     def accepts(self, length: float, reference: float = 0.0) -> bool:
         """Return whether a delta may be added, and remember its length.

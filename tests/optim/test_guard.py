@@ -46,6 +46,11 @@ def test_at_first_the_center_s_norm_is_the_measure():
     assert not guard.accepts(11.0, 50.0)
 
 
+def test_without_a_jump_all_that_is_finite_is_let_in():
+    guard = Guard(math.inf)
+    assert all(guard.accepts(length, 1.0) for length in (1.0, 1e30, 1e-30, 1e300))
+
+
 def test_a_center_at_zero_lets_the_first_delta_in():
     guard = Guard()
     assert guard.accepts(3.0, 0.0)
