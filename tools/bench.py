@@ -20,6 +20,7 @@ BENCHMARKS = {
     "exchange": "lsam_hpc.tools.bench_exchange",
     "straggler": "lsam_hpc.tools.bench_straggler",
     "progress": "lsam_hpc.tools.bench_progress",
+    "log": "lsam_hpc.tools.bench_log",
 }
 
 

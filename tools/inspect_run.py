@@ -55,17 +55,18 @@ def main(argv: Sequence[str]) -> int:
 def summary(run: Run) -> dict[str, Any]:
     """Return what the run was and what each of its ranks did; None stands for what is not known."""
     log = run.logs[run.ranks[0]]
-    results = {rank: run.result(rank) or {} for rank in run.ranks}
-    center = next((r for r in results.values() if not math.isnan(r.get("center_test_error", math.nan))), {})
+    ranks = [_rank(run, rank) for rank in run.ranks]
+    ended = [rank["result"] for rank in ranks if rank["result"]]
+    center = next((result for result in ended if result["center_test_error"] is not None), dict[str, float]())
     return {
         "path": str(run.path),
         "attributes": {name: value for name, value in log.attributes.items() if name not in ("config", "rank", "host")},
         "config": run.config,
         "parameters": run.size,
         "tensors": len(run.layout),
-        "ended": all(results.values()),
-        "center": {name: _known(center.get(f"center_{name}", math.nan)) for name in ("train_loss", "test_error")},
-        "ranks": [_rank(run, rank, results[rank]) for rank in run.ranks],
+        "ended": len(ended) == len(ranks),
+        "ranks": ranks,
+        "center": {name: center.get(f"center_{name}") for name in ("train_loss", "test_error")},
     }
 
 
@@ -94,29 +95,28 @@ def text(found: dict[str, Any]) -> str:
     )
 
 
-def _rank(run: Run, rank: int, result: dict[str, float]) -> dict[str, Any]:
-    steps, exchanges = run.steps(rank), run.exchanges(rank)
+def _rank(run: Run, rank: int) -> dict[str, Any]:
+    steps, exchanges, result = run.logs[rank].read("step", "exchange", "result")
     times, stale, distance = steps["time"], exchanges["staleness"], exchanges["center_distance"]
     return {
         "rank": rank,
         "host": run.logs[rank].attributes["host"],
         "steps": len(times),
-        "steps_per_second": (len(times) - 1) / (times[-1] - times[0])
-        if len(times) > 1 and times[-1] > times[0]
-        else None,
+        "steps_per_second": (len(times) - 1) / (times[-1] - times[0]) if len(times) and times[-1] > times[0] else None,
         "loss": _known(steps["loss"][-1]) if len(times) else None,
         "exchanges": len(stale),
         "refused": int(np.count_nonzero(exchanges["accepted"] == 0)),
         "staleness_mean": float(stale.mean()) if len(stale) else None,
         "staleness_max": int(stale.max()) if len(stale) else None,
         "distance": _known(distance[-1]) if len(stale) else None,
-        "test_error": _known(result.get("sample_test_error", math.nan)),
+        "result": {name: _known(values[0]) for name, values in result.items() if len(values)},
     }
 
 
 def _row(rank: dict[str, Any]) -> tuple[str, ...]:
     formats = ("", "", "", ".1f", ".4f", "", "", ".2f", "", ".3g", ".2f")
-    return tuple(_cell(value, spec) for value, spec in zip(rank.values(), formats, strict=True))
+    values = {**rank, "result": rank["result"].get("sample_test_error")}.values()
+    return tuple(_cell(value, spec) for value, spec in zip(values, formats, strict=True))
 
 
 def _cell(value: Any, spec: str) -> str:  # noqa: ANN401

@@ -118,14 +118,19 @@ def _train(
     some_x, some_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
     result["sample_train_loss"], _ = evaluate(model, some_x, some_y)
     _, result["sample_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
-    shared = list(result)
-    records = opt.meet(list(result.values()))
-    first = min(set(range(comm.size)) - set(opt.lost))
-    if comm.rank == first:
-        with opt.center(model, some_x.split(256)):
-            result["center_train_loss"], _ = evaluate(model, some_x, some_y)
-            _, result["center_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
-            _save(model, run_dir / "checkpoints" / "center.pt")
+    shared = dict(result)
+    opt.meet(list(shared.values()))
+    while True:
+        lost = opt.lost
+        first = min(set(range(comm.size)) - set(lost))
+        if comm.rank == first:
+            with opt.center(model, some_x.split(256)):
+                result["center_train_loss"], _ = evaluate(model, some_x, some_y)
+                _, result["center_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
+                _save(model, run_dir / "checkpoints" / "center.pt")
+        records = opt.meet(list(shared.values()))
+        if opt.lost == lost:
+            break  # else the first may be among them: the next one does it
     opt.close()
     writer.close(result)
     results = [dict(zip(shared, map(float, row), strict=False)) for row in records["results"]]

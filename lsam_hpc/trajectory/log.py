@@ -66,8 +66,6 @@ class RankLog:
     @property
     def result(self) -> dict[str, float] | None:
         """What the run ended with (`schema.RESULT`, NaN for what was not given), or None if it did not end."""
-        if self.version == 1:
-            return self._read(self._first_result)
         row = self.table("result")
         return {name: float(values[0]) for name, values in row.items()} if len(row["steps"]) else None
 
@@ -79,8 +77,12 @@ class RankLog:
         Raises:
             InputError: the log has no such table, or it is damaged.
         """
-        found, _ = self._read(lambda root, size: self._table(root, name, size))
-        return {column: values for column, values in found.items() if column != schema.VALUES_CRC.name}
+        return self.read(name)[0]
+
+    def read(self, *names: str) -> list[Columns]:
+        """Return several tables, see `table`, at less cost than one by one."""
+        found = self._read(lambda root, size: [self._table(root, name, size)[0] for name in names])
+        return [{name: values for name, values in t.items() if name != schema.VALUES_CRC.name} for t in found]
 
     def rows(self, name: str) -> int:
         """Return the number of rows of a table."""
@@ -120,6 +122,8 @@ class RankLog:
     def _table(self, root: h5py.Group, name: str, size: int) -> tuple[Columns, NDArray[np.intp]]:
         """Return the columns, long ones and the rows' own check sum left out, and which rows these are."""
         columns = schema.TABLES[name]
+        if name == "result" and self.version == 1:
+            return self._first_result(root), np.arange(1)
         if not _has_table(root, name):
             raise InputError(f"{self.where}: expected a table {name}, found none")
         stored = [c for c in schema.stored(columns) if c.since <= self.version]
@@ -199,13 +203,13 @@ class RankLog:
         if text not in self.problems:
             self.problems.append(text)
 
-    def _first_result(self, root: h5py.Group, _: int) -> dict[str, float] | None:
-        """Return the result of a file of version 1, where it was in attributes."""
+    def _first_result(self, root: h5py.Group) -> Columns:
+        """Return the result of a file of version 1, where it was in attributes, as a table."""
         if not has(root, "result"):
-            return None
+            return {c.name: np.empty(0) for c in schema.RESULT}
         part = group(root, "result", self.where)
         found = {c.name: attribute(part, c.name) for c in schema.RESULT}
-        return {name: float(value) if value is not None else math.nan for name, value in found.items()}
+        return {name: np.array([math.nan if value is None else value], "f8") for name, value in found.items()}
 
 
 def _rows_there(found: Stored) -> int:

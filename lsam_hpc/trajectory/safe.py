@@ -35,14 +35,17 @@ def attribute(part: h5py.Group, name: str) -> str | int | float | None:
     Raises:
         InputError: it is something else.
     """
-    if name not in part.attrs:
+    attributes = part.attrs
+    if name not in attributes:
         return None
-    handle = part.attrs.get_id(name)
+    handle = attributes.get_id(name)
     if handle.shape not in ((), None) or handle.dtype.kind not in "OSifu" or not _plain(handle.dtype):
         raise InputError(f"{part.file.filename}: expected a text or a number in {name}, found {handle.dtype}")
-    value = part.attrs[name]
+    value = attributes[name]
     if isinstance(value, bytes):
         return value.decode()
+    if isinstance(value, str):
+        value.encode()  # h5py hides bytes that are no UTF-8 in the text; this raises what bad texts raise elsewhere
     return value.item() if isinstance(value, np.generic) else value  # type: ignore[no-any-return]
 
 
@@ -116,7 +119,8 @@ def has(part: h5py.Group, name: str) -> bool:
     return bool(part.id.links.exists(name.encode()))
 
 
-def _own(root: h5py.Group, path: str, where: str) -> Any:  # noqa: ANN401
+def _own(root: h5py.Group, path: str, where: str) -> h5py.Group | h5py.Dataset | None:
+    """Return a member of a group that is in this very file, None if it is neither a group nor a dataset."""
     part: Any = root
     for name in path.split("/"):
         # h5py's own `name in group` would open the file that an external link names.
@@ -124,7 +128,9 @@ def _own(root: h5py.Group, path: str, where: str) -> Any:  # noqa: ANN401
             raise InputError(f"{where}: expected {path}, found none")
         if part.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             raise InputError(f"{where}: expected {path} in this file, found a link to elsewhere")
-        part = part[name]
+        handle = h5py.h5o.open(part.id, name.encode())
+        kinds = {h5py.h5g.GroupID: h5py.Group, h5py.h5d.DatasetID: h5py.Dataset}
+        part = kinds[type(handle)](handle) if type(handle) in kinds else None
     return part
 
 

@@ -1,0 +1,162 @@
+"""`lsam bench log`: what the log costs a training step, what sketches cost, and how fast many ranks are read."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from lsam_hpc.tools.bench import medians
+from lsam_hpc.tools.inspect_run import summary
+from torch import Tensor
+
+from lsam_hpc.sketches import DeviceSketch, StateLog
+from lsam_hpc.train.models import resnet18
+from lsam_hpc.trajectory import CountSketch, Run, TrajectoryWriter, layer_groups
+
+STEP = 0.1  # s of a step
+PERIOD = 4  # steps between exchanges, each of which is sketched
+RANKS = 1000
+ATTRIBUTES: dict[str, str | int | float] = {
+    "code_version": "", "git_commit": "", "git_dirty": -1, "created": "", "start_time": time.time(), "config": "{}",
+    "ranks": 1, "seed": 0, "host": "", "mpi_library": "", "launcher": "", "job_id": "", "torch_version": "",
+    "device": "cpu",
+}  # fmt: skip
+Layout = list[tuple[str, tuple[int, ...]]]
+
+
+def measure(repeats: int) -> list[dict[str, str | float]]:
+    """Return a row per figure.
+
+    * held: part of a step of 100 ms that calls to the log take from the training thread.
+    * slower: how much longer such a step takes with the log than without, exchanges, sketches and writing in threads
+      of their own; the step is matrix products in one thread, timed in turn.
+    * bytes: how much the file grows per step.
+    * sketch : memcpy: bytes of a state read per second while it is sketched : while it is copied, one core.
+    * ranks: time and memory for opening and summarising small files of 1,000 ranks.
+    """
+    torch.set_num_threads(1)
+    layout = [(name, tuple(p.shape)) for name, p in resnet18((3, 32, 32), 10).named_parameters()]
+    return [*_logging(layout, repeats), *_sketching(layout, repeats), *_reading()]
+
+
+def _row(what: str, found: float, aim: str) -> dict[str, str | float]:
+    return {"ResNet-18": what, "found": found, "aim": aim}
+
+
+def _logging(layout: Layout, repeats: int) -> list[dict[str, str | float]]:
+    groups = layer_groups(layout)
+    sketch = CountSketch(groups[-1].stop, groups)
+    sample, center = torch.randn(sketch.size), torch.randn(sketch.size)
+    work = _work()
+    ratios, held, count = [], 0.0, 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        TrajectoryWriter(Path(folder), 0, layout, ATTRIBUTES, sketch=sketch) as writer,
+        ThreadPoolExecutor(1) as exchange_thread,
+    ):
+        log = StateLog(writer)
+
+        def exchange(step: int) -> None:
+            log(step, 0, sample=sample, center=center)
+
+        before = writer.path.stat().st_size
+        for repeat in range(repeats + 1):
+            began = time.perf_counter()
+            for _ in range(PERIOD):
+                work()
+            without = time.perf_counter() - began
+            began = time.perf_counter()
+            exchange_thread.submit(exchange, count)
+            for _ in range(PERIOD):
+                work()
+                clock = time.perf_counter()
+                writer.step(iteration=count, total_iteration=count, loss=1.0, grad_norm=1.0, perturbation_norm=1.0,
+                            center_distance=1.0, lr=0.1, rho=0.05)  # fmt: skip
+                count += 1
+                if count % PERIOD == 0:
+                    writer.exchange(began=clock, iteration=count, seconds=1.0, version_read=1, version_added=1,
+                                    staleness=0, bytes=1, center_distance=1.0, delta_norm=1.0, accepted=True, delay=1,
+                                    blocked=0.0)  # fmt: skip
+                held += time.perf_counter() - clock if repeat else 0.0
+            if repeat:  # the first makes the tables
+                ratios.append((time.perf_counter() - began) / without)
+        writer.flush()
+        grown = writer.path.stat().st_size - before
+    return [
+        _row("training thread held, % of a step", 100 * held / (repeats * PERIOD) / STEP, "<= 1"),
+        _row("step slower with the log, %", 100 * (statistics.median(ratios) - 1), "<= 1"),
+        _row("KB per step and rank", grown / count / 1000, "<= 20"),
+    ]
+
+
+def _work() -> Callable[[], object]:
+    """Return what takes about `STEP` seconds in one thread."""
+    a = torch.randn(256, 256)
+
+    def products(count: int) -> Tensor:
+        found = a
+        for _ in range(count):
+            found = torch.mm(a, a)
+        return found
+
+    products(50)
+    began = time.perf_counter()
+    products(200)
+    count = max(1, round(200 * STEP / (time.perf_counter() - began)))
+    return lambda: products(count)
+
+
+def _sketching(layout: Layout, repeats: int) -> list[dict[str, str | float]]:
+    groups = layer_groups(layout)
+    sketch = CountSketch(groups[-1].stop, groups)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [row for device in devices for row in _sketching_on(device, sketch, repeats)]
+
+
+def _sketching_on(device: str, sketch: CountSketch, repeats: int) -> list[dict[str, str | float]]:
+    state = torch.randn(sketch.size, device=device)
+    copy, on_device, array = torch.empty_like(state), DeviceSketch(sketch, device), state.cpu().numpy()
+
+    def timed(work: Callable[[], object]) -> tuple[Callable[[], object], Callable[[], object]]:
+        def whole() -> None:
+            work()
+            done()
+
+        return done, whole
+
+    def done() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    works: dict[str, Callable[[], object]] = {"memcpy": lambda: copy.copy_(state), "torch": lambda: on_device(state)}
+    if device == "cpu":
+        works["numpy"] = lambda: sketch(array)
+    seconds = medians(repeats, {name: timed(work) for name, work in works.items()})
+    return [
+        _row(f"sketch : memcpy, {name} on {device}", seconds["memcpy"] / seconds[name], ">= 0.3")
+        for name in list(works)[1:]
+    ]
+
+
+def _reading() -> list[dict[str, str | float]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "config.json").write_text("{}")
+        for rank in range(RANKS):
+            with TrajectoryWriter(path, rank, [("w", (1000, 100))], {**ATTRIBUTES, "ranks": RANKS}) as writer:
+                for i in range(100):
+                    writer.step(iteration=i, total_iteration=i, loss=1.0)
+        began = time.perf_counter()
+        summary(Run(path))
+        seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return [
+        _row("1,000 ranks opened and summarised, s", seconds, "< 10"),
+        _row("most memory of this whole benchmark, MB", peak, "< 1000"),
+    ]
