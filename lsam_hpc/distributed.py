@@ -245,6 +245,7 @@ class LSAM(lsam.LSAM):
         size = self.links.center.size
 
         def check() -> dict[str, Any]:
+            self._coupler.checked(state_dict.get("lsam"))
             center: dict[str, Any] | None = state_dict.get("center")
             if center is None or center["y"].numel() != size:
                 found = "none" if center is None else f"one of {center['y'].numel()} elements"

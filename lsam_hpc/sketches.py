@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lsam_hpc.trajectory import TrajectoryWriter
-from lsam_hpc.trajectory.sketch import CountSketch, parts
+from lsam_hpc.trajectory.sketch import CountSketch, Piece, parts
 
 
 class DeviceSketch:
@@ -23,7 +23,7 @@ class DeviceSketch:
         self._bucket_signs = torch.from_numpy(sketch.bucket_signs).to(device)
         self._permutation = torch.from_numpy(sketch.permutation).to(device)
         self._sums = torch.zeros(len(sketch.groups), sketch.width, device=device)
-        self._signed = torch.empty(sketch.width, device=device)
+        self._pieces: dict[tuple[int, int], list[Piece]] = {}
 
     @torch.no_grad()
     def __call__(self, *tensors: Tensor) -> Tensor:
@@ -34,14 +34,19 @@ class DeviceSketch:
         """
         self._sums.zero_()
         for flat, at in parts(self.sketch.size, [(tensor.reshape(-1), tensor.numel()) for tensor in tensors]):
-            for piece in self.sketch.pieces(at, at + flat.numel()):
-                count = piece.stop - piece.start
+            for piece in self._pieces_of(at, at + flat.numel()):
                 run = flat[piece.start - at : piece.stop - at]
-                torch.mul(run, self._signs[piece.offset : piece.offset + count], out=self._signed[:count])
+                count = piece.stop - piece.start
+                signs = self._signs[piece.offset : piece.offset + count]
                 into = self._sums[piece.group, piece.bucket : piece.bucket + count]
-                into.add_(self._signed[:count], alpha=-1 if piece.negative else 1)
-        mixed = self._sums[:, self._permutation].view(-1, *self._bucket_signs.shape)
-        return (mixed * self._bucket_signs).sum(2)
+                into.addcmul_(run, signs, value=-1 if piece.negative else 1)
+        mixed = self._sums.index_select(1, self._permutation).view(-1, *self._bucket_signs.shape)
+        return torch.einsum("gbk,bk->gb", mixed, self._bucket_signs)
+
+    def _pieces_of(self, start: int, stop: int) -> list[Piece]:
+        if (start, stop) not in self._pieces:
+            self._pieces[start, stop] = list(self.sketch.pieces(start, stop))
+        return self._pieces[start, stop]
 
 
 class StateLog:

@@ -36,6 +36,7 @@ def measure(repeats: int) -> list[dict[str, str | float]]:
     * held: part of a step of 100 ms that calls to the log take from the training thread.
     * slower: how much longer such a step takes with the log than without, exchanges, sketches and writing in threads
       of their own; the step is matrix products in one thread, timed in turn.
+    * CPU: what all threads take more with the log than without; a core that is free takes it.
     * bytes: how much the file grows per step.
     * sketch : memcpy: bytes of a state read per second while it is sketched : while it is copied, one core.
     * ranks: time and memory for opening and summarising small files of 1,000 ranks.
@@ -54,7 +55,7 @@ def _logging(layout: Layout, repeats: int) -> list[dict[str, str | float]]:
     sketch = CountSketch(groups[-1].stop, groups)
     sample, center = torch.randn(sketch.size), torch.randn(sketch.size)
     work = _work()
-    ratios, held, count = [], 0.0, 0
+    ratios, cpu, held, count = [], [], 0.0, 0
     with (
         tempfile.TemporaryDirectory() as folder,
         TrajectoryWriter(Path(folder), 0, layout, ATTRIBUTES, sketch=sketch) as writer,
@@ -67,11 +68,11 @@ def _logging(layout: Layout, repeats: int) -> list[dict[str, str | float]]:
 
         before = writer.path.stat().st_size
         for repeat in range(repeats + 1):
-            began = time.perf_counter()
+            began, ran = time.perf_counter(), time.process_time()
             for _ in range(PERIOD):
                 work()
-            without = time.perf_counter() - began
-            began = time.perf_counter()
+            without, ran_without = time.perf_counter() - began, time.process_time() - ran
+            began, ran = time.perf_counter(), time.process_time()
             exchange_thread.submit(exchange, count)
             for _ in range(PERIOD):
                 work()
@@ -86,11 +87,13 @@ def _logging(layout: Layout, repeats: int) -> list[dict[str, str | float]]:
                 held += time.perf_counter() - clock if repeat else 0.0
             if repeat:  # the first makes the tables
                 ratios.append((time.perf_counter() - began) / without)
+                cpu.append((time.process_time() - ran - ran_without) / PERIOD)
         writer.flush()
         grown = writer.path.stat().st_size - before
     return [
         _row("training thread held, % of a step", 100 * held / (repeats * PERIOD) / STEP, "<= 1"),
         _row("step slower with the log, %", 100 * (statistics.median(ratios) - 1), "<= 1"),
+        _row("CPU of the log's threads, % of a step", 100 * statistics.median(cpu) / STEP, ""),
         _row("KB per step and rank", grown / count / 1000, "<= 20"),
     ]
 
