@@ -16,10 +16,12 @@ if [ ! -e "$second/.ready" ]; then
   rm -rf "$second"
   "$python" -m venv "$second"
   "$second/bin/python" -m pip install -q "mpich==5.0.2" "mpi4py>=4"
-  "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-    > "$("$second/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first-environment.pth"
   touch "$second/.ready"
 fi
+# addsitedir, not a bare path: the first environment's own .pth files say where this project's packages are.
+purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
+echo "import site; site.addsitedir('$("$python" -c "$purelib")')" \
+  > "$("$second/bin/python" -c "$purelib")/first-environment.pth"
 export LSAM_TEST_MPICH=$second
 
 ruff check .
