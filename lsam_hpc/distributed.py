@@ -23,6 +23,7 @@ from lsam_hpc.optim.coupler import shared_tensors
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.hyper import BUDGETS, SCHEDULES, Budget, Coupling, Hyper, Schedule, check_hyperparameters
 from lsam_hpc.optim.options import AscentOptions, check_options
+from lsam_hpc.optim.witness import Witness
 
 SMOOTHING = 0.9  # of the published loss, per step
 
@@ -59,6 +60,7 @@ class LSAM(lsam.LSAM):
             `"per-rank"`, equal shares. Lockstep always takes equal shares.
         seed: of the Langevin noise; each rank draws its own. Default 0.
         observer: called with the record of each exchange.
+        witness: is shown the states of each exchange, in the thread that does it. Default: none.
         comm: the ranks. Default: COMM_WORLD.
         overlap: False: the training thread does the exchanges, as lockstep always does. Default True.
         max_delay: exchanges in flight at most; a chain that would have more waits. Default 1; others: elastic only.
@@ -76,6 +78,9 @@ class LSAM(lsam.LSAM):
             `"averaged"`: the group's mean.
         group_reduce: sums a vector over the ranks of a group in place. Default: torch.distributed if it is initialized,
             else Horovod if it is, else MPI.
+        group_ranks: the ranks of this rank's group, where groups are not neighbours; the groups part the ranks, and
+            `group_size` is the length of each. Default: neighbours.
+        group_average: averages gradients over the group in place of `group_reduce`. Default: none.
         silent_after: seconds without a sign of life after which a rank counts as lost. Default 30.
         **options: `ascent`, `metric`, `eta`, `mask`, `interpolation` and `model`, as in `SAM`.
 
@@ -101,6 +106,7 @@ class LSAM(lsam.LSAM):
         budget: Budget = "total",
         seed: int = 0,
         observer: Callable[[Exchange], None] | None = None,
+        witness: Witness | None = None,
         comm: MPI.Intracomm | None = None,
         **options: Unpack[Options],
     ) -> None:
@@ -126,9 +132,11 @@ class LSAM(lsam.LSAM):
         rma.same(comm, "the number of parameters", sum(p.numel() for p in params))
         rma.same(comm, "the parameters' shapes and types", [(tuple(p.shape), p.dtype) for p in shared])
         alike = {"coupling": coupling, "schedule": schedule, "budget": budget}
-        for name in ("wire_dtype", "topology", "publish", "group_size", "max_delay", "overlap"):
+        for name in ("wire_dtype", "topology", "publish", "max_delay", "overlap"):
             alike[name] = link.get(name)  # type: ignore[assignment]
-        if (schedule == "lockstep" or link.get("group_size", 1) > 1) and not callable(period):
+        named = link.get("group_ranks") is not None
+        alike["group_size"] = "as named" if named else link.get("group_size")  # type: ignore[assignment]
+        if (schedule == "lockstep" or named or link.get("group_size", 1) > 1) and not callable(period):
             alike["period (in lockstep or groups)"] = period  # type: ignore[assignment]
         for what, value in alike.items():
             rma.same(comm, what, value)
@@ -151,7 +159,7 @@ class LSAM(lsam.LSAM):
             rho,
             gamma,
             coupling=coupling,
-            pull=_default_pull(comm, link) if pull is None else pull,
+            pull=_default_pull(comm, link, comm.size if group is None else group.chains) if pull is None else pull,
             period=period,
             stiffness=stiffness,
             temperature=temperature,
@@ -163,6 +171,7 @@ class LSAM(lsam.LSAM):
             fixed_delay=group is not None,
             seed=seed * comm.size + (comm.rank if group is None else group.index),
             observer=observer,
+            witness=witness,
             **ascent,
         )
         rma.barrier(comm)  # nobody moves the center before all chains are coupled to its start
@@ -274,22 +283,22 @@ class LSAM(lsam.LSAM):
     def _ticket(self) -> int:
         group, size = self.links.group, self.comm.size
         if group is not None:
-            chains = size // group.comm.size
-            return self.local_step * chains + group.index if self._equal_shares else group.draw(self.links.tickets.add)
+            shared = self.local_step * group.chains + group.index
+            return shared if self._equal_shares else group.draw(self.links.tickets.add)
         return self.local_step * size + self.comm.rank if self._equal_shares else self.links.tickets.add()
 
     def _limit(self, total: int) -> int:
         # Lockstep needs the same number of exchanges on every rank: equal shares are rounded up.
         group = self.links.group
-        chains = self.comm.size // (1 if group is None else group.comm.size)
+        chains = self.comm.size if group is None else group.chains
         return -(-total // chains) * chains if self._equal_shares else total
 
 
-def _default_pull(comm: MPI.Intracomm, link: LinkOptions) -> float:
+def _default_pull(comm: MPI.Intracomm, link: LinkOptions, chains: int) -> float:
     """Return 0.9 over the number of chains whose samples move a center."""
     topology = link.get("topology", "center")
     if topology == "gossip":
         return 0.9 / (1 + min(link.get("degree", 1), comm.size - 1))
     if topology == "leader":
         return 0.9 / comm.size
-    return 0.9 * link.get("group_size", 1) / comm.size
+    return 0.9 / chains

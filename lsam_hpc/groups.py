@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -23,7 +23,7 @@ GROUP_ASCENTS: tuple[GroupAscent, ...] = ("own", "averaged")
 
 
 class Group:
-    """G neighbouring ranks with the same sample, which average their gradients.
+    """Ranks with the same sample, which average their gradients: G neighbours, or those that are named.
 
     Args:
         comm: all ranks; collective.
@@ -31,21 +31,37 @@ class Group:
         ascent: `"own"`: each rank climbs its own mini-batch's gradient (m-SAM); `"averaged"`: all climb the mean.
         reduce: sums a vector over the group's ranks, in place. Default: torch.distributed if it is initialized, else
             Horovod if it is, else MPI.
+        ranks: of this group, this rank among them; the groups part all ranks. Default: neighbours.
+        average: averages gradients in place of `reduce`. Default: none.
 
     Raises:
-        InputError: the ranks are no multiple of G.
+        InputError: the groups do not part the ranks.
 
     Source: m-sharpness: Foret et al. 2021 (arXiv 2010.01412), section 4.1.
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, size: int, ascent: GroupAscent, reduce: Callable[[Tensor], None] | None = None
+        self,
+        comm: MPI.Intracomm,
+        size: int,
+        ascent: GroupAscent,
+        reduce: Callable[[Tensor], None] | None = None,
+        ranks: Sequence[int] | None = None,
+        average: Callable[[list[Tensor]], None] | None = None,
     ) -> None:
-        self.comm = comm.Split(comm.rank // size, comm.rank)
+        first = comm.rank // size * size if ranks is None else min(ranks)
+        groups = comm.allgather((first, None if ranks is None else sorted(ranks)))
+        firsts = sorted({found for found, _ in groups})
+        for rank, (found, named) in enumerate(groups):
+            if named is not None and named != [r for r, (other, _) in enumerate(groups) if other == found]:
+                raise InputError(f"group: expected sets that part the ranks, found {named} on rank {rank}", True)
+        self.comm = comm.Split(first, comm.rank)
         self.link = self.comm.Dup()  # the exchange thread's
         self.ascent = ascent == "averaged"
-        self.index = comm.rank // size
-        self._reduce = reduce or _backend(comm, size) or self._sum
+        self.index, self.chains = firsts.index(first), len(firsts)
+        self._average = average
+        if average is None:
+            self._reduce = reduce or _backend(comm, size) or self._sum
         self._vector: FlatVector | None = None
 
     @property
@@ -59,6 +75,9 @@ class Group:
         Args:
             parameters: the same on every rank of the group.
         """
+        if self._average is not None:
+            self._average(parameters)
+            return
         if self._vector is None:
             # After the gradients: how many ranks have one, for each parameter.
             flags = torch.empty(len(parameters), device=parameters[0].device)

@@ -41,6 +41,8 @@ class LinkOptions(TypedDict, total=False):
     group_size: int
     group_ascent: GroupAscent
     group_reduce: Callable[[torch.Tensor], None] | None
+    group_ranks: Sequence[int] | None
+    group_average: Callable[[list[torch.Tensor]], None] | None
     silent_after: float
 
 
@@ -56,6 +58,8 @@ DEFAULTS: LinkOptions = {
     "group_size": 1,
     "group_ascent": "own",
     "group_reduce": None,
+    "group_ranks": None,
+    "group_average": None,
     "silent_after": 30.0,
 }
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -73,7 +77,7 @@ def check_links(options: LinkOptions, lockstep: bool, ranks: int) -> None:
         value = given[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: expected a whole number of ranks >= 1, found {value!r}")
-    if ranks % given["group_size"]:
+    if given["group_ranks"] is None and ranks % given["group_size"]:
         raise InputError(f"group_size: expected a divisor of the {ranks} ranks, found {given['group_size']}")
     if not given["silent_after"] > 0:
         raise InputError(f"silent_after: expected a number of seconds > 0, found {given['silent_after']!r}")
@@ -124,8 +128,11 @@ class Links:
             self.peers.publish(start)
         self.tickets = rma.Counter(comm)
         self.group = (
-            Group(comm, given["group_size"], given["group_ascent"], given["group_reduce"])
-            if given["group_size"] > 1
+            Group(
+                comm, given["group_size"], given["group_ascent"], given["group_reduce"], given["group_ranks"],
+                given["group_average"],
+            )
+            if given["group_size"] > 1 or given["group_ranks"] is not None
             else None
         )
         self.windows: rma.Center | rma.HalfCenter | None = None

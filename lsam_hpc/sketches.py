@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -50,36 +52,45 @@ class DeviceSketch:
 
 
 class StateLog:
-    """Logs sketches and snapshots of a chain and its center as they meet: called by each exchange.
+    """Logs sketches and snapshots of a chain and its center as they meet: the witness of an LSAM optimizer.
 
     Args:
         writer: of the log; it was told of the sketch map and the snapshots.
-        every: exchanges between sketches. Default 1: each.
+        every: local steps between sketches: they are made at the first exchange at or after each multiple. Default 1:
+            at every exchange.
     """
 
     def __init__(self, writer: TrajectoryWriter, every: int = 1) -> None:
+        self.whole = False  # what comes next is logged in full, due or not: at the end of a run
         self._writer = writer
         self._every = every
         self._sketch = DeviceSketch(writer.sketcher, "cpu") if writer.sketcher else None
-        self._size = writer.size
-        self._count = 0
         self._last = -1  # step of the last exchange
 
-    def __call__(self, step: int, version: int, **states: Tensor) -> None:
-        """Log the states of one exchange.
+    def wants(self, state: str, step: int) -> bool:
+        """Return whether a state is to be logged at an exchange; see `optim.witness.Witness`."""
+        return any(self._due(kind, state, step) for kind in ("sketch", "snapshot"))
+
+    def see(self, step: int, version: int, states: Mapping[str, Tensor]) -> None:
+        """Log the states that are due.
 
         Args:
             step: local steps done when the sample was staged.
             version: of the center that was read.
-            **states: by the names of `schema.STATES`: flat vectors in host memory, P elements first.
+            states: by the names of `schema.STATES`: flat vectors in host memory, shape (P,).
         """
-        sketch = self._sketch if self._count % self._every == 0 else None
-        kept = self._writer.snapshots is not None and self._writer.snapshots.due(step, self._last)
         for state, vector in states.items():
-            flat = vector[: self._size]
-            if sketch and f"sketch/{state}" in self._writer.tables:
-                self._writer.sketch(state, sketch(flat).numpy(), step, version)
-            if kept and f"snapshot/{state}" in self._writer.tables:
+            flat = vector.float()
+            if self._sketch and self._due("sketch", state, step):
+                self._writer.sketch(state, self._sketch(flat).numpy(), step, version)
+            if self._due("snapshot", state, step):
                 self._writer.snapshot(state, flat.numpy(), step, version)
-        self._count += 1
         self._last = step
+
+    def _due(self, kind: str, state: str, step: int) -> bool:
+        if f"{kind}/{state}" not in self._writer.tables:
+            return False
+        if kind == "snapshot":
+            snapshots = self._writer.snapshots
+            return self.whole or (snapshots is not None and snapshots.due(step, self._last))
+        return self._last < 0 or step // self._every > self._last // self._every or self.whole

@@ -37,16 +37,15 @@ def test_another_size():
 def test_a_state_log(tmp_path):
     sketch = CountSketch(10, buckets=8)
     with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(), sketch=sketch, snapshots=Snapshots(every=10)) as writer:
-        log = StateLog(writer, every=2)
+        log = StateLog(writer, every=8)
         for n in range(1, 9):
-            # The vectors go on after the parameters: BatchNorm statistics.
-            x, y = torch.full((12,), float(n)), torch.arange(12.0)
-            log(4 * n, 100 + n, sample=x, center=y, perturbation=x)
+            x, y = torch.full((10,), float(n), dtype=torch.float64), torch.arange(10.0)
+            log.see(4 * n, 100 + n, {"sample": x, "center": y, "perturbation": x})
     run = Run(writer.path)
     found = run.sketch(0)
-    np.testing.assert_array_equal(found["iteration"], [4, 12, 20, 28])
-    np.testing.assert_array_equal(found["version"], [101, 103, 105, 107])
-    np.testing.assert_array_equal(found["values"][1], sketch(np.full(10, 3, np.float32))[0])
+    np.testing.assert_array_equal(found["iteration"], [4, 8, 16, 24, 32])
+    np.testing.assert_array_equal(found["version"], [101, 102, 104, 106, 108])
+    np.testing.assert_array_equal(found["values"][1], sketch(np.full(10, 2, np.float32))[0])
     np.testing.assert_array_equal(run.sketch(0, "center")["values"][0], sketch(np.arange(10, dtype=np.float32))[0])
     # The first exchange at or after each multiple of ten.
     np.testing.assert_array_equal(run.snapshots(0)["iteration"], [4, 12, 20, 32])

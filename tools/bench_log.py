@@ -64,7 +64,7 @@ def _logging(layout: Layout, repeats: int) -> list[dict[str, str | float]]:
         log = StateLog(writer)
 
         def exchange(step: int) -> None:
-            log(step, 0, sample=sample, center=center)
+            log.see(step, 0, {"sample": sample, "center": center})
 
         before = writer.path.stat().st_size
         for repeat in range(repeats + 1):

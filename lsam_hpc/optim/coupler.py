@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,11 +18,13 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.optim.batchnorm import layers
 from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.flat import FlatVector
+from lsam_hpc.optim.flight import Aside, Flight, Slot
 from lsam_hpc.optim.guard import Guard
 from lsam_hpc.optim.hyper import Coupling
 from lsam_hpc.optim.record import Exchange
 from lsam_hpc.optim.runner import Inline, Runner
 from lsam_hpc.optim.staging import Staging
+from lsam_hpc.optim.witness import Witness
 
 
 def shared_tensors(base: Optimizer, model: nn.Module | None) -> tuple[list[Tensor], list[Tensor]]:
@@ -36,26 +37,6 @@ def shared_tensors(base: Optimizer, model: nn.Module | None) -> tuple[list[Tenso
     found = layers(model) if model is not None else []
     statistics = [s for layer in found for s in (layer.running_mean, layer.running_var) if s is not None]
     return params, statistics
-
-
-@dataclass
-class _Slot:
-    """The vectors of one exchange: the sample, which becomes what moves the chain, and the state to be published."""
-
-    sample: Staging
-    perturbed: Staging | None
-    perturbed_taken: bool = False
-
-
-@dataclass
-class _Flight:
-    """An exchange that was handed over and whose result the chain does not hold yet."""
-
-    slot: _Slot
-    future: Future[Exchange]
-    step: int
-    blocked: float
-    void: bool = False  # the chain was reset since: the result moves it no more
 
 
 class Coupler:
@@ -75,6 +56,7 @@ class Coupler:
         max_delay: exchanges in flight at most.
         fixed_delay: take results in only where they are waited for.
         perturbed: what is published for others to read is the perturbed sample, given to `take_perturbed`.
+        witness: is shown the states of each exchange.
 
     Raises:
         InputError: the center has another size.
@@ -92,6 +74,7 @@ class Coupler:
         max_delay: int,
         fixed_delay: bool,
         perturbed: bool,
+        witness: Witness | None,
     ) -> None:
         self.params, self.tensors = params, [*params, *statistics]
         self.coupling, self.center_momentum = coupling, center_momentum
@@ -101,13 +84,16 @@ class Coupler:
         self._inline = isinstance(runner, Inline)
         self._waits_only = fixed_delay and not self._inline
         self._size = sum(p.numel() for p in params)
-        self._free = [
-            _Slot(Staging(self.tensors), Staging(self.tensors) if perturbed else None) for _ in range(max_delay)
-        ]
+        self._witness = witness
+
+        def slot() -> Slot:
+            return Slot(Staging(self.tensors), Aside(Staging(self.tensors)) if perturbed else None, None)
+
+        self._free = [slot() for _ in range(max_delay)]
         # One more than there are slots: it is filled before the slot that it goes out with is free.
-        self._perturbed = Staging(self.tensors) if perturbed else None
-        self._perturbed_taken = False
-        self._flying: deque[_Flight] = deque()
+        self._perturbed = slot().perturbed
+        self._perturbation: Aside | None = None
+        self._flying: deque[Flight] = deque()
         like = self._free[0].sample.host
         if center.size != like.numel():
             raise InputError(
@@ -117,7 +103,7 @@ class Coupler:
         self._center = torch.empty_like(like)  # as read last
         self._center_version = center.read(self._center)
         # Where the sample is needed after the gap has been taken, the gap has a vector of its own.
-        self._gap = torch.empty_like(like) if center.shares or coupling == "restart" else None
+        self._gap = torch.empty_like(like) if center.shares or coupling == "restart" or witness else None
         self._velocity = torch.zeros_like(like) if center_momentum else None
         self._anchor = FlatVector(self.tensors, dtype=like.dtype) if coupling == "kernel" else None
         if self._anchor is not None:
@@ -143,7 +129,19 @@ class Coupler:
         """Stage the parameters as they are now, at x + e, for others to read; they go out with the next exchange."""
         if self._perturbed is not None:
             self._perturbed.take(self.tensors)
-            self._perturbed_taken = True
+
+    def take_perturbation(self, step: int, offset: Callable[[], list[Tensor]]) -> None:
+        """Stage e for the witness, if it wants it; it goes out with the next exchange.
+
+        Args:
+            step: local steps done when the next exchange is staged.
+            offset: returns e, a tensor per parameter.
+        """
+        if self._witness is None or not self._witness.wants("perturbation", step):
+            return
+        if self._perturbation is None:
+            self._perturbation = Aside(Staging(self.params))
+        self._perturbation.take(offset())
 
     @torch.no_grad()
     def start(self, pull: float, step: int) -> None:
@@ -159,13 +157,16 @@ class Coupler:
         slot = self._free.pop()
         slot.sample.take(self.tensors)
         slot.perturbed, self._perturbed = self._perturbed, slot.perturbed
-        slot.perturbed_taken, self._perturbed_taken = self._perturbed_taken, False
+        slot.perturbation, self._perturbation = self._perturbation, slot.perturbation
+        for aside in (self._perturbed, self._perturbation):
+            if aside is not None:
+                aside.taken = False
         try:
             future = self._runner.submit(lambda: self._move(slot, pull, step))
         except BaseException:
             self._free.append(slot)
             raise
-        self._flying.append(_Flight(slot, future, step, time.perf_counter() - clock))
+        self._flying.append(Flight(slot, future, step, time.perf_counter() - clock))
 
     def collect(self, step: int, in_flight: int | None = None) -> Iterator[Exchange]:
         """Move the sample by the results that are there, and yield their records.
@@ -206,6 +207,15 @@ class Coupler:
             with torch.no_grad():
                 torch._foreach_copy_(self.tensors, sample)
 
+    @torch.no_grad()
+    def read_center(self) -> list[Tensor]:
+        """Return the center as it is now, as new tensors like the parameters and statistics."""
+        y = FlatVector(self.tensors, device="cpu")
+        self.center.look(y.vector)
+        found = [torch.empty_like(t) for t in self.tensors]
+        y.scatter(found)
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Return the sample, the center that it is coupled to, and the momentum; nothing may be in flight."""
         sample = FlatVector(self.tensors, dtype=self._center.dtype)
@@ -239,7 +249,7 @@ class Coupler:
         self.guard.load_state_dict(state["guard"])
 
     @torch.no_grad()
-    def _move(self, slot: _Slot, pull: float, step: int) -> Exchange:
+    def _move(self, slot: Slot, pull: float, step: int) -> Exchange:
         """Move the center by what the coupling says, and leave what moves the chain in the slot."""
         slot.sample.land()
         x, y = slot.sample.host, self._center
@@ -260,9 +270,12 @@ class Coupler:
                 added = delta if self._velocity is None else self._velocity.mul_(self.center_momentum).add_(delta)
                 version_added = self.center.add(added)
                 self._share(slot)
+            shown = time.perf_counter()
+            self._show(slot, step, version_read)
+            shown = time.perf_counter() - shown
             if self.coupling != "elastic" or not accepted:
                 self._center_version = self.center.read(y)
-            seconds = time.perf_counter() - clock
+            seconds = time.perf_counter() - clock - shown
         if not accepted or self.coupling == "kernel" or (self.coupling == "restart" and self._inline):
             x.copy_(y)
         elif self.coupling == "restart":
@@ -283,18 +296,41 @@ class Coupler:
             accepted=accepted,
         )
 
-    def _share(self, slot: _Slot) -> None:
+    def _share(self, slot: Slot) -> None:
         """Publish this chain's state, if others read such; the perturbed one only if there was a slot to take it."""
         if not self.center.shares:
             return
         if slot.perturbed is None:
             self.center.share(slot.sample.host)
-        elif slot.perturbed_taken:
-            slot.perturbed.land()
-            self.center.share(slot.perturbed.host)
+        elif slot.perturbed.taken:
+            self.center.share(slot.perturbed.landed())
+
+    def _show(self, slot: Slot, step: int, version: int) -> None:
+        """Show the witness the sample, the center that the delta was taken against, and the last ascent's e."""
+        if self._witness is None:
+            return
+        states = {"sample": slot.sample.host[: self._size], "center": self._center[: self._size]}
+        if slot.perturbation is not None and slot.perturbation.taken:
+            states["perturbation"] = slot.perturbation.landed()
+        self._witness.see(step, version, states)
 
     @torch.no_grad()
-    def _apply(self, slot: _Slot, record: Exchange) -> None:
+    def show(self, step: int) -> None:
+        """Show the witness the sample and the center as they are now; nothing may be in flight.
+
+        Args:
+            step: local steps done.
+        """
+        if self._witness is None:
+            return
+        sample, y = FlatVector(self.tensors, device="cpu"), torch.empty_like(self._center)
+        version = self.center.version
+        self.center.look(y)
+        states = {"sample": sample.gather(self.tensors)[: self._size], "center": y[: self._size]}
+        self._witness.see(step, version, states)
+
+    @torch.no_grad()
+    def _apply(self, slot: Slot, record: Exchange) -> None:
         """Move the chain by the result of an exchange."""
         views = slot.sample.views()
         params = views[: len(self.params)]

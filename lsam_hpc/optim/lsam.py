@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from lsam_hpc.optim.options import AscentOptions
 from lsam_hpc.optim.record import Exchange
 from lsam_hpc.optim.runner import Inline, Runner
 from lsam_hpc.optim.sam import SAM
+from lsam_hpc.optim.witness import Witness
 
 # What a chain counts, saved with its state.
 _COUNTS = (
@@ -70,6 +71,7 @@ class LSAM(SAM):
         perturbed: the center's chains read each other's perturbed samples instead of the samples. Default False.
         seed: of the Langevin noise. Default 0.
         observer: called with the record of each exchange.
+        witness: is shown the states of each exchange, in the thread that does it.
         **ascent: `ascent`, `metric`, `eta`, `mask`, `interpolation` and `model`, as in `SAM`.
 
     Raises:
@@ -99,6 +101,7 @@ class LSAM(SAM):
         perturbed: bool = False,
         seed: int = 0,
         observer: Callable[[Exchange], None] | None = None,
+        witness: Witness | None = None,
         **ascent: Unpack[AscentOptions],
     ) -> None:
         check_hyperparameters(coupling, pull, period, stiffness, temperature, center_momentum, max_delay)
@@ -131,6 +134,7 @@ class LSAM(SAM):
             max_delay,
             fixed_delay,
             perturbed,
+            witness,
         )
         self._noise: FlatVector | None = None
         self._generator = torch.Generator(self.parameters[0].device).manual_seed(seed)
@@ -154,6 +158,12 @@ class LSAM(SAM):
         """Wait for the exchanges that are on their way and take their results in; `steps` ends so."""
         self._collect(0)
 
+    def show(self) -> None:
+        """Show the witness the sample and the center as they are now: at the end of a run."""
+        self.check_unperturbed("show")
+        self.drain()
+        self._coupler.show(self.local_step)
+
     @contextmanager
     def center(self, model: nn.Module, data: Iterable[Tensor] | None = None) -> Iterator[nn.Module]:
         """Hold the center y in the model's parameters, and the sample x again afterwards, bit for bit.
@@ -171,6 +181,23 @@ class LSAM(SAM):
             if data is not None:
                 recalibrate(model, data)
             yield model
+
+    def at_center(self) -> AbstractContextManager[None]:
+        """Return a context that holds the center in the parameters and the shared statistics, in the modes they are in.
+
+        No step may be taken in it.
+        """
+        self.check_unperturbed("at_center")
+        return self._coupler.at_center()
+
+    def read_center(self) -> list[Tensor]:
+        """Return the center as it is now: a new tensor for each parameter, then for each shared statistic."""
+        return self._coupler.read_center()
+
+    @property
+    def shared(self) -> list[Tensor]:
+        """What the center stands for: the parameters, then the BatchNorm statistics of the model."""
+        return self._coupler.tensors
 
     def stats(self) -> dict[str, float]:
         """Return counts and the staleness so far: steps, exchanges, refused, staleness_mean, staleness_max."""
@@ -266,6 +293,7 @@ class LSAM(SAM):
         super().ascend(ascent, keep)
         if self._since_exchange + 1 >= self._period:
             self._coupler.take_perturbed()
+            self._coupler.take_perturbation(self.local_step + 1, lambda: self.perturbation.offset(self.parameters))
 
     def _diffuse(self, temperature: float) -> None:
         """Add sqrt(2 lr T) * N(0, I), with each group's learning rate."""

@@ -75,6 +75,11 @@ class Perturbation:
             torch._foreach_copy_(self._params, self._copies)
         self.active = False
 
+    def offset(self, params: list[Tensor]) -> list[Tensor]:
+        """Return e, a tensor for each of the parameters, which are at x + e."""
+        saved = {id(p): copy for p, copy in zip(self._params, self._copies, strict=True)}
+        return [p - saved[id(p)] if id(p) in saved else torch.zeros_like(p) for p in params]
+
     def _move(self, params: list[Tensor], direction: list[Tensor], rhos: float | list[float]) -> None:
         self.mask.prepare(params, direction)
         scales: list[Tensor] = []

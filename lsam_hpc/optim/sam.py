@@ -91,6 +91,7 @@ class SAM(Optimizer):
         self._rho: list[Hyper] = [group["rho"] for group in base.param_groups]
         self.frozen = Frozen(model)
         self.last = Gradients([], [])  # for the next stale or parallel ascent
+        self.keeps_gradients = False  # a stale step copies them, and they stay for the caller to look at
         self.passes = [Pass(self) for _ in range(3)]
         self._overflow = False
         self._unfinished = False  # a step has begun and not ended
@@ -244,10 +245,10 @@ class SAM(Optimizer):
             if self.ascent == "stale":
                 last = present(self.parameters)
                 # With Nesterov momentum SGD writes into the gradients.
-                copied = any(group.get("nesterov") for group in self.param_groups)
+                copied = self.keeps_gradients or any(group.get("nesterov") for group in self.param_groups)
                 self.last = Gradients(last.params, list(torch._foreach_clone(last.grads))) if copied else last
             self._descend()
-            if self.ascent == "stale":
+            if self.ascent == "stale" and not self.keeps_gradients:
                 clear(last.params)  # these tensors are the next ascent's: nobody else may write into them
         self._opt_called = True  # what a learning-rate scheduler looks for
         self._unfinished = False

@@ -25,7 +25,8 @@ RECORD = np.dtype(
         ("step", "i8"),  # local steps taken
         ("total_step", "i8"),  # steps of all ranks, as this one last saw them
         ("loss", "f8"),  # smoothed mini-batch loss; NaN before there is one
-        ("meetings", "i8"),  # how often the rank has come to `meet`; LEFT after it has closed
+        ("meetings", "i8"),  # rounds of `meet` that the rank has come to, two each; LEFT after it has closed
+        ("lost", "i8"),  # the first rank that this one holds for lost, and one; 0: none
         ("published", "i8"),  # number of states published
         ("results", "f8", (16,)),  # what the rank ended with; NaN before
     ]
@@ -204,14 +205,16 @@ class Peers:
     def meet(self, after: float, results: Sequence[float] = ()) -> tuple[NDArray[np.void], list[int]]:
         """Wait, without spinning and with no collective call, until all ranks have come here as often, or are silent.
 
-        This rank beats meanwhile, so that nobody takes it for lost.
+        This rank beats meanwhile, so that nobody takes it for lost. Then the ranks tell each other whom they miss, in a
+        second round: one that was only late, and came after some had given it up, learns so.
 
         Args:
             after: how long beats may stand still, s.
             results: what the others shall read in this rank's record, 16 numbers at most.
 
         Returns:
-            The records of all ranks, and the ranks that are lost: silent and not here.
+            The records of all ranks, and the ranks that are lost: silent and not here, or named by another rank, which
+            may be this one.
 
         Raises:
             InputError: there are more results.
@@ -221,20 +224,12 @@ class Peers:
             raise InputError(f"meet: expected {len(places)} results at most, found {len(results)}")
         places[: len(results)] = results
         self._records.Sync()
-        self._record["meetings"] += 1
-        mine = int(self._record["meetings"][0])
-        pause = 0.01
-        while True:
-            self.live()
-            silent = self.silent(after)
-            records = self.records()
-            here = records["meetings"] >= mine
-            lost = [rank for rank in silent if not here[rank]]
-            here[[self.comm.rank, *lost]] = True
-            if here.all():
-                return records, lost
-            time.sleep(min(pause, after / 4))
-            pause = min(1.2 * pause, 0.05)
+        _, missed = self._gather(after)
+        self._name(missed)
+        records, more = self._gather(after)
+        self._name([*missed, *more])
+        named = [int(rank) - 1 for rank in records["lost"] if rank]
+        return records, sorted({*missed, *more, *named})
 
     def close(self, abandon: bool = False) -> None:
         """Free the window; collective; a second call does nothing.
@@ -265,6 +260,28 @@ class Peers:
     ) -> None:
         # After an error on this rank the others are not on their way to a collective call: leave it to the job's end.
         self.close(abandon=kind is not None)
+
+    def _gather(self, after: float) -> tuple[NDArray[np.void], list[int]]:
+        """Do one round of `meet`: return the records and the ranks that are silent and not here."""
+        self._record["meetings"] += 1
+        mine = int(self._record["meetings"][0])
+        pause = 0.01
+        while True:
+            self.live()
+            silent = self.silent(after)
+            records = self.records()
+            here = records["meetings"] >= mine
+            lost = [rank for rank in silent if not here[rank]]
+            here[[self.comm.rank, *lost]] = True
+            if here.all():
+                return records, lost
+            time.sleep(min(pause, after / 4))
+            pause = min(1.2 * pause, 0.05)
+
+    def _name(self, lost: Sequence[int]) -> None:
+        if lost:
+            self._record["lost"] = 1 + min(lost)
+            self.live()
 
     def _sequence_of(self, rank: int) -> int:
         found = np.empty(1, np.int64)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
-import sys
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +16,8 @@ from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
 from lsam_hpc.links import CHOICES, LinkOptions, check_links
 from lsam_hpc.optim.hyper import ASCENTS, BUDGETS, COUPLINGS, METRICS, SCHEDULES, check_hyperparameters
+from lsam_hpc.optionfile import kind, read_options, unknown_option
+from lsam_hpc.runlog import LOG_CHOICES, LogOptions, check_log
 from lsam_hpc.train.data import DATASETS
 from lsam_hpc.train.models import MODELS
 
@@ -72,6 +71,16 @@ class TrainConfig:
     group_ascent: str = _option("own", "own: m-SAM; averaged: the group's mean", CHOICES["group_ascent"])
     silent_after: float = _option(30.0, "seconds without a sign of life after which a rank counts as lost")
     budget: str = _option("total", "total: a fast rank takes more of the steps; per-rank: equal shares", BUDGETS)
+    sketch_every: int = _option(1, "steps between sketches, made at exchanges; 1: at each exchange; 0: none")
+    sketch_buckets: int = _option(1024, "numbers in a sketch, per layer group")
+    sketch_groups: int = _option(4, "layer groups that are sketched one by one, at most")
+    sketch_states: str = _option("sample,center", "what is sketched, of sample, center and perturbation")
+    snapshot_every: str = _option("none", "steps between full states, or log: after 1, 2, 4, 8, ... steps")
+    snapshot_states: str = _option("sample,center", "what is kept in full, of sample, center and perturbation")
+    snapshot_dtype: str = _option("float32", "of snapshots on disk", LOG_CHOICES["snapshot_dtype"])
+    snapshot_compression: str = _option("gzip", "of snapshots on disk", LOG_CHOICES["snapshot_compression"])
+    flush_seconds: float = _option(5.0, "how old a logged row may get before it is on disk")
+    hdf5_locking: str = _option("auto", "of the logs; off for file systems without locks", LOG_CHOICES["hdf5_locking"])
     seed: int = _option(0, "of the model, the data order and the noise")
     device: str = _option("auto", "where to train", DEVICES)
     out: str | None = _option(None, "the run directory; default: runs/DATA-DATE")
@@ -101,10 +110,15 @@ class TrainConfig:
                 self.coupling, 0.0 if self.pull is None else self.pull, self.period, self.stiffness, self.temperature,
                 self.center_momentum, self.max_delay,
             )  # fmt: skip
+            check_log(self.logs())
 
     def links(self) -> LinkOptions:
         """Return the options that say how ranks meet."""
         return {name: getattr(self, name) for name in LinkOptions.__annotations__ if hasattr(self, name)}  # type: ignore[return-value]
+
+    def logs(self) -> LogOptions:
+        """Return the options that say what is logged."""
+        return {name: getattr(self, name) for name in LogOptions.__annotations__}  # type: ignore[return-value]
 
     def check_links(self, ranks: int) -> None:
         """Raise InputError for the first of `links` that is wrong with so many ranks."""
@@ -143,15 +157,17 @@ def parse(argv: Sequence[str]) -> TrainConfig:
             )
         else:
             parser.add_argument(
-                _flag(option.name), type=_kind(hints[option.name]), default=argparse.SUPPRESS, help=text,
+                _flag(option.name), type=kind(hints[option.name]), default=argparse.SUPPRESS, help=text,
                 metavar="{" + ",".join(option.metadata["choices"]) + "}" if option.metadata["choices"] else None,
             )  # fmt: skip
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise InputError(_unknown(unknown[0], [_flag(f.name) for f in dataclasses.fields(TrainConfig)] + ["--config"]))
+        raise InputError(
+            unknown_option(unknown[0], [_flag(f.name) for f in dataclasses.fields(TrainConfig)] + ["--config"])
+        )
     given = vars(known)
     file = given.pop("config")
-    options = _from_file(Path(file), hints) if file else {}
+    options = read_options(Path(file), hints) if file else {}
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if one in given:
             options.pop(other, None)  # flags win, also over the other way to say how long
@@ -163,60 +179,6 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     return config
 
 
-def _from_file(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--config: expected a readable file, found {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, found: {error.reason}") from error
-    found = _load_toml(path, text) if path.suffix == ".toml" else _load_yaml(path, text)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected options and their values, found {type(found).__name__}")
-    options = {}
-    for key, value in found.items():
-        name = str(key).replace("-", "_")
-        if name not in hints:
-            raise InputError(f"{path}: {_unknown(str(key), list(hints))}")
-        if value is None:  # as in a run's config.json: not given
-            continue
-        try:
-            options[name] = _convert(value, _kind(hints[name]))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{path}: {key}: expected {_kind(hints[name]).__name__}, found {value!r}") from error
-    return options
-
-
-def _convert(value: object, kind: type) -> object:
-    """Return a file's value as the option's type; YAML reads 1e-3 as text, so text may be a number."""
-    if (kind is bool) != isinstance(value, bool) or not isinstance(value, (bool, int, float, str)):
-        raise TypeError
-    converted = kind(value)
-    if kind is int and converted != float(value):
-        raise ValueError
-    return converted
-
-
-def _load_toml(path: Path, text: str) -> object:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: expected TOML, found: {error}") from error
-
-
-def _load_yaml(path: Path, text: str) -> object:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: expected YAML, found: {' '.join(str(error).split())}") from error
-
-
 def _at_least(name: str, value: float, low: float, strictly: bool = False) -> None:
     if not (low < value if strictly else low <= value) or value == math.inf:
         raise InputError(f"{_flag(name)}: expected a finite number {'>' if strictly else '>='} {low}, found {value}")
@@ -224,15 +186,3 @@ def _at_least(name: str, value: float, low: float, strictly: bool = False) -> No
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _kind(hint: Any) -> type:  # noqa: ANN401
-    if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    assert isinstance(hint, type)
-    return hint
-
-
-def _unknown(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    return f"{word}: expected a known option{f' such as {close[0]}' if close else ''}, found an unknown one"

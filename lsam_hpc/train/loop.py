@@ -21,14 +21,13 @@ from tqdm import tqdm
 from lsam_hpc import rma
 from lsam_hpc.distributed import LSAM
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim import Exchange, masks
+from lsam_hpc.optim import masks
+from lsam_hpc.rundir import prepare
+from lsam_hpc.runlog import RunLog, describe
 from lsam_hpc.train import data
 from lsam_hpc.train.config import TrainConfig, parse
 from lsam_hpc.train.models import DEFAULT_MODEL, MODELS
-from lsam_hpc.train.rundir import prepare
 from lsam_hpc.train.table import table
-from lsam_hpc.trajectory import TrajectoryWriter
-from lsam_hpc.trajectory.provenance import git_state, machine
 
 RANKS_LOST = 4  # the exit code of a job that ended without some of its ranks
 SUBSET = 5000  # training images that the training loss and BatchNorm statistics are computed on at the end
@@ -48,11 +47,12 @@ def main(argv: Sequence[str]) -> int:
     dataset = rma.agree(comm, lambda: data.load(config.data, config.data_dir))
     model = rma.agree(comm, lambda: _model(config, dataset)).to(device)
     start = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
-    run_dir = rma.agree(comm, lambda: prepare(config, start, comm.rank))
-    attributes = _attributes(config, start, device, comm)
+    named = Path(config.out or f"runs/{config.data}-{start:%Y%m%d-%H%M%S}")
+    run_dir = rma.agree(comm, lambda: prepare(named, dataclasses.asdict(config), config.overwrite, comm.rank))
+    attributes = describe(comm, json.dumps(dataclasses.asdict(config)), config.seed, start, device)
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
-    with rma.agree(comm, lambda: TrajectoryWriter(run_dir, comm.rank, layout, attributes)) as writer:
-        results, lost = _train(config, model, dataset.to(device), run_dir, writer, comm)
+    with rma.agree(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, config.logs())) as log:
+        results, lost = _train(config, model, dataset.to(device), run_dir, log, comm)
     if results:
         print(table(results, lost))
         print(f"run directory: {run_dir}    summary: lsam inspect {run_dir}")
@@ -67,7 +67,7 @@ def _train(
     model: nn.Module,
     dataset: data.Dataset,
     run_dir: Path,
-    writer: TrajectoryWriter,
+    log: RunLog,
     comm: MPI.Intracomm,
 ) -> tuple[list[dict[str, float]], list[int]]:
     """Train; return every rank's result, on the lowest rank that is left only, and the ranks that were lost."""
@@ -87,7 +87,8 @@ def _train(
         schedule=config.schedule,  # type: ignore[arg-type]
         budget=config.budget,  # type: ignore[arg-type]
         seed=config.seed,
-        observer=lambda record: _log_exchange(writer, record),
+        observer=log.exchange,
+        witness=log.witness,
         comm=comm,
         ascent=config.ascent,  # type: ignore[arg-type]
         metric=config.metric,  # type: ignore[arg-type]
@@ -110,7 +111,7 @@ def _train(
                 return loss
 
             loss = opt.step(closure).item()
-            _log_step(writer, opt, step, loss)
+            log.step(opt, step, loss)
             if bar.update(min(step + 1, total) - bar.n):
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         bar.update(total - bar.n)
@@ -120,9 +121,10 @@ def _train(
     _, result["sample_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
     shared = dict(result)
     opt.meet(list(shared.values()))
+    log.last_states(opt)
     while True:
         lost = opt.lost
-        first = min(set(range(comm.size)) - set(lost))
+        first = min(set(range(comm.size)) - set(lost), default=0)
         if comm.rank == first:
             with opt.center(model, some_x.split(256)):
                 result["center_train_loss"], _ = evaluate(model, some_x, some_y)
@@ -132,7 +134,7 @@ def _train(
         if opt.lost == lost:
             break  # else the first may be among them: the next one does it
     opt.close()
-    writer.close(result)
+    log.close(result)
     results = [dict(zip(shared, map(float, row), strict=False)) for row in records["results"]]
     for rank in opt.lost:
         results[rank]["steps"] = float(records["step"][rank])
@@ -184,49 +186,11 @@ def _model(config: TrainConfig, dataset: data.Dataset) -> nn.Module:
     return model
 
 
-def _log_step(writer: TrajectoryWriter, opt: LSAM, step: int, loss: float) -> None:
-    writer.step(
-        iteration=opt.local_step - 1,
-        total_iteration=step,
-        loss=loss,
-        grad_norm=float(opt.grad_norm),
-        perturbation_norm=float(opt.perturbation_norm),
-        center_distance=opt.center_distance,
-        lr=opt.param_groups[0]["lr"],
-        rho=opt.param_groups[0]["rho"],
-    )
-
-
-def _log_exchange(writer: TrajectoryWriter, record: Exchange) -> None:
-    columns = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    writer.exchange(iteration=columns.pop("step"), staleness=record.staleness, **columns)
-
-
 def _save(model: nn.Module, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     torch.save({name: value.cpu() for name, value in model.state_dict().items()}, temporary)
     temporary.replace(path)
-
-
-def _attributes(
-    config: TrainConfig, start: datetime, device: torch.device, comm: MPI.Intracomm
-) -> dict[str, str | int | float]:
-    vendor, numbers = MPI.get_vendor()
-    commit, dirty = comm.bcast(git_state() if comm.rank == 0 else None)
-    return {
-        **machine(),
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "created": start.isoformat(timespec="seconds"),
-        "start_time": start.timestamp(),
-        "config": json.dumps(dataclasses.asdict(config)),
-        "ranks": comm.size,
-        "seed": config.seed,
-        "mpi_library": f"{vendor} {'.'.join(map(str, numbers))}",
-        "torch_version": str(torch.__version__),
-        "device": str(device),
-    }
 
 
 def _device(name: str, local_rank: int) -> torch.device:

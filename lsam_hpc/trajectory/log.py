@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,8 @@ from lsam_hpc.trajectory.snapshot import DTYPES, decode
 TRIES, PAUSE, RECENT = 5, 0.05, 1.0
 # No compression that a reader knows makes more of a byte.
 EXPANSION = 2**15
+# Elements of sketches or snapshots that are checked at a time.
+BLOCK = 2**24
 
 Found = TypeVar("Found")
 
@@ -105,6 +107,59 @@ class RankLog:
             if not good.all():
                 self._damaged(name, places[~good])
             return {key: values[good] for key, values in chosen.items()}, decode(stored[good])
+
+        return self._read(work)
+
+    def whole(self, name: str) -> list[int]:
+        """Return which rows of a table of sketches or snapshots can be read: all, or those not damaged if `partial`.
+
+        Raises:
+            InputError: the log has no such table, or it is damaged.
+        """
+        rows = list(range(self.rows(name)))
+        if not self.partial:
+            return rows
+        at_a_time = max(1, BLOCK // math.prod(self.head.sizes[part] for part in schema.TABLES[name][-1].per))
+        blocks = [rows[at : at + at_a_time] for at in range(0, len(rows), at_a_time)]
+        blocks = [part if self._reads(name, part) else [row for row in part if self._reads(name, [row])]
+                  for part in blocks]  # fmt: skip
+        return [row for part in blocks for row in part]
+
+    def blocks(self, name: str, rows: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield snapshots that do not fit into memory together, some elements of all of them at a time.
+
+        Args:
+            name: of the table.
+            rows: which of its rows, rising.
+
+        Yields:
+            The first element and the values from there on, shape (rows, elements).
+
+        Raises:
+            InputError: the log has no such table, or it is damaged; of the values this shows at the end.
+        """
+        columns, places = self._read(lambda root, size: self._table(root, name, size))
+        expected, places = columns["values_crc"][list(rows)], places[list(rows)]
+        found = np.zeros(len(places), np.uint32)
+        for start in range(0, self.size, schema.SNAPSHOT_ELEMENTS):
+            part = self._block(name, places, start)
+            found = long_checksums(part, found)
+            yield start, decode(part)
+        if (found != expected).any():
+            raise InputError(self._damage(name, places[found != expected]))
+
+    def _reads(self, name: str, rows: list[int]) -> bool:
+        return len(self.values(name, slice(rows[0], rows[-1] + 1))[1]) == len(rows)
+
+    def _block(self, name: str, places: NDArray[np.intp], start: int) -> NDArray[Any]:
+        """Return a chunk's elements of some of the stored rows."""
+
+        def work(root: h5py.Group, size: int) -> NDArray[Any]:
+            column = self._column(group(root, name, self.where), name, schema.TABLES[name][-1], size)
+            part = np.empty((len(places), min(schema.SNAPSHOT_ELEMENTS, self.size - start)), column.dtype)
+            for row, place in zip(part, places, strict=True):
+                row[:] = column.dataset[place, start : start + len(row)]
+            return part
 
         return self._read(work)
 
@@ -194,10 +249,13 @@ class RankLog:
             return False
 
     def _damaged(self, name: str, rows: NDArray[np.intp]) -> None:
-        text = f"{self.where}: {name}: expected whole rows, found {len(rows)} damaged from row {rows[0]} on"
+        text = self._damage(name, rows)
         if not self.partial:
-            raise InputError(f"{text}; Run(path, partial=True) reads the others")
+            raise InputError(f"{text}; --partial or Run(path, partial=True) reads the others")
         self._note(text)
+
+    def _damage(self, name: str, rows: NDArray[np.intp]) -> str:
+        return f"{self.where}: {name}: expected whole rows, found {len(rows)} damaged from row {rows[0]} on"
 
     def _note(self, text: str) -> None:
         if text not in self.problems:

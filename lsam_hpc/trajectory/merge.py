@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.files import appearing
 from lsam_hpc.trajectory import schema
 from lsam_hpc.trajectory.head import creator
 from lsam_hpc.trajectory.log import RankLog
@@ -68,22 +69,13 @@ def index(run: Run) -> Path:
 @contextmanager
 def _new(out: Path, run: Run, kind: str) -> Iterator[h5py.File]:
     """Make a file that appears when it is complete."""
-    if out.exists():
-        raise InputError(f"{out}: expected no such file, found one")
-    part = out.with_name(out.name + ".part")
-    try:
-        with h5py.File(part, "w", libver=LIBVER) as file:
-            file.attrs["format"] = kind
-            file.attrs["schema_version"] = schema.VERSION
-            file.attrs["creator"] = creator()
-            file["ranks"] = np.array(run.ranks, np.int64)
-            file["ranks"].attrs["description"] = "that are held, in order"
-            yield file
-        part.rename(out)
-    except OSError as error:
-        raise InputError(f"{out}: expected a file that can be made, found: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with appearing(out) as part, h5py.File(part, "w", libver=LIBVER) as file:
+        file.attrs["format"] = kind
+        file.attrs["schema_version"] = schema.VERSION
+        file.attrs["creator"] = creator()
+        file["ranks"] = np.array(run.ranks, np.int64)
+        file["ranks"].attrs["description"] = "that are held, in order"
+        yield file
 
 
 def _copy(log: RankLog, part: h5py.Group, compression: str) -> None:

@@ -75,17 +75,23 @@ class Run:
         """The map that made the sketches, for vectors from elsewhere; None if there are none."""
         return self._first.sketcher
 
+    def log(self, rank: int) -> RankLog:
+        """Return a rank's log."""
+        if rank not in self.logs:
+            raise InputError(f"{self.path}: expected a rank of {_some(self.ranks)}, found {rank}")
+        return self.logs[rank]
+
     def steps(self, rank: int) -> Columns:
         """Return a rank's steps, an array per column of `schema.STEP`; NaN and -1 stand for no value."""
-        return self._log(rank).table("step")
+        return self.log(rank).table("step")
 
     def exchanges(self, rank: int) -> Columns:
         """Return a rank's exchanges, an array per column of `schema.EXCHANGE`; NaN and -1 stand for no value."""
-        return self._log(rank).table("exchange")
+        return self.log(rank).table("exchange")
 
     def result(self, rank: int) -> dict[str, float] | None:
         """Return what a rank ended with (`schema.RESULT`, NaN for what was not given), or None if it did not end."""
-        return self._log(rank).result
+        return self.log(rank).result
 
     def sketch(self, rank: int, state: str = "sample", group: str | None = None) -> Columns:
         """Return a rank's sketches of a state.
@@ -102,8 +108,8 @@ class Run:
         Raises:
             InputError: the log has no such sketches, or they are damaged.
         """
-        table, values = self._log(rank).values(f"sketch/{state}")
-        sketcher = self._log(rank).sketcher
+        table, values = self.log(rank).values(f"sketch/{state}")
+        sketcher = self.log(rank).sketcher
         names = [g.name for g in sketcher.groups] if sketcher else []
         if group is not None and group not in names:
             raise InputError(f"{self.path}: expected a layer group of {', '.join(names)}, found {group!r}")
@@ -115,7 +121,7 @@ class Run:
         Raises:
             InputError: the log has no such snapshots, or they are damaged.
         """
-        return self._log(rank).table(f"snapshot/{state}")
+        return self.log(rank).table(f"snapshot/{state}")
 
     def snapshot(self, rank: int, index: int, state: str = "sample") -> NDArray[np.float32]:
         """Return one snapshot, shape (P,).
@@ -130,7 +136,7 @@ class Run:
         """
         count = len(self.snapshots(rank, state)["iteration"])
         at = index + count if index < 0 else index
-        _, values = self._log(rank).values(f"snapshot/{state}", slice(at, at + 1))
+        _, values = self.log(rank).values(f"snapshot/{state}", slice(at, at + 1))
         if at < 0 or len(values) == 0:
             raise InputError(f"{self.path}: expected a snapshot of {count} of rank {rank}, found index {index}")
         row: NDArray[np.float32] = values[0]
@@ -162,11 +168,6 @@ class Run:
     @property
     def _first(self) -> RankLog:
         return self.logs[self.ranks[0]]
-
-    def _log(self, rank: int) -> RankLog:
-        if rank not in self.logs:
-            raise InputError(f"{self.path}: expected a rank of {_some(self.ranks)}, found {rank}")
-        return self.logs[rank]
 
     def _open_directory(self, directory: Path) -> None:
         config = directory / "config.json"

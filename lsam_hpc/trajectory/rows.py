@@ -42,7 +42,8 @@ def checksums(columns: Sequence[schema.Column], table: Mapping[str, NDArray[Any]
     return np.array([zlib.crc32(buffer[at : at + size]) for at in range(0, len(buffer), size)], np.uint32)
 
 
-def long_checksums(values: NDArray[Any]) -> NDArray[np.uint32]:
-    """Return the CRC-32 of each row of a long column."""
+def long_checksums(values: NDArray[Any], begun: NDArray[np.uint32] | None = None) -> NDArray[np.uint32]:
+    """Return the CRC-32 of each row of a long column, or go on with those `begun` on the elements before."""
     little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    return np.array([zlib.crc32(row) for row in little], np.uint32)
+    starts = [0] * len(little) if begun is None else begun.tolist()
+    return np.array([zlib.crc32(row, start) for row, start in zip(little, starts, strict=True)], np.uint32)

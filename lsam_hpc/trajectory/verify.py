@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import schema
-from lsam_hpc.trajectory.log import RankLog
+from lsam_hpc.trajectory.log import BLOCK, RankLog
 from lsam_hpc.trajectory.reader import Run
 from lsam_hpc.trajectory.rows import Columns
 
-BLOCK = 2**24  # elements of sketches or snapshots that are checked at a time
 _ALWAYS = ("step", "exchange", "dropped", "result")  # tables that every log has
 
 

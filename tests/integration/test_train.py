@@ -46,7 +46,7 @@ def test_every_way_to_meet_trains(mpi, words, tmp_path):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_trains_and_logs(mpi, ranks, tmp_path):
     out = tmp_path / "run"
-    done = lsam(mpi, ranks, "train", "--steps", "300", "--out", str(out), "--seed", "3")
+    done = lsam(mpi, ranks, "train", "--steps", "300", "--out", str(out), "--seed", "3", "--snapshot-every", "log")
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in out.iterdir()) == sorted(
         ["config.json", "checkpoints", *(f"rank-{r:04d}.h5" for r in range(ranks))]
@@ -73,9 +73,19 @@ def test_trains_and_logs(mpi, ranks, tmp_path):
         updates = np.sort(np.concatenate([logs.exchanges(r)["version_added"] for r in logs.ranks]))
         np.testing.assert_array_equal(updates, np.arange(len(updates)))
         result = logs.logs[0].result
+        y = logs.snapshot(0, -1, "center")
+        for r in logs.ranks:
+            sketches = logs.sketch(r, "sample")
+            np.testing.assert_array_equal(
+                sketches["iteration"], [*logs.exchanges(r)["iteration"], len(logs.steps(r)["iteration"])]
+            )
+            x = logs.snapshot(r, -1)
+            np.testing.assert_allclose(sketches["values"][-1], logs.sketcher(x).sum(0), atol=1e-5)
+            np.testing.assert_array_equal(logs.snapshot(r, -1, "center"), y)  # nobody moves it after the last meeting
     # The saved center is the one that the table tells of.
     model = mlp((1, 8, 8), 10)
     model.load_state_dict(torch.load(out / "checkpoints" / "center.pt", weights_only=True))
+    np.testing.assert_array_equal(torch.nn.utils.parameters_to_vector(model.parameters()).detach(), y)
     digits = data.load("digits", None)
     assert evaluate(model, digits.test_x, digits.test_y)[1] == pytest.approx(result["center_test_error"])
     table = done.stdout.splitlines()

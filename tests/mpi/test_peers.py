@@ -55,7 +55,7 @@ def test_every_rank_sees_what_the_others_told(comm):
         np.testing.assert_array_equal(records["total_step"], 101 * ranks + 10)
         np.testing.assert_array_equal(records["loss"], 1.0 / (1 + ranks) + 10 + ranks)
         np.testing.assert_array_equal(records["published"], ranks)
-        assert (records["meetings"] == 1).all()
+        assert (records["meetings"] == 2).all()
         np.testing.assert_array_equal(records["results"][:, 0], ranks + 0.1)
         np.testing.assert_array_equal(records["results"][:, 1], -1e300)
         assert np.isnan(records["results"][:, 2:]).all()
@@ -245,7 +245,7 @@ def test_meet_waits_for_the_last_and_brings_the_results(comm):
             until(all_beat, "the ranks that wait to beat")
         records, lost = peers.meet(30.0, [comm.rank, 2.5])
         assert lost == []
-        assert (records["meetings"] >= 1).all()
+        assert (records["meetings"] >= 2).all()
         np.testing.assert_array_equal(records["results"][:, 0], np.arange(comm.size))
         assert (records["results"][:, 1] == 2.5).all()
         barrier(comm)
@@ -259,8 +259,19 @@ def test_meet_gives_up_on_a_silent_rank(comm, tmp_path):
         else:
             records, lost = peers.meet(0.5, [comm.rank])
             assert lost == [0]
-            assert records["meetings"].tolist() == [0] + [1] * (comm.size - 1)
+            assert records["meetings"].tolist() == [0] + [2] * (comm.size - 1)
             (tmp_path / f"done-{comm.rank}").touch()
+        barrier(comm)
+
+
+@SEVERAL
+def test_a_late_rank_learns_that_it_was_given_up(comm, tmp_path):
+    # Rank 0 comes when rank 1 has given it up; ranks that are more patient than rank 1 learn it too.
+    with Peers(comm) as peers:
+        if comm.rank == 0:
+            until(lambda: peers.records()["lost"][1] == 1, "rank 1 to give this one up")
+        _, lost = peers.meet(0.5 if comm.rank == 1 else 60.0)
+        assert lost == [0]
         barrier(comm)
 
 

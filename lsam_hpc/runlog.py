@@ -1,0 +1,213 @@
+"""A rank's log as a training job keeps it: steps, exchanges, and the states that the options ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+import torch
+from mpi4py import MPI
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.optim import Exchange
+from lsam_hpc.sketches import StateLog
+from lsam_hpc.trajectory import CountSketch, Snapshots, TrajectoryWriter, layer_groups
+from lsam_hpc.trajectory.provenance import git_state, machine
+from lsam_hpc.trajectory.snapshot import COMPRESSIONS, DTYPES, check_states
+
+if TYPE_CHECKING:
+    from lsam_hpc.distributed import LSAM
+
+Locking = Literal["auto", "on", "off", "best-effort"]
+LOCKING: dict[str, bool | str | None] = {"auto": None, "on": True, "off": False, "best-effort": "best-effort"}
+
+
+class LogOptions(TypedDict, total=False):
+    """What is logged, and how."""
+
+    sketch_every: int
+    sketch_buckets: int
+    sketch_groups: int
+    sketch_states: str
+    snapshot_every: str
+    snapshot_states: str
+    snapshot_dtype: str
+    snapshot_compression: str
+    flush_seconds: float
+    hdf5_locking: Locking
+
+
+DEFAULTS: LogOptions = {
+    "sketch_every": 1,
+    "sketch_buckets": 1024,
+    "sketch_groups": 4,
+    "sketch_states": "sample,center",
+    "snapshot_every": "none",
+    "snapshot_states": "sample,center",
+    "snapshot_dtype": "float32",
+    "snapshot_compression": "gzip",
+    "flush_seconds": 5.0,
+    "hdf5_locking": "auto",
+}
+LOG_CHOICES: dict[str, tuple[str, ...]] = {
+    "snapshot_dtype": tuple(DTYPES), "snapshot_compression": tuple(COMPRESSIONS), "hdf5_locking": tuple(LOCKING),
+}  # fmt: skip
+
+
+def check_log(options: LogOptions) -> None:
+    """Raise InputError for the first option that is out of its range."""
+    given: LogOptions = {**DEFAULTS, **options}
+    for name, value, least in (
+        ("sketch_every", given["sketch_every"], 0),
+        ("sketch_buckets", given["sketch_buckets"], 1),
+        ("sketch_groups", given["sketch_groups"], 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name}: expected a whole number >= {least}, found {value!r}")
+    check_states("sketch_states", _states(given["sketch_states"]))
+    check_states("snapshot_states", _states(given["snapshot_states"]))
+    if not 0 < given["flush_seconds"] < math.inf:
+        raise InputError(f"flush_seconds: expected a number of seconds > 0, found {given['flush_seconds']!r}")
+    for name, known in LOG_CHOICES.items():
+        if (choice := given[name]) not in known:  # type: ignore[literal-required]
+            raise InputError(f"{name}: expected one of {', '.join(known)}, found {choice!r}")
+    _snapshots(given)
+
+
+class RunLog:
+    """The log of one rank's training.
+
+    Args:
+        run_dir: the run directory; it must exist.
+        rank: of this process.
+        layout: (name, shape) of each parameter, in the order of the flat vectors.
+        attributes: what `describe` returns.
+        options: those of `DEFAULTS` that differ.
+
+    Raises:
+        InputError: the file exists already or cannot be made.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        rank: int,
+        layout: Sequence[tuple[str, Sequence[int]]],
+        attributes: Mapping[str, str | int | float],
+        options: LogOptions,
+    ) -> None:
+        given: LogOptions = {**DEFAULTS, **options}
+        groups = layer_groups(layout, given["sketch_groups"])
+        snapshots = _snapshots(given)
+        self.writer = TrajectoryWriter(
+            run_dir,
+            rank,
+            layout,
+            attributes,
+            given["flush_seconds"],
+            sketch=CountSketch(groups[-1].stop, groups, given["sketch_buckets"], int(attributes["seed"]))
+            if given["sketch_every"]
+            else None,
+            sketched=_states(given["sketch_states"]),
+            snapshots=snapshots,
+            locking=LOCKING[given["hdf5_locking"]],
+        )
+        logs_states = snapshots is not None or given["sketch_every"] > 0
+        self.witness = StateLog(self.writer, given["sketch_every"]) if logs_states else None
+
+    def exchange(self, record: Exchange) -> None:
+        """Log an exchange: the optimizer's observer."""
+        columns = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+        self.writer.exchange(iteration=columns.pop("step"), staleness=record.staleness, **columns)
+
+    def step(self, opt: LSAM, total_step: int, loss: float) -> None:
+        """Log the step that an optimizer has just taken.
+
+        Args:
+            opt: the optimizer.
+            total_step: the step's ticket.
+            loss: mini-batch loss.
+        """
+        self.writer.step(
+            iteration=opt.local_step - 1,
+            total_iteration=total_step,
+            loss=loss,
+            grad_norm=float(opt.grad_norm),
+            perturbation_norm=float(opt.perturbation_norm),
+            center_distance=opt.center_distance,
+            lr=opt.param_groups[0]["lr"],
+            rho=opt.param_groups[0]["rho"],
+        )
+
+    def last_states(self, opt: LSAM) -> None:
+        """Log the sample and the center as they are now, in full if snapshots are taken: at the end of a run."""
+        if self.witness is not None:
+            self.witness.whole = True
+            opt.show()
+            self.witness.whole = False
+
+    def close(self, result: Mapping[str, float] | None = None) -> None:
+        """Write what is left and, for a run that ended, its result, keys of `schema.RESULT`; then close the file."""
+        self.writer.close(result)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def describe(
+    comm: MPI.Intracomm, config: str, seed: int, start: datetime, device: torch.device
+) -> dict[str, str | int | float]:
+    """Return the root attributes of this rank's log; collective.
+
+    Args:
+        comm: the ranks.
+        config: the run's options, JSON.
+        seed: of the run.
+        start: when it started, the same on every rank.
+        device: where this rank trains.
+    """
+    vendor, numbers = MPI.get_vendor()
+    commit, dirty = comm.bcast(git_state() if comm.rank == 0 else None)
+    return {
+        **machine(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "created": start.isoformat(timespec="seconds"),
+        "start_time": start.timestamp(),
+        "config": config,
+        "ranks": comm.size,
+        "seed": seed,
+        "mpi_library": f"{vendor} {'.'.join(map(str, numbers))}",
+        "torch_version": str(torch.__version__),
+        "device": str(device),
+    }
+
+
+def _states(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _snapshots(given: LogOptions) -> Snapshots | None:
+    every: str | int = given["snapshot_every"]
+    if every == "none":
+        return None
+    if every != "log":
+        if not str(every).isdecimal() or int(every) < 1:
+            raise InputError(f"snapshot_every: expected a number of steps >= 1, log or none, found {every!r}")
+        every = int(every)
+    try:
+        return Snapshots(
+            every, _states(given["snapshot_states"]), given["snapshot_dtype"], given["snapshot_compression"]
+        )
+    except InputError as error:  # a package that the compression needs
+        raise InputError(f"snapshot_compression:{str(error).partition(':')[2]}") from error
