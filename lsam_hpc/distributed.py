@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from mpi4py import MPI
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from lsam_hpc.optim.options import AscentOptions, check_options
 from lsam_hpc.optim.witness import Witness
 
 SMOOTHING = 0.9  # of the published loss, per step
+STOP = 1 << 40  # added to the tickets when all chains are to end: more than any budget
 
 
 class Options(AscentOptions, LinkOptions, total=False):
@@ -145,10 +147,12 @@ class LSAM(lsam.LSAM):
         comm.Bcast(host)
         start.scatter(shared)
         self.comm = comm
+        self.stopped = False  # `steps` ended because a rank called `stop`
         self._closed = False
         self._smoothed: Tensor | None = None
         self._loss = torch.full((), math.nan)
-        self._equal_shares = budget == "per-rank" or schedule == "lockstep"
+        self.lockstep = schedule == "lockstep"
+        self._equal_shares = budget == "per-rank" or self.lockstep
         self.links = Links(comm, host, link, schedule == "lockstep", seed)
         group = self.links.group
         if group is not None:
@@ -180,6 +184,28 @@ class LSAM(lsam.LSAM):
     def lost(self) -> list[int]:
         """The ranks that were lost, known after `meet` or `close`."""
         return self.links.lost
+
+    @property
+    def silent(self) -> list[int]:
+        """The ranks that show no sign of life now."""
+        return self.links.silent
+
+    @property
+    def shares_center(self) -> bool:
+        """Whether all ranks have one center."""
+        return self.links.windows is not None
+
+    def alike(self, number: Callable[[], int]) -> int:
+        """Return a number that is the same on all ranks of a group: its leader's; collective in the group."""
+        group = self.links.group
+        return number() if group is None else group.draw(number)
+
+    def stop(self) -> None:
+        """Have `steps` end on every rank, each at its next step, in lockstep at the next exchange.
+
+        Any rank may call it, and none waits.
+        """
+        self.links.tickets.add(STOP)
 
     def meet(self, results: Sequence[float] = ()) -> NDArray[Any]:
         """Wait until every rank has come here as often as this one, or is lost; nobody needs another's help.
@@ -242,7 +268,7 @@ class LSAM(lsam.LSAM):
         y = torch.empty(self.links.center.size, dtype=self._coupler.dtype)
         self.links.center.look(y)
         state["loss"] = self._loss.item()
-        state["center"] = {"y": y, "version": self.links.center.version, "tickets": self.links.tickets.value}
+        state["center"] = {"y": y, "version": self.links.center.version, "tickets": self.links.tickets.value % STOP}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -280,12 +306,29 @@ class LSAM(lsam.LSAM):
         super()._finish()
         self.links.peers.beat(self.local_step, self.total_step, self._loss.item())
 
+    def _claim(self) -> int:
+        before = self.total_step
+        ticket = super()._claim()
+        if ticket >= STOP:  # give it back: nobody takes this step
+            self.stopped, self._claimed, self.total_step = True, False, before
+            group = self.links.group
+            if not self._equal_shares and (group is None or group.leads):
+                self.links.tickets.add(-1)
+        return ticket
+
     def _ticket(self) -> int:
-        group, size = self.links.group, self.comm.size
-        if group is not None:
-            shared = self.local_step * group.chains + group.index
-            return shared if self._equal_shares else group.draw(self.links.tickets.add)
-        return self.local_step * size + self.comm.rank if self._equal_shares else self.links.tickets.add()
+        group, tickets = self.links.group, self.links.tickets
+        if not self._equal_shares:
+            return self.alike(tickets.add)
+        drawn = 0
+        if not self.lockstep:
+            drawn = self.alike(lambda: tickets.value)
+        elif self._since_exchange == 0:  # where all have met: nobody may wait for one that has stopped
+            latest = np.array([tickets.value], np.int64)
+            rma.wait(self.comm.Iallreduce(MPI.IN_PLACE, latest, MPI.MAX))
+            drawn = int(latest[0])
+        index, chains = (self.comm.rank, self.comm.size) if group is None else (group.index, group.chains)
+        return STOP if drawn >= STOP else self.local_step * chains + index
 
     def _limit(self, total: int) -> int:
         # Lockstep needs the same number of exchanges on every rank: equal shares are rounded up.

@@ -129,7 +129,11 @@ class Links:
         self.tickets = rma.Counter(comm)
         self.group = (
             Group(
-                comm, given["group_size"], given["group_ascent"], given["group_reduce"], given["group_ranks"],
+                comm,
+                given["group_size"],
+                given["group_ascent"],
+                given["group_reduce"],
+                given["group_ranks"],
                 given["group_average"],
             )
             if given["group_size"] > 1 or given["group_ranks"] is not None
@@ -164,6 +168,11 @@ class Links:
         if multiple:
             self._watcher = threading.Thread(target=self._watch, name="lsam-watch", daemon=True)
             self._watcher.start()
+
+    @property
+    def silent(self) -> list[int]:
+        """The ranks that show no sign of life, as of the last look."""
+        return sorted(self._reported)
 
     def look(self) -> None:
         """Say once for each rank that has fallen silent, or is back; the lowest rank that is not silent says it."""

@@ -11,7 +11,7 @@ from typing import Any
 from lsam_hpc.errors import InputError
 
 
-def prepare(run_dir: Path, options: Mapping[str, Any], overwrite: bool, rank: int) -> Path:
+def prepare(run_dir: Path, options: Mapping[str, Any], overwrite: bool, rank: int, resumed: bool = False) -> Path:
     """Return the run directory; rank 0 makes it and writes config.json, replacing a run if told to.
 
     Args:
@@ -19,6 +19,7 @@ def prepare(run_dir: Path, options: Mapping[str, Any], overwrite: bool, rank: in
         options: of the run, for config.json.
         overwrite: replace a run that is there.
         rank: of this process.
+        resumed: the run that is there goes on. Default False.
 
     Raises:
         InputError: it holds a run and is not to be overwritten, or it cannot be written.
@@ -28,7 +29,7 @@ def prepare(run_dir: Path, options: Mapping[str, Any], overwrite: bool, rank: in
     try:
         if run_dir.exists() and not run_dir.is_dir():
             raise InputError(f"--out: expected a directory, found a file: {run_dir}")
-        old = _files_of_a_run(run_dir) if run_dir.is_dir() else []
+        old = _files_of_a_run(run_dir) if run_dir.is_dir() and not resumed else []
         if old and not overwrite:
             raise InputError(
                 f"--out: expected a directory without a run, found one in {run_dir}: "
@@ -50,5 +51,7 @@ def prepare(run_dir: Path, options: Mapping[str, Any], overwrite: bool, rank: in
 def _files_of_a_run(run_dir: Path) -> list[Path]:
     """Return what a run wrote there, and nothing that somebody else put beside it."""
     logs = [file for file in run_dir.iterdir() if re.fullmatch(r"config\.json|run\.h5|rank-\d{4,}\.h5", file.name)]
-    center = run_dir / "checkpoints" / "center.pt"
-    return [*logs, center] if center.exists() else logs
+    pattern = r"center\.pt|set-\d{12}\.json|rank-\d{4,}-\d{12}\.pt|.*\.tmp"
+    checkpoints = run_dir / "checkpoints"
+    saved = [file for file in checkpoints.iterdir() if re.fullmatch(pattern, file.name)] if checkpoints.is_dir() else []
+    return [*logs, *saved]

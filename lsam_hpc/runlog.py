@@ -16,7 +16,7 @@ from mpi4py import MPI
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim import Exchange
 from lsam_hpc.sketches import StateLog
-from lsam_hpc.trajectory import CountSketch, Snapshots, TrajectoryWriter, layer_groups
+from lsam_hpc.trajectory import CountSketch, Earlier, Snapshots, TrajectoryWriter, layer_groups
 from lsam_hpc.trajectory.provenance import git_state, machine
 from lsam_hpc.trajectory.snapshot import COMPRESSIONS, DTYPES, check_states
 
@@ -88,6 +88,7 @@ class RunLog:
         layout: (name, shape) of each parameter, in the order of the flat vectors.
         attributes: what `describe` returns.
         options: those of `DEFAULTS` that differ.
+        earlier: what an attempt before this one logged, which this log goes on from and replaces. Default: none.
 
     Raises:
         InputError: the file exists already or cannot be made.
@@ -100,6 +101,7 @@ class RunLog:
         layout: Sequence[tuple[str, Sequence[int]]],
         attributes: Mapping[str, str | int | float],
         options: LogOptions,
+        earlier: Earlier | None = None,
     ) -> None:
         given: LogOptions = {**DEFAULTS, **options}
         groups = layer_groups(layout, given["sketch_groups"])
@@ -116,9 +118,11 @@ class RunLog:
             sketched=_states(given["sketch_states"]),
             snapshots=snapshots,
             locking=LOCKING[given["hdf5_locking"]],
+            earlier=earlier,
         )
+        last = -1 if earlier is None else earlier.steps
         logs_states = snapshots is not None or given["sketch_every"] > 0
-        self.witness = StateLog(self.writer, given["sketch_every"]) if logs_states else None
+        self.witness = StateLog(self.writer, given["sketch_every"], last) if logs_states else None
 
     def exchange(self, record: Exchange) -> None:
         """Log an exchange: the optimizer's observer."""

@@ -58,14 +58,15 @@ class StateLog:
         writer: of the log; it was told of the sketch map and the snapshots.
         every: local steps between sketches: they are made at the first exchange at or after each multiple. Default 1:
             at every exchange.
+        last: step of the last exchange that was logged, where a run goes on. Default: none was.
     """
 
-    def __init__(self, writer: TrajectoryWriter, every: int = 1) -> None:
+    def __init__(self, writer: TrajectoryWriter, every: int = 1, last: int = -1) -> None:
         self.whole = False  # what comes next is logged in full, due or not: at the end of a run
         self._writer = writer
         self._every = every
         self._sketch = DeviceSketch(writer.sketcher, "cpu") if writer.sketcher else None
-        self._last = -1  # step of the last exchange
+        self._last = last  # step of the last exchange
 
     def wants(self, state: str, step: int) -> bool:
         """Return whether a state is to be logged at an exchange; see `optim.witness.Witness`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +15,16 @@ import numpy as np
 from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
 from lsam_hpc.text import columns
-from lsam_hpc.trajectory import Run, verify
+from lsam_hpc.trajectory import Run, schema, verify
 
 HEAD = (
-    "rank", "host", "steps", "steps/s", "last loss", "exchanges", "refused", "staleness mean", "max", "distance",
-    "test error %",
+    "rank", "host", "time s", "steps", "steps/s", "last loss", "exchanges", "refused", "staleness mean", "max",
+    "distance", "sketches", "snapshots", "dropped", "test error %",
 )  # fmt: skip
+
+
+WIDTH = 120  # of lines of text
+DROPPED = [c.name for c in schema.DROPPED if c.name != "time"]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,27 +86,36 @@ def text(found: dict[str, Any]) -> str:
     end = "the run has not ended, or was stopped"
     if center["test_error"] is not None:
         end = f"train loss {_cell(center['train_loss'], '.4f')}, test error {center['test_error']:.2f} %"
-    return "\n".join(
-        (
-            f"run      {found['path']}: {about['ranks']} ranks, {about['created']}, "
-            f"launched by {about['launcher']}{job}",
-            f"code     lsam-hpc {about['code_version']}{commit}{changed}",
-            f"with     {about['mpi_library']}; torch {about['torch_version']} on {about['device']}",
-            f"options  {options}",
-            f"model    {found['parameters']:,} parameters in {found['tensors']} tensors",
-            f"center   {end}",
-            "",
-            columns([HEAD, *map(_row, found["ranks"])]),
+    lines = [
+        f"run      {found['path']}: {about['ranks']} ranks, {about['created']}, launched by {about['launcher']}{job}",
+        f"code     lsam-hpc {about['code_version']}{commit}{changed}",
+        f"with     {about['mpi_library']}; torch {about['torch_version']} on {about['device']}",
+        *textwrap.wrap(f"options  {options}", WIDTH, subsequent_indent=9 * " "),
+        f"model    {found['parameters']:,} parameters in {found['tensors']} tensors",
+        f"states   {_states(found['ranks'])}",
+        f"center   {end}",
+    ]
+    rows, values, states = (sum(rank["dropped"][kind] for rank in found["ranks"]) for kind in DROPPED)
+    if rows or values or states:
+        lines.append(
+            f"dropped  {rows:,} rows, {values:,} optional values, {states:,} sketches and snapshots: "
+            "the disk was slower than the log"
         )
-    )
+    return "\n".join([*map(_printable, lines), "", columns([HEAD, *map(_row, found["ranks"])])])
 
 
 def _rank(run: Run, rank: int) -> dict[str, Any]:
-    steps, exchanges, result = run.logs[rank].read("step", "exchange", "result")
+    log = run.log(rank)
+    counts = log.counts()
+    steps, exchanges, result, *more = log.read(
+        "step", "exchange", "result", *(["dropped"] if counts.get("dropped") else [])
+    )
+    dropped = {name: int(more[0][name][-1]) if more else 0 for name in DROPPED}
     times, stale, distance = steps["time"], exchanges["staleness"], exchanges["center_distance"]
     return {
         "rank": rank,
-        "host": run.logs[rank].attributes["host"],
+        "host": log.attributes["host"],
+        "seconds": _known(times[-1]) if len(times) else None,
         "steps": len(times),
         "steps_per_second": (len(times) - 1) / (times[-1] - times[0]) if len(times) and times[-1] > times[0] else None,
         "loss": _known(steps["loss"][-1]) if len(times) else None,
@@ -109,18 +124,39 @@ def _rank(run: Run, rank: int) -> dict[str, Any]:
         "staleness_mean": float(stale.mean()) if len(stale) else None,
         "staleness_max": int(stale.max()) if len(stale) else None,
         "distance": _known(distance[-1]) if len(stale) else None,
+        "sketches": {name.partition("/")[2]: n for name, n in counts.items() if name.startswith("sketch/")},
+        "snapshots": {name.partition("/")[2]: n for name, n in counts.items() if name.startswith("snapshot/")},
+        "dropped": dropped,
         "result": {name: _known(values[0]) for name, values in result.items() if len(values)},
     }
 
 
+def _states(ranks: list[dict[str, Any]]) -> str:
+    """Return how many sketches and snapshots of which states there are, of all ranks."""
+    found = []
+    for kind in ("sketches", "snapshots"):
+        counts: Counter[str] = Counter()
+        for rank in ranks:
+            counts.update(rank[kind])
+        of = ", ".join(f"{count:,} of the {state}" for state, count in counts.items() if count)
+        found.append(f"{kind}: {of or 'none'}")
+    return "; ".join(found)
+
+
 def _row(rank: dict[str, Any]) -> tuple[str, ...]:
-    formats = ("", "", "", ".1f", ".4f", "", "", ".2f", "", ".3g", ".2f")
-    values = {**rank, "result": rank["result"].get("sample_test_error")}.values()
+    formats = ("", "", ".1f", "", ".1f", ".4f", "", "", ".2f", "", ".3g", "", "", "", ".2f")
+    sums = {kind: sum(rank[kind].values()) for kind in ("sketches", "snapshots", "dropped")}
+    values = {**rank, **sums, "result": rank["result"].get("sample_test_error")}.values()
     return tuple(_cell(value, spec) for value, spec in zip(values, formats, strict=True))
 
 
 def _cell(value: Any, spec: str) -> str:  # noqa: ANN401
-    return "-" if value is None else format(value, spec)
+    return "-" if value is None else _printable(format(value, spec))
+
+
+def _printable(text: str) -> str:
+    """Return a text from a file without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _known(value: float) -> float | None:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.files import appearing
+from lsam_hpc.trajectory.newfile import new_file
 from lsam_hpc.trajectory.openfile import DAMAGE, opened
 from lsam_hpc.trajectory.safe import Stored, dataset, group, has
 
@@ -104,7 +104,7 @@ def write_directions(path: Path, layout: Layout, directions: Directions) -> None
         InputError: the file cannot be made, or a vector is of another size.
     """
     size = sum(math.prod(shape) for _, shape, _ in layout)
-    with appearing(path) as part, h5py.File(part, "w") as file:
+    with new_file(path) as file:
         for name, what in _GROUPS.items():
             flat = getattr(directions, what)
             if flat is None:
@@ -148,7 +148,7 @@ def write_surface(path: Path, surface: Surface) -> None:
     Raises:
         InputError: the file cannot be made, or values are of another shape than the grid.
     """
-    with appearing(path) as part, h5py.File(part, "w") as file:
+    with new_file(path) as file:
         file["dir_file"] = surface.directions
         file["xcoordinates"] = surface.x
         if surface.y is not None:
@@ -192,7 +192,7 @@ def write_projection(path: Path, projection: Projection) -> None:
     Raises:
         InputError: the file cannot be made.
     """
-    with appearing(path) as part, h5py.File(part, "w") as file:
+    with new_file(path) as file:
         # plot_2D.py hands these to matplotlib as they are, and since 3.5 that takes no one-dimensional h5py dataset.
         file["proj_xcoord"] = projection.x[:, None]
         file["proj_ycoord"] = projection.y[:, None]

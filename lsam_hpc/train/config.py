@@ -24,6 +24,8 @@ from lsam_hpc.train.models import MODELS
 LR_SCHEDULES = ("cosine", "constant")
 MASKS = ("all", "norm", "random", "fisher")
 DEVICES = ("auto", "cpu", "cuda")
+RESUME = ("no", "auto", "must")
+ON_LOST = ("continue", "stop")
 
 
 def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:  # noqa: ANN401
@@ -81,6 +83,14 @@ class TrainConfig:
     snapshot_compression: str = _option("gzip", "of snapshots on disk", LOG_CHOICES["snapshot_compression"])
     flush_seconds: float = _option(5.0, "how old a logged row may get before it is on disk")
     hdf5_locking: str = _option("auto", "of the logs; off for file systems without locks", LOG_CHOICES["hdf5_locking"])
+    resume: str = _option("no", "go on from the newest checkpoint in --out; auto: if there is one", RESUME)
+    checkpoint_every: str = _option("auto", "steps of all ranks between checkpoints; auto: from --mtbf; none")
+    checkpoint_keep: int = _option(2, "checkpoints that stay")
+    mtbf: float = _option(24.0, "hours between failures of the job, from which auto follows")
+    stop_signals: str = _option("USR1,TERM", "signals after which the job writes a checkpoint and ends with code 3")
+    end_margin: float = _option(120.0, "seconds before the batch job's end at which it does the same")
+    requeue: int = _option(0, "how often at most the job puts itself into Slurm's queue again when it was stopped")
+    on_lost: str = _option("continue", "with ranks lost: train on, or write a checkpoint and end", ON_LOST)
     seed: int = _option(0, "of the model, the data order and the noise")
     device: str = _option("auto", "where to train", DEVICES)
     out: str | None = _option(None, "the run directory; default: runs/DATA-DATE")
@@ -105,6 +115,20 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 0)
         if not 0 <= self.warmup < 1:
             raise InputError(f"--warmup: expected a number >= 0 and < 1, found {self.warmup}")
+        if self.checkpoint_every not in ("auto", "none") and not (
+            self.checkpoint_every.isdecimal() and int(self.checkpoint_every) > 0
+        ):
+            raise InputError(
+                f"--checkpoint-every: expected a number of steps >= 1, auto or none, found {self.checkpoint_every!r}"
+            )
+        _at_least("checkpoint_keep", self.checkpoint_keep, 1)
+        _at_least("mtbf", self.mtbf, 0, strictly=True)
+        _at_least("end_margin", self.end_margin, 0)
+        _at_least("requeue", self.requeue, 0)
+        if self.resume != "no" and self.out is None:
+            raise InputError("--out: expected the directory of the run to go on with, found none")
+        if self.resume != "no" and self.overwrite:
+            raise InputError("--resume: expected it or --overwrite, found both")
         with flags():
             check_hyperparameters(
                 self.coupling, 0.0 if self.pull is None else self.pull, self.period, self.stiffness, self.temperature,

@@ -102,6 +102,8 @@ def read_head(root: h5py.Group, where: str) -> Head:
     if version not in schema.READABLE:
         known = " or ".join(map(str, schema.READABLE))
         raise InputError(f"{where}: expected schema version {known}, found {version!r}")
+    if version == 1 and "head_crc" in root.attrs:
+        raise InputError(f"{where}: expected schema version 2 or later in a file with check sums, found 1")
     attributes: dict[str, str | int | float] = {}
     for name, declared in schema.ATTRIBUTES.items():
         if declared.since > version:

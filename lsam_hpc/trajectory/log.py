@@ -23,8 +23,6 @@ from lsam_hpc.trajectory.snapshot import DTYPES, decode
 # A file that is being written may change between two reads: how often it is read again, after how many s, and how many
 # s after its last change it counts as such.
 TRIES, PAUSE, RECENT = 5, 0.05, 1.0
-# No compression that a reader knows makes more of a byte.
-EXPANSION = 2**15
 # Elements of sketches or snapshots that are checked at a time.
 BLOCK = 2**24
 
@@ -62,8 +60,11 @@ class RankLog:
     @property
     def tables(self) -> list[str]:
         """Names of the tables that the log has."""
-        known = [name for name in schema.TABLES if self.version > 1 or name in ("step", "exchange")]
-        return self._read(lambda root, _: [name for name in known if _has_table(root, name)])
+        return self._read(lambda root, _: [name for name in self._known if _has_table(root, name)])
+
+    @property
+    def _known(self) -> list[str]:
+        return [name for name in schema.TABLES if self.version > 1 or name in ("step", "exchange")]
 
     @property
     def result(self) -> dict[str, float] | None:
@@ -89,6 +90,20 @@ class RankLog:
     def rows(self, name: str) -> int:
         """Return the number of rows of a table."""
         return len(self.table(name)[schema.TABLES[name][0].name])
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows each of the log's tables has; only check sums are looked at, rows may be damaged."""
+        key = schema.CRC if self.version > 1 else schema.STEP[0]
+
+        def work(root: h5py.Group, size: int) -> dict[str, int]:
+            found = {}
+            for name in (name for name in self._known if _has_table(root, name)):
+                column = self._column(group(root, name, self.where), name, key, size)
+                stored = column.dataset[: column.rows]
+                found[name] = int(np.count_nonzero(stored)) if self.version > 1 else len(stored)
+            return found
+
+        return self._read(work)
 
     def values(self, name: str, rows: slice = slice(None)) -> tuple[Columns, NDArray[np.float32]]:
         """Return a table of sketches or snapshots and its long column, for some of the rows.
@@ -185,7 +200,7 @@ class RankLog:
         part = group(root, name, self.where)
         datasets = {c.name: self._column(part, name, c, size) for c in stored}
         # A writer may be between two columns.
-        count = min(map(_rows_there, datasets.values()))
+        count = min(stored.rows for stored in datasets.values())
         table: Columns = {c.name: datasets[c.name].dataset[:count] for c in stored if not c.per}
         places = np.arange(count)
         if self.version > 1:
@@ -217,7 +232,7 @@ class RankLog:
             raise InputError(f"{self.where}: expected a column {what} of type {column.dtype}, found {found.dataset}")
         if found.chunks is None or (self.version > 1 and found.chunks != schema.chunk(column, self.head.sizes)):
             raise InputError(f"{self.where}: expected chunks as in the schema in {what}, found {found.chunks}")
-        if _rows_there(found) < found.shape[0] and not size:
+        if found.rows < found.shape[0] and not size:
             raise InputError(f"{self.where}: expected {found.shape} values in {what}, found {found.bytes} bytes")
         if size and found.bytes:
             handle = found.dataset.id
@@ -268,14 +283,6 @@ class RankLog:
         part = group(root, "result", self.where)
         found = {c.name: attribute(part, c.name) for c in schema.RESULT}
         return {name: np.array([math.nan if value is None else value], "f8") for name, value in found.items()}
-
-
-def _rows_there(found: Stored) -> int:
-    """Return how many rows a column's bytes in the file can hold, at most its length."""
-    if not found.needed:
-        return found.shape[0]
-    room = found.bytes * (EXPANSION if found.filtered else 1)
-    return min(found.shape[0], room // (found.needed // found.shape[0]))
 
 
 def _has_table(root: h5py.Group, name: str) -> bool:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.files import appearing
 from lsam_hpc.trajectory import schema
 from lsam_hpc.trajectory.head import creator
 from lsam_hpc.trajectory.log import RankLog
+from lsam_hpc.trajectory.newfile import new_file
 from lsam_hpc.trajectory.openfile import opened
 from lsam_hpc.trajectory.reader import Run
 from lsam_hpc.trajectory.snapshot import DTYPES, Snapshots
@@ -69,7 +69,7 @@ def index(run: Run) -> Path:
 @contextmanager
 def _new(out: Path, run: Run, kind: str) -> Iterator[h5py.File]:
     """Make a file that appears when it is complete."""
-    with appearing(out) as part, h5py.File(part, "w", libver=LIBVER) as file:
+    with new_file(out, libver=LIBVER) as file:
         file.attrs["format"] = kind
         file.attrs["schema_version"] = schema.VERSION
         file.attrs["creator"] = creator()
@@ -94,7 +94,8 @@ def _copy(log: RankLog, part: h5py.Group, compression: str) -> None:
         elif name not in names:
             continue
         elif kind == "sketch":
-            _copy_states(log, name, Table(part, name, columns, head.sizes), BLOCK, np.asarray)
+            table = Table(part, name, columns, head.sizes)
+            _copy_states(log, name, table, BLOCK, np.asarray)
         else:
             kept = Snapshots(states=(state,), dtype=log.snapshot_dtype(state), compression=compression)
             table = Table(part, name, columns, head.sizes, DTYPES[kept.dtype], kept.filters())

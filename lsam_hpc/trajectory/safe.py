@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory.snapshot import FILTERS
 
+# No compression that a reader knows makes more of a byte.
+EXPANSION = 2**15
+
 
 class Stored(NamedTuple):
     """A dataset, and how it is stored."""
@@ -27,6 +30,14 @@ class Stored(NamedTuple):
     def needed(self) -> int:
         """Bytes of the values in memory."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def rows(self) -> int:
+        """Rows that the bytes in the file can hold, at most its length."""
+        if not self.needed:
+            return self.shape[0]
+        room = self.bytes * (EXPANSION if self.filtered else 1)
+        return min(self.shape[0], room // (self.needed // self.shape[0]))
 
 
 def attribute(part: h5py.Group, name: str) -> str | int | float | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import schema
 from lsam_hpc.trajectory.backlog import Row
 from lsam_hpc.trajectory.head import Head
+from lsam_hpc.trajectory.newfile import abandon
 from lsam_hpc.trajectory.rows import arrays, checksums, long_checksums
 from lsam_hpc.trajectory.snapshot import DTYPES, Snapshots
 
@@ -35,6 +35,7 @@ class Store:
         sketched: states of which there will be sketches.
         snapshots: how snapshots are kept, None without them.
         locking: as in h5py.File.
+        fill: puts rows of an earlier attempt into the tables; the file may then replace that one's. Default: none.
 
     Raises:
         InputError: the file exists already or cannot be made.
@@ -47,14 +48,17 @@ class Store:
         sketched: Sequence[str] = (),
         snapshots: Snapshots | None = None,
         locking: bool | str | None = None,
+        fill: Callable[[dict[str, Table]], None] | None = None,
     ) -> None:
         part = path.with_name(path.name + ".part")
-        if path.exists():
+        if path.exists() and fill is None:
             raise InputError(f"{path}: expected no such file, found one")
         try:
             self._file = h5py.File(part, "w", libver=LIBVER, locking=locking, fs_strategy="page", fs_page_size=PAGE)
             head.write(self._file)
             self.tables = make_tables(self._file, head, sketched, snapshots)
+            if fill is not None:
+                fill(self.tables)
             self._file.swmr_mode = True
             part.rename(path)
         except OSError as error:
@@ -65,14 +69,8 @@ class Store:
         self._file.flush()
 
     def abandon(self) -> None:
-        """Write no more to the file, after an error; it stays as a killed writer's.
-
-        HDF5 crashes the process when it cannot write what it still holds, at the latest at the exit (seen with 2.0). So
-        all that it writes from now on goes nowhere, and nothing fails.
-        """
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nowhere, self._file.id.get_vfd_handle(), inheritable=False)
-        os.close(nowhere)
+        """Write no more to the file, after an error; it stays as a killed writer's."""
+        abandon(self._file)
 
     def close(self) -> None:
         """Close the file."""

@@ -60,8 +60,8 @@ def _head(log: RankLog, run: Run) -> Iterator[str]:
 
 def _table(log: RankLog, name: str) -> Iterator[str]:
     table = log.table(name)
-    lost = log.table("dropped")["rows"][-1:].sum() if log.version > 1 else 0
     if name == "step":
+        lost = log.table("dropped")["rows"][-1:].sum() if log.version > 1 else 0
         yield from _steps(table, int(lost))
     elif name == "exchange":
         yield from _exchanges(table)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import re
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import schema
 from lsam_hpc.trajectory.backlog import Backlog
+from lsam_hpc.trajectory.earlier import Earlier
 from lsam_hpc.trajectory.head import Head, creator
+from lsam_hpc.trajectory.newfile import reason
 from lsam_hpc.trajectory.sketch import CountSketch
 from lsam_hpc.trajectory.snapshot import Snapshots, check_states
 from lsam_hpc.trajectory.store import Store
@@ -47,6 +49,7 @@ class TrajectoryWriter:
         locking: of the file, as in h5py.File: True, False or "best-effort"; None (default): HDF5's own choice. False
             for file systems without locks (some Lustre and NFS mounts).
         queue_bytes: room for what waits for the disk, B. Default 64 MiB; a snapshot needs its own size besides.
+        earlier: what an attempt before this one logged, which this log goes on from and replaces. Default: none.
 
     Raises:
         InputError: the file exists already, cannot be made, or an attribute is missing or not in the schema.
@@ -65,6 +68,7 @@ class TrajectoryWriter:
         snapshots: Snapshots | None = None,
         locking: bool | str | None = None,
         queue_bytes: int = 2**26,
+        earlier: Earlier | None = None,
     ) -> None:
         given = {name for name, a in schema.ATTRIBUTES.items() if not a.written}
         if wrong := attributes.keys() ^ given:
@@ -89,8 +93,14 @@ class TrajectoryWriter:
         self._flush_seconds = flush_seconds
         self._said: set[str] = set()
         self._closed = False
-        self._store = Store(self.path, head, sketched if sketch else (), snapshots, locking)
+        fill = None
+        if earlier is not None:
+            earlier.check(head, snapshots)
+            fill = partial(earlier.copy, snapshots=snapshots)
+        self._store = Store(self.path, head, sketched if sketch else (), snapshots, locking, fill)
         self._backlog = Backlog(queue_bytes)
+        if earlier is not None:
+            self._backlog.dropped |= earlier.dropped()
         self._counted = dict(self._backlog.dropped)
         self._unflushed = 0
         for name, table in self._store.tables.items():
@@ -267,6 +277,5 @@ class TrajectoryWriter:
             yield
         except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
             if self.error is None:
-                reason = re.search("error message = '([^']*)'", str(error))  # of HDF5, among much else
-                self.error = reason[1] if reason else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                self.error = reason(error)
                 self._store.abandon()

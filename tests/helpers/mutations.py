@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import io
 import json
 import os
@@ -25,6 +26,17 @@ import numpy as np
 
 from lsam_hpc import InputError
 from lsam_hpc.cli import main as lsam
+from lsam_hpc.landscape import (
+    Directions,
+    Projection,
+    Surface,
+    read_directions,
+    read_projection,
+    read_surface,
+    write_directions,
+    write_projection,
+    write_surface,
+)
 from lsam_hpc.trajectory import Run, Snapshots, index, merge, schema, verify
 from tests.helpers.logs import (
     SKETCH,
@@ -37,6 +49,7 @@ from tests.helpers.logs import (
 )
 
 ROWS = 120
+FLAT_LAYOUT = [("weight", (2, 3), 0), ("bias", (3,), 6), ("scale", (), 9)]
 LIMIT = 60  # s for one mutation
 
 
@@ -56,11 +69,22 @@ def main(folder: Path, count: int, seed: int) -> dict[str, int]:
         faulthandler.dump_traceback_later(LIMIT, exit=True)
         try:
             how(file, chance, trap)
-        except (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError):  # h5py itself does not take it
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            OverflowError,
+        ):  # h5py itself does not take it
             counts["not made"] += 1
         before = sorted(os.listdir(folder))
         try:
-            counts[read_everything(path, file, folder, COMPARED[base == "first"])] += 1
+            if base == "landscape":
+                counts[read_landscape(path)] += 1
+            else:
+                counts[read_everything(path, file, folder, COMPARED[base == "first"], chance)] += 1
         except Exception:
             print(f"seed {seed}, number {number}: {how.__name__} of {base}/{file.name}", file=sys.stderr)
             raise
@@ -83,12 +107,38 @@ def make_bases(folder: Path) -> dict[str, Path]:
     merged = folder / "merged"
     merged.mkdir()
     merge(Run(closed), merged / "merged.h5")
+    landscape = folder / "landscape"
+    landscape.mkdir()
+    flat = np.arange(10, dtype=np.float32)
+    write_directions(landscape / "directions.h5", FLAT_LAYOUT, Directions(flat, -flat, flat, np.array([0.7, 0.2])))
+    write_surface(
+        landscape / "surface.h5", Surface(flat[:4], flat[:3], {"train_loss": np.ones((3, 4))}, "directions.h5")
+    )
+    write_projection(landscape / "proj.h5", Projection(flat, flat, {"iteration": np.arange(10)}))
     for file in folder.rglob("*.h5"):
         os.utime(file, (0, 0))  # or readers would take it for one that is being written, and try again
-    return {path.name: path for path in (closed, unclosed, first, indexed, merged)}
+    return {path.name: path for path in (closed, unclosed, first, indexed, merged, landscape)}
 
 
-def read_everything(path: Path, changed: Path, folder: Path, parts: Sequence[Callable[[Run, int], None]]) -> str:
+def read_landscape(path: Path) -> str:
+    """Read loss-landscape's files; they have no check sums, and values are not compared."""
+    errors = 0
+    for name, work in (
+        ("directions.h5", lambda file: read_directions(file, FLAT_LAYOUT)),
+        ("surface.h5", read_surface),
+        ("proj.h5", read_projection),
+    ):
+        try:
+            work(path / name)
+        except InputError as error:
+            check_line(error)
+            errors += 1
+    return "error" if errors else "right"
+
+
+def read_everything(
+    path: Path, changed: Path, folder: Path, parts: Sequence[Callable[[Run, int], None]], chance: random.Random
+) -> str:
     """Use every reader and tool on the run and on the file; return what came of it: "error" if any of them said so."""
     errors = 0
     for target in [path, changed] if changed.suffix == ".h5" else [path]:
@@ -116,14 +166,58 @@ def read_everything(path: Path, changed: Path, folder: Path, parts: Sequence[Cal
             again = Run(out, partial=True)
             assert {(rank, part) for rank in again.ranks for part in parts if read(again, rank, part)} <= wrong
             out.unlink()
-        for words in (["inspect", "--partial", "--json"], ["inspect", "--verify"]):
-            out_text, err_text = io.StringIO(), io.StringIO()
-            with contextlib.redirect_stdout(out_text), contextlib.redirect_stderr(err_text):
-                code = lsam([words[0], str(target), *words[1:]])
-            assert code in (0, 1, 2)
-            assert len(err_text.getvalue().splitlines()) == (code == 2)
+            if run.path.is_dir() and not (run.path / "run.h5").exists():
+                try:
+                    index(run).unlink()
+                except InputError as error:
+                    check_line(error)
+        target_words = str(target)
+        for words in (chance.choice((["--partial", "--json"], ["--verify"])), ["--verify", "--json"]):
+            code, text = tool("inspect", target_words, *words)
             errors += code > 0
+            if code < 2 and "--json" in words:
+                json.loads(text)
+        partial = chance.choice(([], ["--partial"]))
+        for to in ("npz", chance.choice(("csv", "parquet", "tensorboard", "li2018"))):
+            out = folder / "out"
+            code, _ = tool("export", target_words, "--to", to, "--out", str(out), *partial)
+            errors += code > 0 and to != "li2018"  # the snapshots are on a line
+            if code == 0:
+                if to == "npz" and parts is COMPARED[False]:
+                    compare_npz(out)
+                (out.unlink if out.is_file() else functools.partial(shutil.rmtree, out))()
     return "error" if errors else "right"
+
+
+def tool(*words: str) -> tuple[int, str]:
+    """Run a tool; return its exit code and what it printed. It says in one line why it does not work."""
+    out_text, err_text = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out_text), contextlib.redirect_stderr(err_text):
+        code = lsam(words)
+    assert code in (0, 1, 2)
+    lines = err_text.getvalue().splitlines()
+    assert len(lines) == 1 or code < 2, lines
+    for line in lines:
+        check_line(line)
+    return code, out_text.getvalue()
+
+
+def compare_npz(file: Path) -> None:
+    """Compare arrays of an export with what was written."""
+    with np.load(file, allow_pickle=False) as found:
+        for rank in (f"rank-{number:04d}" for number in found["ranks"]):
+            for table, row in (("step", step_row), ("exchange", exchange_row)):
+                i = found[f"{rank}/{table}/iteration"]
+                assert ((i >= 0) & (i < ROWS)).all()
+                for name in row(0).keys() - {"began"}:
+                    expected = np.array([row(int(k))[name] for k in i], found[f"{rank}/{table}/{name}"].dtype)
+                    np.testing.assert_array_equal(found[f"{rank}/{table}/{name}"], expected, err_msg=name)
+            for kind, made in (("sketch", SKETCH), ("snapshot", np.asarray)):
+                if f"{rank}/{kind}/sample/values" in found:
+                    for i, values in zip(
+                        found[f"{rank}/{kind}/sample/iteration"], found[f"{rank}/{kind}/sample/values"], strict=True
+                    ):
+                        np.testing.assert_array_equal(values, made(i * VECTOR))
 
 
 def read(run: Run, rank: int, part: Callable[[Run, int], None]) -> int:
@@ -236,13 +330,27 @@ def remove(file: Path, chance: random.Random, trap: Path) -> None:
     file.unlink()
 
 
+def strange(file: Path, chance: random.Random, trap: Path) -> None:
+    """Put something in the file's place that is none."""
+    file.unlink()
+    match chance.randrange(4):
+        case 0:
+            file.mkdir()
+        case 1:
+            os.mkfifo(file)
+        case 2:
+            file.symlink_to(trap)
+        case 3:
+            file.symlink_to(file)
+
+
 def write(file: Path, data: bytes | bytearray) -> None:
     """Replace a file's bytes; it stays an old one."""
     file.write_bytes(data)
     os.utime(file, (0, 0))
 
 
-BYTES = (flip, flip, flip_head, flip_head, overwrite, overwrite, cut, insert, remove)
+BYTES = (flip, flip, flip_head, flip_head, overwrite, overwrite, cut, insert, remove, strange)
 
 
 # What is done to what HDF5 sees.
@@ -277,12 +385,30 @@ def hostile_attribute(file: Path, chance: random.Random, trap: Path) -> None:
             part.attrs[name] = value
 
 
+def wrong_version(file: Path, chance: random.Random, trap: Path) -> None:
+    """Say that it is another kind or version of file."""
+    with editing(file) as root:
+        part = chance.choice([root, *(root[n] for n in objects(root) if n.startswith("rank-") and n.count("/") == 0)])
+        name = chance.choice(("schema_version", "format"))
+        kinds = (schema.FORMAT, schema.MERGED, schema.INDEX, "lsam-hpc trajectory\n", b"lsam-hpc trajectory\xff")
+        versions = (0, 1, 3, -1, 2.0, 2**62, "2", "1; import os", [1, 2], float("nan"), True)
+        part.attrs[name] = chance.choice(versions if name == "schema_version" else kinds)
+
+
+def described(file: Path, chance: random.Random, trap: Path) -> None:
+    """Write something odd into an attribute that only explains."""
+    with editing(file) as root:
+        part = root[chance.choice(objects(root))]
+        for name in ("unit", "description"):
+            part.attrs[name] = chance.choice((3, "x" * 60_000, b"\xff", [[1.5]], h5py.Empty("i8"), root.ref))
+
+
 def wrong_dataset(file: Path, chance: random.Random, trap: Path) -> None:
     """Replace a dataset or a group by one of another type, shape or kind."""
     with editing(file) as root:
         name = chance.choice(objects(root))
         del root[name]
-        match chance.randrange(9):
+        match chance.randrange(10):
             case 0:
                 root[name] = np.zeros(ROWS, chance.choice(("i2", "f8", "S3", "c8", "?", "f2")))
             case 1:
@@ -301,6 +427,10 @@ def wrong_dataset(file: Path, chance: random.Random, trap: Path) -> None:
                 root.create_dataset(name, (ROWS,), h5py.vlen_dtype("f4"), chunks=(1024,), maxshape=(None,))
             case 8:
                 root.create_dataset(name, (ROWS,), "f4", chunks=(1024,), maxshape=(None,), compression="gzip")
+            case 9:
+                filters = chance.choice(({"fletcher32": True}, {"scaleoffset": 3}, {"compression": 30_000}))
+                filters |= {"allow_unknown_filter": True} if "compression" in filters else {}
+                root.create_dataset(name, (ROWS,), "f4", chunks=(1024,), maxshape=(None,), **filters)
 
 
 def link_away(file: Path, chance: random.Random, trap: Path) -> None:
@@ -346,7 +476,10 @@ def other_numbers(file: Path, chance: random.Random, trap: Path) -> None:
             root[name][chance.randrange(len(root[name]))] = chance.choice(("", "9" * 5000, "-1,4", "a,b", "1e9"))
 
 
-STRUCTURE = (hostile_attribute, wrong_dataset, link_away, resize, other_numbers)
+STRUCTURE = (
+    hostile_attribute, wrong_version, described, wrong_dataset, wrong_dataset, link_away, link_away, resize,
+    other_numbers,
+)  # fmt: skip
 
 
 if __name__ == "__main__":

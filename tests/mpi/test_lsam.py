@@ -272,3 +272,29 @@ def test_many_optimizers_can_be_made_and_closed(comm):
     barrier(comm)
     assert counter.value == comm.size
     counter.close()
+
+
+STOPPED = [{}, {"budget": "per-rank"}, {"schedule": "lockstep", "period": 3}, {"group_size": 2}, {"overlap": False}]
+
+
+@pytest.mark.mpi(np=[2, 4])
+def test_a_stop_ends_all_chains_and_no_step_is_counted_that_nobody_took(comm):
+    data = list(batches(40, torch.float32, seed=comm.rank))
+    for options in STOPPED:
+        model = network(torch.float32)
+        with LSAM(sgd(model), comm=comm, **options) as opt:
+            for _ in opt.steps(10_000_000):
+                opt.step(closure_of(model, opt, *data[opt.local_step % 40]))
+                if comm.rank == comm.size - 1 and opt.local_step == 20:
+                    opt.stop()
+            assert opt.stopped
+            assert opt.total_step < 10_000_000
+            barrier(comm)
+            taken = np.array(comm.allgather(opt.local_step))
+            if opt.lockstep:
+                assert (taken == 21).all()  # the exchange after the 20th step
+            if "group_size" in options:
+                assert (taken[::2] == taken[1::2]).all()
+            if not opt.lockstep and "budget" not in options:
+                assert opt.state_dict()["center"]["tickets"] == taken[:: options.get("group_size", 1)].sum()
+            barrier(comm)

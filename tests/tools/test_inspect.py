@@ -8,7 +8,8 @@ import h5py
 import numpy as np
 
 from lsam_hpc.cli import main
-from lsam_hpc.trajectory import Run, TrajectoryWriter, merge
+from lsam_hpc.trajectory import Run, TrajectoryWriter, merge, schema
+from lsam_hpc.trajectory.store import Table
 from tests.helpers.logs import LAYOUT, attributes, leave_unclosed, make_run
 
 RESULT = {"steps": 10, "center_train_loss": 0.25, "center_test_error": 1.5, "sample_test_error": 2.25}
@@ -27,11 +28,42 @@ def test_a_summary(tmp_path, capsys):
     assert "2 ranks, 2026-01-01T00:00:00+00:00, launched by none" in lines[0]
     assert lines[3] == "options  data digits, rho 0.1"
     assert lines[4] == "model    10 parameters in 3 tensors"
-    assert lines[5] == "center   train loss 0.2500, test error 1.50 %"
-    assert lines[7].split()[:3] == ["rank", "host", "steps"]
-    assert lines[9].split()[:3] + lines[9].split()[4:] == [
-        "1", "here", "10", "4.5000", "10", "0", "2.00", "2", "9", "2.25",
+    assert lines[5] == "states   sketches: none; snapshots: none"
+    assert lines[6] == "center   train loss 0.2500, test error 1.50 %"
+    assert lines[8].split()[:5] == ["rank", "host", "time", "s", "steps"]
+    row = lines[10].split()
+    assert row[:2] + row[3:4] + row[5:] == [
+        "1", "here", "10", "4.5000", "10", "0", "2.00", "2", "9", "0", "0", "0", "2.25",
     ]  # fmt: skip
+
+
+def test_states_and_what_was_dropped(tmp_path, capsys):
+    path = make_run(tmp_path / "run", rows=101, states=True)
+    with h5py.File(path / "rank-0001.h5", "r+", libver="latest") as file:
+        del file["dropped"]
+        Table(file, "dropped", schema.DROPPED, {}).append([(1.0, 1, 2, 3), (2.0, 10, 200, 3000)])
+    code, out = inspect(capsys, path)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[5] == "states   sketches: 22 of the sample; snapshots: 4 of the sample"
+    assert (
+        lines[7]
+        == "dropped  10 rows, 200 optional values, 3,000 sketches and snapshots: the disk was slower than the log"
+    )
+    assert [line.split()[-4:] for line in lines[10:]] == [["11", "2", "0", "-"], ["11", "2", "3210", "-"]]
+    found = json.loads(inspect(capsys, path, "--json")[1])
+    assert found["ranks"][1]["dropped"] == {"rows": 10, "values": 200, "states": 3000}
+    assert found["ranks"][1]["sketches"] == {"sample": 11, "center": 0}
+    assert found["ranks"][0]["snapshots"] == {"sample": 2, "center": 0}
+
+
+def test_a_file_does_not_move_the_cursor(tmp_path, capsys):
+    with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(host="\x1b[2Jaway\n", launcher="\x1b]0;title\x07")) as writer:
+        pass
+    code, out = inspect(capsys, writer.path)
+    assert code == 0
+    assert "?[2Jaway?" in out
+    assert all(line.isprintable() for line in out.splitlines())
 
 
 def test_json_holds_the_same(tmp_path, capsys):
@@ -54,7 +86,7 @@ def test_what_is_not_known_is_a_dash(tmp_path, capsys):
     code, out = inspect(capsys, writer.path)
     assert code == 0
     assert "the run has not ended, or was stopped" in out
-    assert out.splitlines()[-1].split() == ["0", "here", "1", "-", "-", "0", "0", "-", "-", "-", "-"]
+    assert out.splitlines()[-1].split()[3:] == ["1", "-", "-", "0", "0", "-", "-", "-", "0", "0", "0", "-"]
 
 
 def test_any_kind_of_run(tmp_path, capsys):
@@ -77,12 +109,12 @@ def test_damage(tmp_path, capsys):
     assert main(["inspect", str(path)]) == 2
     assert capsys.readouterr().err == (
         f"lsam inspect: {path}/rank-0001.h5: step: expected whole rows, found 1 damaged from row 3 on; "
-        "Run(path, partial=True) reads the others\n"
+        "--partial or Run(path, partial=True) reads the others\n"
     )
     line = f"{path}/rank-0001.h5: step: expected whole rows, found 1 damaged from row 3 on"
     code, out = inspect(capsys, path, "--partial")
     assert code == 0
-    assert out.splitlines()[9].split()[2] == "9"
+    assert out.splitlines()[10].split()[3] == "9"
     assert out.splitlines()[-1] == line
     code, out = inspect(capsys, path, "--verify")
     assert code == 1
@@ -121,4 +153,4 @@ def test_many_ranks_need_few_open_files(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert code == 0
-    assert len(out.splitlines()) == 8 + 100 + 2
+    assert len(out.splitlines()) == 9 + 100 + 2

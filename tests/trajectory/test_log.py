@@ -18,6 +18,7 @@ from tests.helpers.logs import (
     assert_rows,
     attributes,
     exchange_row,
+    leave_unclosed,
     make_run,
     step_row,
     write_rows,
@@ -36,6 +37,16 @@ def test_every_row_comes_back(tmp_path, rows):
         steps, exchanges = run.steps(rank), run.exchanges(rank)
         assert {name: a.dtype.str[1:] for name, a in steps.items()} == {c.name: c.dtype for c in schema.STEP}
         assert {name: a.dtype.str[1:] for name, a in exchanges.items()} == {c.name: c.dtype for c in schema.EXCHANGE}
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_counts(tmp_path, closed):
+    if closed:
+        path = make_run(tmp_path / "run", rows=101, states=True) / "rank-0001.h5"
+    else:
+        path = leave_unclosed(tmp_path / "run", 101, sketch=SKETCH, snapshots=Snapshots())
+    states = {"sketch/sample": 11, "sketch/center": 0, "snapshot/sample": 2, "snapshot/center": 0}
+    assert RankLog(path).counts() == {"step": 101, "exchange": 101, **states, "dropped": 0, "result": 0}
 
 
 def test_one_file_is_a_run_of_one_rank(tmp_path):

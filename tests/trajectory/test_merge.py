@@ -1,6 +1,8 @@
 """One file for a run."""
 
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -106,3 +108,34 @@ def test_nothing_is_overwritten(tmp_path):
         merge(Run(path), tmp_path / "nowhere" / "out.h5")
     assert (tmp_path / "out.h5").read_text() == "mine"
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("room", [2000, 20_000, 60_000, 500_000])
+def test_a_disk_that_is_full(tmp_path, room):
+    """No file may grow any more: one line, nothing is left, and HDF5 does not crash the program."""
+    path = make_run(tmp_path / "run", rows=1500, states=True)
+    code = (
+        "import resource, sys; from lsam_hpc.cli import main; import lsam_hpc.tools.merge;"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room})); sys.exit(main(sys.argv[1:]))"
+    )
+    out = tmp_path / "out.h5"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "merge", str(path), str(out)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"lsam merge: {out}: expected a file that can be made, found: File too large\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_for_an_index(tmp_path):
+    path = make_run(tmp_path / "run", rows=1500, states=True)
+    code = (
+        "import resource, sys; from lsam_hpc.cli import main; import lsam_hpc.tools.merge;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "merge", str(path), "--index"], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert {file.name for file in path.iterdir()} == {"config.json", "rank-0000.h5", "rank-0001.h5"}

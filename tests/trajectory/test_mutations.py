@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.mpis import ROOT
 
-COUNT = int(os.environ.get("LSAM_TEST_MUTATIONS", "200"))  # 2,000 take about ten minutes
+COUNT = int(os.environ.get("LSAM_TEST_MUTATIONS", "200"))  # a minute; 2,000 take about ten
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
 """Files of older versions stay readable."""
 
+import h5py
 import numpy as np
+import pytest
 
+from lsam_hpc import InputError
 from lsam_hpc.trajectory import Run, merge, verify
-from tests.helpers.logs import LAYOUT, make_version_1
+from tests.helpers.logs import LAYOUT, make_run, make_version_1
 
 
 def check(run):
@@ -27,6 +30,7 @@ def test_version_1(tmp_path):
     run = Run(tmp_path)
     assert run.logs[0].version == 1
     assert run.logs[0].tables == ["step", "exchange"]
+    assert run.logs[0].counts() == {"step": 10, "exchange": 10}
     check(run)
 
 
@@ -36,3 +40,11 @@ def test_version_1_merged_is_version_2(tmp_path):
     run = Run(tmp_path / "out.h5")
     assert run.logs[0].version == 2
     check(run)
+
+
+def test_a_file_with_check_sums_is_not_read_without_them(tmp_path):
+    path = make_run(tmp_path / "run", ranks=1)
+    with h5py.File(path / "rank-0000.h5", "r+", libver="latest") as file:
+        file.attrs["schema_version"] = 1
+    with pytest.raises(InputError, match="expected schema version 2 or later in a file with check sums, found 1"):
+        Run(path)
