@@ -57,6 +57,7 @@ class Checkpoints:
         layout: (name, shape) of each parameter.
         config: the job's options, for the manifest.
         keep: number of sets that stay.
+        flush: called before each file is written, in a thread: what a checkpoint holds must be in the log too.
     """
 
     def __init__(
@@ -66,12 +67,13 @@ class Checkpoints:
         ranks: int,
         layout: Sequence[tuple[str, tuple[int, ...]]],
         config: dict[str, Any],
-        keep: int = 2,
+        keep: int,
+        flush: Callable[[], object],
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.seconds = 0.0  # that the last file took to write
         self._folder, self._rank, self._ranks, self._keep = folder, rank, ranks, keep
-        self._layout, self._config = list(layout), config
+        self._layout, self._config, self._flush = list(layout), config, flush
         self._thread: threading.Thread | None = None
         self._pending: list[int] = []  # sets of which this rank has a file, and which have no manifest yet
         self._looked = 0.0
@@ -131,6 +133,7 @@ class Checkpoints:
         self._remove_old()
 
     def _write(self, step: int, state: State) -> None:
+        self._flush()
         clock = time.perf_counter()
         path = self._folder / _name(self._rank, step)
         try:

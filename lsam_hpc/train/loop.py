@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,17 +19,19 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from lsam_hpc import rma
-from lsam_hpc.distributed import LSAM
-from lsam_hpc.errors import InputError
-from lsam_hpc.optim import masks
 from lsam_hpc.rundir import prepare
 from lsam_hpc.runlog import RunLog, describe
 from lsam_hpc.train import data
+from lsam_hpc.train.attempt import find
+from lsam_hpc.train.checkpoint import Checkpoints
 from lsam_hpc.train.config import TrainConfig, parse
-from lsam_hpc.train.models import DEFAULT_MODEL, MODELS
+from lsam_hpc.train.job import Chain, lr_factor, make_chain, make_model, pick_device, share_cores
+from lsam_hpc.train.saver import Saver, resume
+from lsam_hpc.train.signals import Ending, job_end
 from lsam_hpc.train.table import table
 
-RANKS_LOST = 4  # the exit code of a job that ended without some of its ranks
+STOPPED = 3  # the exit code of a job that was stopped and can be resumed
+RANKS_LOST = 4  # of one that ended without some of its ranks
 SUBSET = 5000  # training images that the training loss and BatchNorm statistics are computed on at the end
 
 
@@ -37,95 +39,101 @@ def main(argv: Sequence[str]) -> int:
     """Run `lsam train` on this rank; return its exit code."""
     comm = MPI.COMM_WORLD
     config = rma.agree(comm, lambda: parse(argv))
-    for option, value in dataclasses.asdict(config).items():
+    options = dataclasses.asdict(config)
+    for option, value in options.items():
         rma.same(comm, f"--{option.replace('_', '-')}", value)
     rma.agree(comm, lambda: config.check_links(comm.size))
+    ending = rma.agree(comm, lambda: Ending(config.stop_signals.split(","), job_end(), config.end_margin))
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    _share_cores(node)
-    device = rma.agree(comm, lambda: _device(config.device, node.rank))
+    share_cores(node)
+    device = rma.agree(comm, lambda: pick_device(config.device, node))
     node.Free()
     dataset = rma.agree(comm, lambda: data.load(config.data, config.data_dir))
-    model = rma.agree(comm, lambda: _model(config, dataset)).to(device)
-    start = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
-    named = Path(config.out or f"runs/{config.data}-{start:%Y%m%d-%H%M%S}")
-    run_dir = rma.agree(comm, lambda: prepare(named, dataclasses.asdict(config), config.overwrite, comm.rank))
-    attributes = describe(comm, json.dumps(dataclasses.asdict(config)), config.seed, start, device)
+    model = rma.agree(comm, lambda: make_model(config, dataset)).to(device)
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
-    with rma.agree(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, config.logs())) as log:
-        results, lost = _train(config, model, dataset.to(device), run_dir, log, comm)
-    if results:
+    now = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
+    run_dir = Path(config.out or f"runs/{config.data}-{now:%Y%m%d-%H%M%S}")
+    before = find(config, run_dir, layout, comm)
+    rma.agree(comm, lambda: prepare(run_dir, options, config.overwrite, comm.rank, before.resumed))
+    attributes = describe(comm, json.dumps(options), config.seed, before.start or now, device)
+    with rma.agree(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, config.logs(), before.earlier)) as log:
+        chain = make_chain(config, model, dataset.to(device), log, comm)
+        if before.manifest is not None:
+            resume(chain, before.state, before.center)
+        checkpoints = Checkpoints(
+            run_dir / "checkpoints",
+            comm.rank,
+            comm.size,
+            layout,
+            options,
+            config.checkpoint_keep,
+            log.writer.flush,
+        )
+        saver = Saver(config, checkpoints, chain, before.seconds)
+        stopped = _train(config, chain, log, saver, ending)
+        results, lost = _end(chain, run_dir, log, saver, stopped)
+    if results and not stopped:
         print(table(results, lost))
         print(f"run directory: {run_dir}    summary: lsam inspect {run_dir}")
+    if stopped and results:
+        print(f"lsam-hpc: stopped ({ending.reason or 'by another rank'}); lsam train --resume auto --out {run_dir} "
+              "with the same options goes on", file=sys.stderr)  # fmt: skip
+        _requeue(config.requeue)
     if lost:
         sys.stdout.flush()
         os._exit(RANKS_LOST)  # MPI_Finalize would wait for the dead
-    return 0
+    return STOPPED if stopped else 0
 
 
-def _train(
-    config: TrainConfig,
-    model: nn.Module,
-    dataset: data.Dataset,
-    run_dir: Path,
-    log: RunLog,
-    comm: MPI.Intracomm,
-) -> tuple[list[dict[str, float]], list[int]]:
-    """Train; return every rank's result, on the lowest rank that is left only, and the ranks that were lost."""
-    images = len(dataset.train_y)
-    total = config.steps or math.ceil(config.epochs * images / config.batch_size)
-    base = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    opt = LSAM(
-        base,
-        rho=config.rho,
-        gamma=config.gamma,
-        coupling=config.coupling,  # type: ignore[arg-type]
-        pull=config.pull,
-        period=config.period,
-        stiffness=config.stiffness,
-        temperature=config.temperature,
-        center_momentum=config.center_momentum,
-        schedule=config.schedule,  # type: ignore[arg-type]
-        budget=config.budget,  # type: ignore[arg-type]
-        seed=config.seed,
-        observer=log.exchange,
-        witness=log.witness,
-        comm=comm,
-        ascent=config.ascent,  # type: ignore[arg-type]
-        metric=config.metric,  # type: ignore[arg-type]
-        mask=masks.Norm(model) if config.mask == "norm" else config.mask,
-        model=model,
-        **config.links(),
-    )
-    batches = _batches(dataset, config.batch_size, config.seed * comm.size + comm.rank)
-    clock = time.perf_counter()
-    with tqdm(total=total, unit="step", disable=comm.rank > 0, mininterval=1 if sys.stderr.isatty() else 10) as bar:
+def _train(config: TrainConfig, chain: Chain, log: RunLog, saver: Saver, ending: Ending) -> bool:
+    """Train; return whether it was stopped before its budget was spent."""
+    model, opt, total = chain.model, chain.opt, chain.total
+    asked = False
+    with tqdm(total=total, unit="step", disable=opt.comm.rank > 0, mininterval=1 if sys.stderr.isatty() else 10) as bar:
         for step in opt.steps(total):
-            for group in base.param_groups:
+            for group in opt.param_groups:
                 group["lr"] = config.lr * lr_factor(config, step, total)
-            x, y = next(batches)
+            x, y = next(chain.batches)
 
             def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
-                base.zero_grad()
+                opt.zero_grad()
                 loss = functional.cross_entropy(model(x), y)
                 loss.backward()
                 return loss
 
             loss = opt.step(closure).item()
             log.step(opt, step, loss)
+            saver.step()
+            if not asked and (ending.asked() or (config.on_lost == "stop" and opt.silent)):
+                asked = True
+                opt.stop()
             if bar.update(min(step + 1, total) - bar.n):
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        bar.update(total - bar.n)
-    result = {"seconds": time.perf_counter() - clock, **opt.stats()}
+        if not opt.stopped:
+            bar.update(total - bar.n)
+    return opt.stopped
+
+
+def _end(
+    chain: Chain, run_dir: Path, log: RunLog, saver: Saver, stopped: bool
+) -> tuple[list[dict[str, float]], list[int]]:
+    """Save and evaluate; return every rank's result, on the lowest rank that is left only, and the ranks lost."""
+    model, opt, dataset = chain.model, chain.opt, chain.dataset
+    rank, ranks = opt.comm.rank, opt.comm.size
+    result = {"seconds": saver.seconds, **opt.stats()}
     some_x, some_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
-    result["sample_train_loss"], _ = evaluate(model, some_x, some_y)
-    _, result["sample_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
+    if not stopped:
+        result["sample_train_loss"], _ = evaluate(model, some_x, some_y)
+        _, result["sample_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
     shared = dict(result)
-    opt.meet(list(shared.values()))
+    records = opt.meet(list(shared.values()))
+    if saver.enabled or stopped:
+        saver.last(int(records["total_step"].max()), finished=not stopped)
     log.last_states(opt)
     while True:
         lost = opt.lost
-        first = min(set(range(comm.size)) - set(lost), default=0)
-        if comm.rank == first:
+        first = min(set(range(ranks)) - set(lost), default=0)
+        if rank == first and not stopped:
             with opt.center(model, some_x.split(256)):
                 result["center_train_loss"], _ = evaluate(model, some_x, some_y)
                 _, result["center_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
@@ -133,23 +141,14 @@ def _train(
         records = opt.meet(list(shared.values()))
         if opt.lost == lost:
             break  # else the first may be among them: the next one does it
+    saver.close()
     opt.close()
-    log.close(result)
+    log.close(None if stopped else result)
     results = [dict(zip(shared, map(float, row), strict=False)) for row in records["results"]]
-    for rank in opt.lost:
-        results[rank]["steps"] = float(records["step"][rank])
+    for gone in opt.lost:
+        results[gone]["steps"] = float(records["step"][gone])
     results[first] |= result
-    return results if comm.rank == first else [], opt.lost
-
-
-def lr_factor(config: TrainConfig, step: int, total: int) -> float:
-    """Return what the learning rate is multiplied by at a total step: a linear rise, then a cosine or nothing."""
-    warmup = config.warmup * total
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if config.lr_schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / (total - warmup), 1)))
+    return results if rank == first else [], opt.lost
 
 
 @torch.no_grad()
@@ -166,26 +165,6 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     return loss / len(y), 100 * wrong / len(y)
 
 
-def _batches(dataset: data.Dataset, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield mini-batches for ever, each pass over the whole training set in an order of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(size, len(dataset.train_y))
-    while True:
-        order = torch.randperm(len(dataset.train_y), generator=generator).to(dataset.train_y.device)
-        for chosen in order.split(size):
-            if len(chosen) == size:
-                yield dataset.train_x[chosen], dataset.train_y[chosen]
-
-
-def _model(config: TrainConfig, dataset: data.Dataset) -> nn.Module:
-    torch.manual_seed(config.seed)
-    _, channels, height, width = dataset.train_x.shape
-    model = MODELS[config.model or DEFAULT_MODEL[config.data]]((channels, height, width), dataset.classes)
-    if config.mask == "norm":
-        masks.Norm(model)  # says so before the run directory is made if there is nothing to perturb
-    return model
-
-
 def _save(model: nn.Module, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -193,20 +172,13 @@ def _save(model: nn.Module, path: Path) -> None:
     temporary.replace(path)
 
 
-def _device(name: str, local_rank: int) -> torch.device:
-    """Return where to train: on a node with several GPUs, each rank's own."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError("--device: expected a CUDA device, found none that PyTorch can use")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
-def _share_cores(node: MPI.Comm) -> None:
-    """Share the cores evenly among the ranks of a node that may use the same, unless OMP_NUM_THREADS is set."""
-    cores = sorted(os.sched_getaffinity(0))
-    sharing = node.allgather(cores).count(cores)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(cores) // sharing))
+def _requeue(at_most: int) -> None:
+    """Put the Slurm job back into the queue, unless it has been often enough."""
+    job, done = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if job is None or done >= at_most:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60, capture_output=True, text=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        print(f"lsam-hpc: --requeue: scontrol requeue {job} failed: {detail}", file=sys.stderr)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from lsam_hpc import rma
-from lsam_hpc.distributed import LSAM
-from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.checkpoint import Checkpoints, State
 from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.train.job import Chain
 
 FIRST_SECONDS = 1.0  # what a checkpoint is taken to cost before one was written
 
@@ -26,22 +23,14 @@ class Saver:
     Args:
         config: the job's options.
         checkpoints: writes the files.
-        model: whose buffers are saved; its parameters are the optimizer's.
-        opt: the chain.
-        batches: the mini-batches.
+        chain: what is saved.
         seconds: that earlier attempts trained.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        checkpoints: Checkpoints,
-        model: nn.Module,
-        opt: LSAM,
-        batches: Batches,
-        seconds: float,
-    ) -> None:
-        self._checkpoints, self._model, self._opt, self._batches = checkpoints, model, opt, batches
+    def __init__(self, config: TrainConfig, checkpoints: Checkpoints, chain: Chain, seconds: float) -> None:
+        opt = chain.opt
+        self.enabled = config.checkpoint_every != "none"  # also without, a job that is stopped is saved
+        self._checkpoints, self._chain, self._opt = checkpoints, chain, opt
         self._earlier, self._began = seconds, time.perf_counter()
         self._every = int(config.checkpoint_every) if config.checkpoint_every.isdecimal() else None
         self._mtbf = 3600 * config.mtbf
@@ -109,41 +98,44 @@ class Saver:
 
     def _state(self) -> State:
         opt = self._opt.state_dict()
-        if self._opt.shares_center and self._opt.comm.rank > 0:
-            opt["center"]["y"] = None  # rank 0's file has it
+        alive = set(range(self._opt.comm.size)) - set(self._opt.silent)
+        if self._opt.shares_center and self._opt.comm.rank > min(alive, default=0):
+            opt["center"]["y"] = None  # another file has it
         return {
             "opt": opt,
-            "batches": self._batches.state_dict(),
-            "buffers": dict(self._model.named_buffers()),
+            "batches": self._chain.batches.state_dict(),
+            "buffers": dict(self._chain.model.named_buffers()),
             "random": _random_state(),
             "seconds": self.seconds,
         }
 
 
-def resume(opt: LSAM, model: nn.Module, batches: Batches, state: State | None) -> None:
+def resume(chain: Chain, state: State | None, center: State | None) -> None:
     """Make a chain what was saved, or a new chain at the saved center; collective.
 
     Args:
-        opt: just made.
-        model: whose buffers are loaded.
-        batches: the mini-batches.
+        chain: just made.
         state: of this rank, None if the set has none of it.
+        center: as it was saved; only rank 0's counts.
+
+    Raises:
+        InputError: a state does not fit; on all ranks alike.
     """
-    comm = opt.comm
-    center: dict[str, Any] = comm.bcast(state["opt"]["center"] if state is not None and comm.rank == 0 else None)
-    loaded = opt.state_dict() if state is None else state["opt"]
+    opt = chain.opt
+    center = opt.comm.bcast(center)
+    own = state["opt"] if state is not None else opt.state_dict()
     if state is None:  # a new chain begins at the center
-        y = center["y"]
-        loaded["lsam"] |= {"sample": y.clone(), "anchor": y.clone(), "anchor_version": center["version"]}
-    if loaded["center"]["y"] is None or state is None:
-        loaded["center"] = center
-    opt.load_state_dict(loaded)
-    if state is not None:
-        batches.load_state_dict(state["batches"])
-        _set_random_state(state["random"])
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(state["buffers"][name])
+        own["lsam"] |= {"sample": center["y"], "anchor": center["y"], "anchor_version": center["version"]}
+    if state is None or own["center"]["y"] is None:
+        own["center"] = center
+    opt.load_state_dict(own)
+    if state is None:
+        return
+    chain.batches.load_state_dict(state["batches"])
+    _set_random_state(state["random"])
+    with torch.no_grad():
+        for name, buffer in chain.model.named_buffers():
+            buffer.copy_(state["buffers"][name])
 
 
 def _random_state() -> State:
