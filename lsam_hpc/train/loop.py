@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
     for option, value in options.items():
         rma.same(comm, f"--{option.replace('_', '-')}", value)
     rma.agree(comm, lambda: config.check_links(comm.size))
-    ending = rma.agree(comm, lambda: Ending(config.stop_signals.split(","), job_end(), config.end_margin))
+    ending = rma.agree(
+        comm, lambda: Ending([s for s in config.stop_signals.split(",") if s], job_end(), config.end_margin)
+    )
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     share_cores(node)
     device = rma.agree(comm, lambda: pick_device(config.device, node))

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.config import TrainConfig
-from lsam_hpc.train.data import Dataset
-from lsam_hpc.train.loop import _batches, evaluate, lr_factor
+from lsam_hpc.train.job import lr_factor
+from lsam_hpc.train.loop import evaluate
 from lsam_hpc.train.models import MODELS
 
 
@@ -33,8 +34,7 @@ def test_learning_rate_rises_and_falls_as_a_cosine():
 
 def test_each_rank_sees_the_whole_set_in_an_order_of_its_own():
     images = torch.arange(10.0)[:, None]
-    dataset = Dataset(images, torch.arange(10), images, torch.arange(10))
-    first, second, again = (_batches(dataset, 3, seed) for seed in (0, 1, 0))
+    first, second, again = (Batches(images, torch.arange(10), 3, seed) for seed in (0, 1, 0))
     passes = [
         [torch.cat([next(source)[1] for _ in range(3)]).tolist() for _ in range(4)] for source in (first, second, again)
     ]

@@ -1,0 +1,149 @@
+"""Jobs that are stopped or killed go on from their checkpoints, with any number of ranks, and lose nothing twice."""
+
+import os
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from lsam_hpc.trajectory import Run, verify
+from tests.helpers.mpis import run
+
+KILLS = int(os.environ.get("LSAM_JOB_KILLS", "2"))
+# A rank sends itself (or all of them themselves) a signal after so many local steps.
+SIGNALLED = """
+import os, signal, sys
+import lsam_hpc.cli as cli
+from lsam_hpc.train.saver import Saver
+who, when, what = int(sys.argv[1]), int(sys.argv[2]), getattr(signal, sys.argv[3])
+step = Saver.step
+def stepped(self):
+    step(self)
+    if at := os.environ.get("LSAM_TEST_AT"):
+        with open(f"{at}-{self._opt.comm.rank}", "w") as file:
+            file.write(str(self._opt.local_step))
+    if who in (-1, self._opt.comm.rank) and self._opt.local_step == when:
+        os.kill(os.getpid(), what)
+Saver.step = stepped
+sys.exit(cli.main(sys.argv[4:]))
+"""
+
+
+def train(mpi, ranks, out, *words, signalled=None, timeout=240, **env):
+    start = ("-m", "lsam_hpc") if signalled is None else ("-c", SIGNALLED, *map(str, signalled))
+    return run(mpi.command(ranks, mpi.python, *start, "train", "--out", str(out), *words), timeout, **env)
+
+
+def sound(out):
+    found = Run(out)
+    assert verify(found) == []
+    return found
+
+
+def resumed_at(done):
+    return int(re.search(r"going on from step (\d+)", done.stderr)[1])
+
+
+def test_a_signal_to_one_rank_stops_all_and_no_step_is_lost_or_taken_twice(mpi, tmp_path):
+    out, words = tmp_path / "run", ("--steps", "600", "--snapshot-every", "log", "--resume", "auto")
+    done = train(mpi, 3, out, *words, signalled=(1, 60, "SIGUSR1"))
+    assert done.returncode == 3, done.stderr
+    assert "lsam-hpc: stopped (" in done.stderr
+    taken = sum(len(Run(out).steps(r)["iteration"]) for r in range(3))
+    assert 60 <= taken < 600
+    done = train(mpi, 3, out, *words)
+    assert done.returncode == 0, done.stderr
+    assert f"going on from step {resumed_at(done)} of 3 ranks" in done.stderr
+    logs = sound(out)
+    tickets = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
+    assert sorted(tickets) == list(range(600))
+    assert logs.result(0)["center_test_error"] < 20
+    for r in logs.ranks:
+        np.testing.assert_array_equal(logs.steps(r)["iteration"], np.arange(len(logs.steps(r)["iteration"])))
+        assert (np.diff(logs.steps(r)["time"]) >= 0).all()
+
+
+def test_in_lockstep_a_stopped_job_ends_as_an_undisturbed_one_to_the_bit(mpi, tmp_path):
+    words = ("--steps", "200", "--schedule", "lockstep", "--period", "5", "--snapshot-every", "log",
+             "--ascent", "stale", "--mask", "random", "--checkpoint-every", "40")  # fmt: skip
+    assert train(mpi, 2, tmp_path / "whole", *words).returncode == 0
+    words += ("--resume", "auto")
+    assert train(mpi, 2, tmp_path / "run", *words, signalled=(0, 33, "SIGTERM")).returncode == 3
+    assert train(mpi, 2, tmp_path / "run", *words, signalled=(-1, 70, "SIGKILL")).returncode != 0
+    done = train(mpi, 2, tmp_path / "run", *words)
+    assert done.returncode == 0, done.stderr
+    one, other = Run(tmp_path / "whole"), sound(tmp_path / "run")
+    for rank in range(2):
+        np.testing.assert_array_equal(one.snapshot(rank, -1), other.snapshot(rank, -1))
+        np.testing.assert_array_equal(one.steps(rank)["loss"], other.steps(rank)["loss"])
+    whole, again = (torch.load(tmp_path / d / "checkpoints" / "center.pt", weights_only=True) for d in ("whole", "run"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_a_killed_job_goes_on_and_loses_a_period_at_most(mpi, seed, tmp_path):
+    chance, out, period = random.Random(seed), tmp_path / "run", 50
+    words = ("--steps", "1200", "--checkpoint-every", str(period), "--resume", "auto", "--budget", "per-rank")
+    when = chance.randrange(100, 500)
+    done = train(mpi, 2, out, *words, signalled=(-1, when, "SIGKILL"), LSAM_TEST_AT=str(tmp_path / "at"))
+    assert done.returncode not in (0, 3)
+    done = train(mpi, 2, out, *words)
+    assert done.returncode == 0, done.stderr
+    # MPI may end the slower rank before it came so far. The set before the one that was being written counts.
+    slower = min(int((tmp_path / f"at-{rank}").read_text() or when) for rank in range(2))
+    assert 2 * slower - 2 * period <= resumed_at(done) <= 2 * slower
+    logs = sound(out)
+    assert [len(logs.steps(r)["iteration"]) for r in range(2)] == [600, 600]
+    assert logs.result(0)["center_test_error"] < 10
+
+
+def test_from_four_ranks_to_two_to_six(mpi, tmp_path):
+    out, words = tmp_path / "run", ("--checkpoint-every", "100", "--resume", "auto", "--snapshot-every", "log")
+    assert train(mpi, 4, out, "--steps", "400", *words).returncode == 0
+    centers = [Run(out).snapshot(0, -1, "center")]
+    for ranks, steps in ((2, 800), (6, 1600)):
+        done = train(mpi, ranks, out, "--steps", str(steps), *words)
+        assert done.returncode == 0, done.stderr
+        logs = sound(out)
+        assert logs.ranks == list(range(ranks))
+        if ranks == 6:  # a chain that was added began at the center
+            first = logs.snapshot(4, 0)
+            near, far = (np.linalg.norm(first - c) for c in (centers[-1], centers[0]))
+            assert near < 0.2 * np.linalg.norm(centers[-1])
+            assert near < far + 1e-3
+        centers.append(logs.snapshot(0, -1, "center"))
+    assert logs.result(0)["center_test_error"] < 5
+    assert sorted(f.name for f in out.glob("*.old")) == ["rank-0002.h5.old", "rank-0003.h5.old"]
+
+
+def test_refuses_in_one_line_and_overwrites_nothing(mpi, tmp_path):
+    out = tmp_path / "run"
+    assert train(mpi, 2, out, "--steps", "100", "--checkpoint-every", "50").returncode == 0
+    file = max((out / "checkpoints").glob("rank-0001-*.pt"))
+    data = file.read_bytes()
+
+    def refused(expected, *words):
+        before = {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
+        done = train(mpi, 2, out, "--steps", "200", *(words or ("--resume", "auto")))
+        assert done.returncode == 2, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("lsam ")]
+        assert len(lines) == 1
+        assert re.search(expected, lines[0]), lines[0]
+        assert {f: f.read_bytes() for f in out.rglob("*") if f.is_file()} == before
+
+    refused("--out: expected a directory without a run, found one", "--period", "4")
+    refused("--model: .*|difference in", "--resume", "auto", "--model", "cnn")
+    refused(
+        "--coupling: expected elastic, as in the checkpoint, found kernel", "--resume", "must", "--coupling", "kernel"
+    )
+    file.write_bytes(data[:-10])
+    refused(f"expected {len(data)} bytes, found {len(data) - 10}")
+    file.write_bytes(data[:-10] + bytes(10))
+    refused("rank 1: .*expected a checkpoint that torch.load")
+    done = train(mpi, 1, tmp_path / "none", "--resume", "must")
+    assert done.returncode == 2
+    assert "--resume: expected a checkpoint in" in done.stderr
+    assert not (tmp_path / "none").exists()

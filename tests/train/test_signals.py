@@ -1,0 +1,76 @@
+"""What makes a job end early."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lsam_hpc import InputError
+from lsam_hpc.train.signals import Ending, job_end
+
+
+@pytest.fixture(autouse=True)
+def _handlers_stay():
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_is_noticed():
+    ending = Ending(["USR1", "SIGTERM"], None, 0)
+    assert not ending.asked()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert ending.asked()
+    assert ending.reason == "SIGTERM"
+
+
+def test_a_second_signal_ends_the_process():
+    code = (
+        "import os, signal; from lsam_hpc.train.signals import Ending\n"
+        "e = Ending(['USR1', 'TERM'], None, 0)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1); assert e.asked(); print('first', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM); print('second', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("first\n", -signal.SIGTERM)
+
+
+def test_the_time_limit_is_noticed():
+    assert Ending([], time.time() + 50, 60).asked()
+    assert not Ending([], time.time() + 70, 60).asked()
+
+
+def test_the_job_s_end(monkeypatch):
+    for name in ("SLURM_JOB_END_TIME", "SLURM_JOB_ID", "PBS_JOBID"):
+        monkeypatch.delenv(name, raising=False)
+    assert job_end() is None
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1700000000")
+    assert job_end() == 1.7e9
+
+
+def test_squeue_and_qstat_are_asked(monkeypatch, tmp_path):
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, text in (
+        ("squeue", 'test "$*" = "-h -j 7 -o %e" && echo 2030-01-02T03:04:05'),
+        ("qstat", 'test "$*" = "-f 8" && echo "    Walltime.Remaining = 600"'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert job_end() == time.mktime((2030, 1, 2, 3, 4, 5, 0, 0, -1))
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.setenv("PBS_JOBID", "8")
+    assert job_end() == pytest.approx(time.time() + 600, abs=60)
+    monkeypatch.setenv("PBS_JOBID", "9")
+    assert job_end() is None
+
+
+@pytest.mark.parametrize("name", ["NONSENSE", "KILL", ""])
+def test_bad_names(name):
+    with pytest.raises(InputError, match="signals: expected"):
+        Ending([name], None, 0)
