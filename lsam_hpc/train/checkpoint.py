@@ -13,6 +13,7 @@ import re
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +80,6 @@ class Checkpoints:
         self._looked = 0.0
         self._failed = False
 
-    @property
-    def busy(self) -> bool:
-        """Whether a file is being written."""
-        return self._thread is not None and self._thread.is_alive()
-
     def write(self, step: int, state: State) -> None:
         """Copy a state and write it, in a thread; waits for the one before.
 
@@ -111,7 +107,7 @@ class Checkpoints:
             finished: the job's budget is spent.
         """
         alive = [rank for rank in range(self._ranks) if rank not in lost]
-        if not self._pending or self._rank != min(alive, default=self._rank) or self.busy:
+        if not self._pending or self._rank != min(alive, default=self._rank):
             return
         if not at_once and time.monotonic() - self._looked < LOOK:
             return
@@ -192,14 +188,19 @@ def load(folder: Path, manifest: Manifest, rank: int) -> State | None:
     """Return a rank's state, None if the set has none of it.
 
     Raises:
-        InputError: the file cannot be read without running code, or holds no state.
+        InputError: the file is damaged, cannot be read without running code, or holds no state.
     """
     name = manifest.files[rank] if rank < manifest.ranks else None
     if name is None:
         return None
     path = folder / name
     try:
+        with zipfile.ZipFile(path) as parts:  # as torch.save makes it, with check sums that torch.load does not look at
+            if damaged := parts.testzip():
+                raise InputError(f"{path}: expected what was written, found another check sum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # torch names no class for what may be wrong with a file
         raise InputError(f"{path}: expected a checkpoint that torch.load(weights_only=True) reads, "
                          f"found: {str(error).splitlines()[0]}") from error  # fmt: skip

@@ -43,9 +43,8 @@ def main(argv: Sequence[str]) -> int:
     for option, value in options.items():
         rma.same(comm, f"--{option.replace('_', '-')}", value)
     rma.agree(comm, lambda: config.check_links(comm.size))
-    ending = rma.agree(
-        comm, lambda: Ending([s for s in config.stop_signals.split(",") if s], job_end(), config.end_margin)
-    )
+    end = comm.bcast(job_end() if comm.rank == 0 else None)  # one question to the batch system
+    ending = rma.agree(comm, lambda: Ending([s for s in config.stop_signals.split(",") if s], end, config.end_margin))
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     share_cores(node)
     device = rma.agree(comm, lambda: pick_device(config.device, node))
@@ -83,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         _requeue(config.requeue)
     if lost:
         sys.stdout.flush()
-        os._exit(RANKS_LOST)  # MPI_Finalize would wait for the dead
+        os._exit(STOPPED if stopped else RANKS_LOST)  # MPI_Finalize would wait for the dead
     return STOPPED if stopped else 0
 
 

@@ -12,11 +12,14 @@ from types import FrameType
 
 from lsam_hpc.errors import InputError
 
+REPEATED = 2.0  # s
+
 
 class Ending:
     """Notices that the job has to end: a signal came, or its time is nearly up.
 
-    A handler only sets a flag; a second signal ends the process at once, as it would without this.
+    A handler only sets a flag; a second signal ends the process at once, as it would without this. The same one within
+    two seconds counts once: the batch system and the launcher may both deliver it.
 
     Args:
         signals: names, SIGUSR1 or USR1.
@@ -29,6 +32,7 @@ class Ending:
 
     def __init__(self, signals: Sequence[str], end: float | None, margin: float) -> None:
         self.reason: str | None = None
+        self._caught_before: tuple[int, float] | None = None  # the first signal, and when
         self._before = None if end is None else end - margin
         for number in [_number(name) for name in signals]:
             signal.signal(number, self._caught)
@@ -40,10 +44,15 @@ class Ending:
         return self.reason is not None
 
     def _caught(self, number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        if self.reason is not None:
+        now = time.monotonic()
+        if self._caught_before is not None:
+            before, when = self._caught_before
+            if before == number and now - when < REPEATED:
+                return
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.reason = signal.Signals(number).name
+        self._caught_before = number, now
+        self.reason = self.reason or signal.Signals(number).name
 
 
 def job_end() -> float | None:

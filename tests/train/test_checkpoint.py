@@ -178,6 +178,11 @@ def test_refuses_damage(tmp_path, capsys):
     file.write_bytes(data[:-1])
     with pytest.raises(InputError, match=rf"pt: expected {len(data)} bytes, found {len(data) - 1}: remove set-0"):
         newest(tmp_path)
+    flipped = bytearray(data)
+    flipped[data.index(torch.full((1000,), 10.0).numpy().tobytes())] ^= 1
+    file.write_bytes(flipped)
+    with pytest.raises(InputError, match="expected what was written, found another check sum of"):
+        load(tmp_path, newest(tmp_path), 0)
     file.unlink()
     with pytest.raises(InputError, match="found none: remove set-0"):
         newest(tmp_path)
@@ -225,7 +230,7 @@ def test_refuses_another_model_and_another_job(tmp_path):
     check(found, LAYOUT, CONFIG)
     with pytest.raises(InputError, match=r"difference in w: \(2, 3\) in the checkpoint, \(3, 2\) here"):
         check(found, [("w", (3, 2)), ("b", ())], CONFIG)
-    with pytest.raises(InputError, match="--center-momentum: expected 0.0, as in the checkpoint, found 0.5"):
+    with pytest.raises(InputError, match=r"--center-momentum: expected 0.0, as in the checkpoint, found 0.5"):
         check(found, LAYOUT, {**CONFIG, "center_momentum": 0.5})
 
 
