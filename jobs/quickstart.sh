@@ -9,4 +9,4 @@ set -euo pipefail
 lsam_environment train
 cd "$root"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-lsam_mpirun "${RANKS:-4}" lsam train --out runs/quickstart --overwrite "$@"
+lsam_mpirun "${RANKS:-4}" lsam train --out runs/quickstart --overwrite --snapshot-every log "$@"

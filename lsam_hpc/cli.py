@@ -9,24 +9,39 @@ import sys
 from collections.abc import Sequence
 
 import lsam_hpc
+from lsam_hpc import preflight
 from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
 
 # verb -> (module with main(argv) -> exit code, help). A module is loaded only when its verb is called.
 VERBS = {
     "train": ("lsam_hpc.train.loop", "train a network with LSAM, under mpirun or srun"),
+    "wrap": ("lsam_hpc.launch.wrap", "run a Horovod script as it is, with LSAM"),
+    "submit": ("lsam_hpc.launch.submit", "write a batch script for a cluster's scheduler, and submit it"),
+    "doctor": ("lsam_hpc.launch.doctor", "check what a run needs from the machine, alone or under mpirun or srun"),
     "bench": ("lsam_hpc.tools.bench", "measure: ours, a peer and the physical limit in one run"),
     "monitor": ("lsam_hpc.tools.monitor", "show where the ranks of a run are, while it goes on"),
-    "inspect": ("lsam_hpc.tools.inspect_run", "print a summary of a run directory"),
+    "inspect": ("lsam_hpc.tools.inspect_run", "print a summary of a run, or check all of it"),
+    "merge": ("lsam_hpc.tools.merge", "write a run into one file, also one that was killed"),
+    "export": ("lsam_hpc.tools.export", "write a run as CSV, Parquet, npz, TensorBoard events or landscape files"),
+    "trajectory": ("lsam_hpc.tools.trajectory", "draw where chains and center went, on a plane of states"),
+    "surface": ("lsam_hpc.tools.surface", "evaluate the loss on a line or plane around a state, and draw it"),
+    "path": ("lsam_hpc.tools.path", "find the barriers between states, and curves around them"),
+    "spectrum": ("lsam_hpc.tools.spectrum", "eigenvalues, trace and spectral density; sharpness over training"),
+    "sharpness": ("lsam_hpc.tools.sharpness", "how far the loss rises within a ball, on average and at worst"),
+    "diagnose": ("lsam_hpc.tools.diagnose", "tell whether the chains are samples, and what to change"),
+    "timeline": ("lsam_hpc.tools.timeline", "write steps, exchanges and waits as a trace for Perfetto"),
+    "report": ("lsam_hpc.tools.report", "write one HTML file that shows a run"),
 }
+STARTS_MPI = ("train",)  # verbs whose modules start MPI when they are loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `lsam VERB ...`.
 
     Returns:
-        0: done; 2: bad usage or input; 4: ranks were lost. A bug leaves with a traceback, and ends all ranks of an MPI
-        job.
+        0: done; 2: bad usage or input; 3: stopped after a checkpoint; 4: ranks were lost. A bug leaves with a
+        traceback, and ends all ranks of an MPI job.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(
@@ -45,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lsam: {error}", file=sys.stderr)
         return 2
     try:
+        if given.verb in STARTS_MPI and not {"-h", "--help"} & set(given.rest):
+            preflight.start()
         code = int(importlib.import_module(VERBS[given.verb][0]).main(given.rest))
         sys.stdout.flush()
         return code
@@ -65,7 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rank() -> int:
-    return int(sys.modules["mpi4py.MPI"].COMM_WORLD.rank) if "mpi4py.MPI" in sys.modules else 0
+    """Return this process's rank; where MPI is not started or sees nobody else, the one that the launcher gave it."""
+    if "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+
+        if MPI.Is_initialized() and MPI.COMM_WORLD.size > 1:
+            return MPI.COMM_WORLD.rank
+    return preflight.launched_rank()
 
 
 def _abort_at_exit(status: int) -> None:

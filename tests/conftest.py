@@ -8,7 +8,7 @@ import mpi4py
 import pytest
 
 from tests.helpers.batch import LIMIT, Batch
-from tests.helpers.mpis import Mpi, available, available_first
+from tests.helpers.mpis import Mpi, available
 
 # This process only starts MPI jobs; Open MPI 5 leaves a file in /dev/shm for each one that uses it outside mpirun.
 mpi4py.rc.initialize = False
@@ -20,9 +20,7 @@ _NAMES = ("openmpi", "mpich")
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("mpi")
     if marker is not None:
-        # Horovod is built against the first environment's MPI.
-        names = [available_first()] if metafunc.definition.get_closest_marker("horovod") else _NAMES
-        jobs = [(name, ranks) for name in names for ranks in marker.kwargs["np"]]
+        jobs = [(name, ranks) for name in _NAMES for ranks in marker.kwargs["np"]]
         metafunc.fixturenames.append("mpi_job")
         metafunc.parametrize("mpi_job", jobs, ids=[f"{name}-np{ranks}" for name, ranks in jobs])
 

@@ -5,7 +5,7 @@
 #   bash tests/run.sh -k center       arguments go to pytest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../tools/environment.sh"
-lsam_environment train,analysis,dev
+lsam_environment train,analysis,landscape,dev
 cd "$root"
 bash tools/install_horovod.sh "$python"
 
@@ -22,6 +22,7 @@ fi
 purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
 echo "import site; site.addsitedir('$("$python" -c "$purelib")')" \
   > "$("$second/bin/python" -c "$purelib")/first-environment.pth"
+bash tools/install_horovod.sh "$second/bin/python"  # its own, before the first environment's on the path
 export LSAM_TEST_MPICH=$second
 
 ruff check .

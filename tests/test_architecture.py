@@ -27,11 +27,16 @@ RULES = {
     "distributed": ({"errors", "optim", "rma", "links"}, {"h5py", "horovod"}),
     "runlog": ({"errors", "optim", "trajectory", "sketches", "distributed"}, {"h5py", "horovod"}),
     "train": (
-        {"errors", "arguments", "text", "optionfile", "rundir", "optim", "rma", "runlog", "links", "distributed"},
+        {"errors", "arguments", "text", "optionfile", "preflight", "rundir", "optim", "rma", "runlog", "trajectory", "links",
+         "distributed"},  # fmt: skip
         {"h5py", "horovod"},
     ),
     "horovod": ({"errors", "optionfile", "rundir", "optim", "rma", "runlog", "links", "distributed"}, {"h5py"}),
-    "launch": ({"errors", "arguments", "optionfile", "horovod"}, {"torch", "numpy", "h5py"}),
+    "preflight": ({"errors"}, {"torch", "numpy", "h5py", "horovod"}),
+    "launch": (
+        {"errors", "arguments", "text", "optionfile", "preflight", "rma", "horovod", "lsam_hpc"},
+        {"torch", "h5py"},
+    ),
     "tools": (
         {
             "errors",
@@ -51,7 +56,7 @@ RULES = {
         {"h5py"},
     ),
     "sketches": ({"trajectory"}, {"mpi4py", "h5py", "horovod"}),
-    "cli": ({"errors", "arguments", "lsam_hpc"}, {"torch", "h5py", "horovod"}),
+    "cli": ({"errors", "arguments", "preflight", "lsam_hpc"}, {"torch", "h5py", "horovod"}),
     "__main__": ({"cli"}, {"torch", "h5py", "horovod"}),
     "__init__": ({"errors", "optim", "distributed"}, {"h5py", "horovod"}),
 }
@@ -95,6 +100,12 @@ def test_the_optimizers_load_no_mpi():
     code = "import sys; from lsam_hpc import SAM; import lsam_hpc.optim; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert not {"mpi4py", "h5py", "horovod"} & set(loaded.split())
+
+
+def test_logs_are_read_and_exported_without_torch():
+    code = "import sys, lsam_hpc.landscape, lsam_hpc.tools.export; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert not {"torch", "mpi4py", "horovod", "pandas", "matplotlib"} & set(loaded.split())
 
 
 def test_the_top_level_holds_what_the_design_says():

@@ -21,6 +21,7 @@ BENCHMARKS = {
     "straggler": "lsam_hpc.tools.bench_straggler",
     "progress": "lsam_hpc.tools.bench_progress",
     "log": "lsam_hpc.tools.bench_log",
+    "horovod": "lsam_hpc.tools.bench_horovod",
 }
 
 

@@ -36,11 +36,6 @@ def available() -> dict[str, Mpi]:
     return {mpi.name: mpi for mpi in found}
 
 
-def available_first() -> str:
-    """Return the name of this interpreter's MPI."""
-    return next(iter(available()))
-
-
 def _probe(python: str) -> Mpi:
     beside = Path(python).parent / "mpiexec"
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")

@@ -1,0 +1,57 @@
+#!/bin/bash
+# One node without GPUs: one chain per rank.
+#
+#   qsub jobs/pbs/cpu-node.sh
+#
+# >>> edit from here >>>
+#PBS -N lsam
+#PBS -l select=1:ncpus=16:mpiprocs=4
+# each part on a node of its own:
+#PBS -l place=scatter
+#PBS -l walltime=01:00:00
+##PBS -q QUEUE
+##PBS -A PROJECT
+# one file of output a job: NAME.oID:
+#PBS -j oe
+# PBS may start it again after preemption:
+#PBS -r y
+
+setup() { # has python, lsam and their MPI found
+  # module load gcc openmpi
+  source .venv/bin/activate
+}
+out=${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}
+ranks_there=$(grep -c . "$PBS_NODEFILE")
+launch=(mpirun -n "$ranks_there" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
+# MPICH, Intel: launch=(mpiexec -n "$ranks_there" -f "$PBS_NODEFILE"). Cray: docs/clusters.md.
+command=(lsam train --data digits --out "$out" --resume auto)
+requeues=0 # how often the job starts again at most, after it was stopped or killed
+# <<< to here <<<
+
+# A trap waits for what runs in the foreground, so the ranks run in the background. They are told once: a second signal
+# would end them at once.
+told="" cancelled=""
+tell() { [ -n "$told" ] || [ -z "${ranks:-}" ] || kill -USR1 "$ranks"; told=1; }
+trap 'again=1; tell' USR1
+trap 'again=1; cancelled=1' TERM
+
+cd "$PBS_O_WORKDIR" || exit 2
+setup || { echo "setup failed" >&2; exit 2; }
+export OMP_NUM_THREADS=4
+"${launch[@]}" "${command[@]}" &
+ranks=$!
+again=1
+while [ -n "$again" ]; do
+  again=""
+  wait "$ranks" # a signal ends this wait, not the ranks
+  code=$?
+done
+
+# 3: stopped after a checkpoint; above 128: killed. Both go on from the last checkpoint.
+if [ "$code" = 3 ] || [ "$code" -gt 128 ]; then
+  if [ -z "$cancelled" ] && [ ${LSAM_ATTEMPT:-0} -lt "$requeues" ]; then
+    echo "code $code at $(date +%FT%T): the job starts again" >&2
+    qsub -v "LSAM_ATTEMPT=$((${LSAM_ATTEMPT:-0} + 1)),LSAM_OUT=$out" < "$0"
+  fi
+fi
+exit "$code"

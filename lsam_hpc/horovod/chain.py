@@ -1,0 +1,152 @@
+"""Makes a rank's chain and its log, when a script takes its first step."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lsam_hpc import rma
+from lsam_hpc.distributed import LSAM
+from lsam_hpc.errors import InputError
+from lsam_hpc.horovod.options import Options
+from lsam_hpc.horovod.session import session
+from lsam_hpc.links import LinkOptions
+from lsam_hpc.optim import masks
+from lsam_hpc.rundir import prepare
+from lsam_hpc.runlog import LogOptions, RunLog, check_log, describe
+
+
+def make_chain(
+    base: Optimizer,
+    options: Options,
+    model: nn.Module | None,
+    ranks: Sequence[int],
+    average: Callable[[list[Tensor]], None],
+    log: RunLog | None,
+) -> LSAM:
+    """Return this rank's chain; collective.
+
+    Args:
+        base: the optimizer that takes the steps.
+        options: of the script.
+        model: the module that the parameters are of, if one was called.
+        ranks: of this rank's group, this one among them.
+        average: averages gradients over the group.
+        log: of the run, if there is to be one.
+    """
+    comm = session.comm
+
+    def check() -> None:
+        if options.mask == "norm" and model is None:
+            raise InputError("mask: expected a module that holds the parameters for norm, found none that was called")
+
+    rma.agree(comm, check)
+    links: dict[str, Any] = options.only(LinkOptions.__annotations__)
+    grouped = max(map(len, comm.allgather(list(ranks)))) > 1
+    if grouped:
+        # Horovod averages in the backward pass already: each rank's own gradient is nowhere to be had.
+        links |= {"group_ranks": list(ranks), "group_size": len(ranks), "group_average": average,
+                  "group_ascent": "averaged"}  # fmt: skip
+    else:
+        links.pop("group_size")
+    chain = LSAM(
+        base,
+        rho=options.rho,
+        gamma=options.gamma,
+        coupling=options.coupling,  # type: ignore[arg-type]
+        pull=options.pull,
+        period=options.period,
+        stiffness=options.stiffness,
+        temperature=options.temperature,
+        center_momentum=options.center_momentum,
+        schedule=options.schedule,  # type: ignore[arg-type]
+        budget="per-rank",  # the script counts its steps
+        seed=options.seed,
+        observer=log.exchange if log else None,
+        witness=log.witness if log else None,
+        comm=comm,
+        ascent="stale",
+        metric=options.metric,  # type: ignore[arg-type]
+        mask=masks.Norm(model) if options.mask == "norm" and model is not None else options.mask,
+        model=model,
+        **links,
+    )
+    chain.keeps_gradients = True
+    return chain
+
+
+class ChainLog:
+    """A rank's log in a run directory.
+
+    Args:
+        run: the log.
+        run_dir: where it is.
+    """
+
+    def __init__(self, run: RunLog, run_dir: Path) -> None:
+        self.run = run
+        self._run_dir = run_dir
+
+    def step(self, chain: LSAM, loss: object) -> None:
+        """Log the step that the chain has just taken; a loss that is no number is left open."""
+        known = isinstance(loss, (Tensor, float))
+        self.run.step(chain, chain.total_step - 1, float(loss) if known else math.nan)  # type: ignore[arg-type]
+
+    def close(self, result: dict[str, float], lost: Sequence[int]) -> None:
+        """Write the result; the lowest rank that is left says where the run is."""
+        self.run.close(result)
+        if session.comm.rank == min(set(range(session.comm.size)) - set(lost)):
+            print(f"run directory: {self._run_dir}    summary: lsam inspect {self._run_dir}", flush=True)
+
+
+def make_log(base: Optimizer, names: dict[Tensor, str], options: Options, number: int) -> ChainLog | None:
+    """Return this rank's log, or None if none is asked for; collective.
+
+    Args:
+        base: the optimizer.
+        names: of its parameters.
+        options: of the script.
+        number: of the optimizers that have a log already: the next ones' directories end in -2, -3, ...
+    """
+    comm = session.comm
+    rma.same(comm, "out", options.out)
+    if options.out is None and not session.logs:
+        return None
+    start = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
+    out = options.out or f"runs/{session.name}-{start:%Y%m%d-%H%M%S}"
+    named = Path(out if not number else f"{out}-{number + 1}")
+    logs: LogOptions = options.only(LogOptions.__annotations__)  # type: ignore[assignment]
+
+    def make_directory() -> Path:
+        check_log(logs)
+        return prepare(named, options.described(), options.overwrite, comm.rank)
+
+    run_dir = rma.agree(comm, make_directory)
+    params = [p for group in base.param_groups for p in group["params"]]
+    attributes = describe(comm, json.dumps(options.described()), options.seed, start, torch.device(params[0].device))
+    layout = [(names.get(p, f"parameter.{i}"), tuple(p.shape)) for i, p in enumerate(params)]
+    return ChainLog(rma.agree(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, logs)), run_dir)
+
+
+def group_sets(hvd: Any, size: int, comm: MPI.Intracomm) -> Any:  # noqa: ANN401 - a module; a ProcessSet
+    """Return the process set of this rank's group of `size` neighbours; collective.
+
+    Raises:
+        InputError: the ranks are no multiple of it.
+    """
+    if size < 1 or comm.size % size:
+        raise InputError(f"group_size: expected a divisor of the {comm.size} ranks, found {size}", everywhere=True)
+    if size == comm.size:
+        return hvd.global_process_set
+    sets = [hvd.add_process_set(list(range(first, first + size))) for first in range(0, comm.size, size)]
+    return sets[comm.rank // size]

@@ -1,0 +1,113 @@
+"""The edge of stability: the largest eigenvalue over a run's snapshots, beside what the learning rate allows.
+
+Source: Cohen, Kaur, Li, Kolter and Talwalkar 2021, "Gradient Descent on Neural Networks Typically Occurs at the Edge of
+Stability" (arXiv 2103.00065).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.spectrum import eigenpairs
+from lsam_hpc.trajectory import Run
+from lsam_hpc.trajectory.rows import Columns
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Sharpness over training, a row per snapshot.
+
+    Args:
+        rank: whose snapshot.
+        iteration: the rank's steps before it.
+        total_iteration: steps of all ranks before it; NaN where no step was logged.
+        sharpness: largest eigenvalue of the matrix.
+        lr: learning rate of the step that followed; NaN if it is not known.
+        momentum: heavy-ball momentum of the run.
+    """
+
+    rank: NDArray[np.int64]
+    iteration: NDArray[np.int64]
+    total_iteration: NDArray[np.float64]
+    sharpness: NDArray[np.float64]
+    lr: NDArray[np.float64]
+    momentum: float = 0.0
+
+    @property
+    def limit(self) -> NDArray[np.float64]:
+        """Sharpness above which gradient descent on a quadratic diverges: 2 / lr."""
+        return 2 / self.lr
+
+    @property
+    def momentum_limit(self) -> NDArray[np.float64]:
+        """The same with the run's momentum b: 2 (1 + b) / lr."""
+        return (1 + self.momentum) * self.limit
+
+
+def snapshots(run: Run, state: str = "sample", ranks: Sequence[int] | None = None) -> list[tuple[int, int]]:
+    """Return (rank, row) of each snapshot of a state.
+
+    Args:
+        run: with snapshots.
+        state: `"sample"` (default) or `"center"`.
+        ranks: whose snapshots. Default: all of the samples', the lowest rank's of the center.
+
+    Raises:
+        InputError: there are none.
+    """
+    ranks = list(ranks if ranks is not None else run.ranks if state == "sample" else run.ranks[:1])
+    table = f"snapshot/{state}"
+    found = [(rank, row) for rank in ranks if table in run.log(rank).tables for row in run.log(rank).whole(table)]
+    if not found:
+        raise InputError(f"{run.path}: expected snapshots of the {state}, found none: train with --snapshot-every log")
+    return found
+
+
+def edge(
+    run: Run, objective: Objective, rows: Sequence[tuple[int, int]], state: str = "sample", matrix: str = "hessian",
+    seed: int = 0,
+) -> Edge:  # fmt: skip
+    """Return the sharpness of a run's snapshots.
+
+    Args:
+        run: with snapshots.
+        objective: f on fixed data.
+        rows: (rank, row) of the snapshots, as `snapshots` gives them.
+        state: `"sample"` (default) or `"center"`.
+        matrix: `"hessian"` (default) or `"ggn"`.
+        seed: of the vectors to start from.
+
+    Raises:
+        InputError: a snapshot is damaged, or as `eigenpairs`.
+    """
+    found: list[tuple[float, ...]] = []
+    for rank, row in rows:
+        iteration = int(run.snapshots(rank, state)["iteration"][row])
+        x = objective.vector(run.snapshot(rank, row, state))
+        top = eigenpairs(objective, x, 1, matrix, seed)[0][0]
+        found.append((rank, iteration, *_step(run.steps(rank), iteration), top))
+    rank_of, iterations, total, lr, sharpness = np.array(found, np.float64).reshape(-1, 5).T
+    momentum = run.config.get("momentum")
+    return Edge(rank_of.astype(np.int64), iterations.astype(np.int64), total, sharpness, lr,
+                float(momentum) if isinstance(momentum, (int, float)) else 0.0)  # fmt: skip
+
+
+def joined(parts: Sequence[Edge]) -> Edge:
+    """Return several parts of a run's snapshots as one."""
+    names = ("rank", "iteration", "total_iteration", "sharpness", "lr")
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Edge(**columns, momentum=parts[0].momentum)
+
+
+def _step(steps: Columns, iteration: int) -> tuple[float, float]:
+    """Return the total step and the learning rate of the step after `iteration` steps of a rank, or of its last."""
+    if not len(steps["iteration"]):
+        return np.nan, np.nan
+    at = min(int(np.searchsorted(steps["iteration"], iteration)), len(steps["iteration"]) - 1)
+    return float(steps["total_iteration"][at]), float(steps["lr"][at])

@@ -1,0 +1,163 @@
+"""A run as a trace that Perfetto (ui.perfetto.dev) and chrome://tracing show: a process per rank.
+
+Source: "Trace Event Format", Google's Catapult project.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.files import appearing
+from lsam_hpc.trajectory import Run
+from lsam_hpc.trajectory.rows import Columns
+
+THREADS = ("steps", "exchanges", "waits", "states", "checkpoints")  # their index is the thread's number
+Event = dict[str, Any]
+
+
+def events(run: Run) -> Iterator[Event]:
+    """Yield the events of a run, rank by rank, and within a thread in the order of time.
+
+    Steps run from the end of the one before to their own end; after rows that were lost, and at the start, a step is
+    drawn with the rank's median length. A wait is how long an exchange held the training thread up in all: it is drawn
+    from when the exchange began, as the log does not say when. Sketches and snapshots are instants; so are the files
+    in RUN/checkpoints, at the time that the file system has for them.
+
+    Args:
+        run: rows are read a rank at a time.
+    """
+    for rank in run.ranks:
+        yield _meta("process_name", rank, name=f"rank {rank} ({run.log(rank).attributes['host']})")
+        yield _meta("process_sort_index", rank, sort_index=rank)
+        for thread, name in enumerate(THREADS):
+            yield {**_meta("thread_name", rank, name=name), "tid": thread}
+        yield from _steps(run.steps(rank), rank)
+        yield from _exchanges(run.exchanges(rank), rank)
+        yield from _states(run, rank)
+    if run.path.is_dir():
+        yield from _checkpoints(run)
+
+
+def write_timeline(run: Run, out: Path) -> int:
+    """Write a trace, JSON, gzipped if the name ends in .gz; return the number of events.
+
+    Args:
+        run: to write, an event at a time.
+        out: ends in .json or .json.gz; must not exist.
+
+    Raises:
+        InputError: the file cannot be made.
+    """
+    if not out.name.endswith((".json", ".json.gz")):
+        raise InputError(f"{out}: expected a name that ends in .json or .json.gz, found {out.name!r}")
+    count = 0
+    with appearing(out) as part, _opened(part, out.suffix == ".gz") as file:
+        file.write('{"displayTimeUnit":"ms","traceEvents":[')
+        for event in events(run):
+            file.write(",\n" if count else "\n")
+            file.write(json.dumps(event, separators=(",", ":"), allow_nan=False))
+            count += 1
+        file.write("\n]}\n")
+    return count
+
+
+def _opened(path: Path, zipped: bool) -> IO[str]:
+    return gzip.open(path, "wt", compresslevel=5) if zipped else path.open("w")
+
+
+def _steps(steps: Columns, rank: int) -> Iterator[Event]:
+    ends, iterations = steps["time"], steps["iteration"]
+    if not len(ends):
+        return
+    lengths = np.diff(ends, prepend=np.nan)
+    follows = np.diff(iterations, prepend=-1) == 1
+    follows[0] = False
+    usual = float(np.median(lengths[follows])) if follows.any() else 0.0
+    before = np.concatenate([[-np.inf], ends[:-1]])
+    starts = np.where(follows, before, np.maximum(ends - usual, before))
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        details = {name: steps[name][i] for name in ("total_iteration", "loss", "grad_norm", "lr", "rho")}
+        yield _span(f"step {iterations[i]}", rank, 0, start, end, details)
+
+
+def _exchanges(exchanges: Columns, rank: int) -> Iterator[Event]:
+    order = np.argsort(exchanges["time"], kind="stable")
+    table = {name: values[order] for name, values in exchanges.items()}
+    began = table["time"]
+    # Durations are float32 and may reach a little into the next exchange.
+    ends = _cut(began, table["seconds"])
+    for i, start in enumerate(began):
+        details = {name: table[name][i] for name in ("staleness", "delay", "bytes", "center_distance", "delta_norm")}
+        name = "exchange" if table["accepted"][i] else "refused exchange"
+        if math.isnan(ends[i]):
+            yield _instant(name, rank, 1, start, details)
+        else:
+            yield _span(name, rank, 1, start, ends[i], details)
+    for start, end, iteration in zip(began, _cut(began, table["blocked"]), table["iteration"], strict=True):
+        if end > start:
+            yield _span("blocked", rank, 2, start, end, {"iteration": iteration})
+
+
+def _states(run: Run, rank: int) -> Iterator[Event]:
+    found: list[tuple[float, str, Event]] = []
+    for table in run.log(rank).tables:
+        kind, _, state = table.partition("/")
+        if state:
+            rows = run.log(rank).table(table)
+            for at, iteration, version in zip(rows["time"], rows["iteration"], rows["version"], strict=True):
+                found.append((float(at), f"{kind} of the {state}", {"iteration": iteration, "version": version}))
+    for at, name, details in sorted(found, key=lambda state: state[0]):
+        yield _instant(name, rank, 3, at, details)
+
+
+def _checkpoints(run: Run) -> Iterator[Event]:
+    folder = run.path / "checkpoints"
+    started = float(run.log(run.ranks[0]).attributes["start_time"])
+    files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
+    for file in sorted(files, key=lambda file: file.stat().st_mtime):
+        match = re.match(r"rank-(\d+)", file.name)
+        rank = int(match[1]) if match else run.ranks[0]
+        yield _instant(f"checkpoint {file.name}", rank, 4, max(0.0, file.stat().st_mtime - started), {})
+
+
+def _cut(starts: NDArray[np.float64], seconds: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the ends of events, none after the next one's start; NaN where the length is not known."""
+    found: NDArray[np.float64] = np.minimum(starts + seconds, np.append(starts[1:], np.inf))
+    return np.where(np.isnan(seconds), np.nan, found)
+
+
+def _meta(kind: str, rank: int, **details: str | int) -> Event:
+    return {"ph": "M", "name": kind, "pid": rank, "tid": 0, "args": details}
+
+
+def _span(name: str, rank: int, thread: int, start: float, end: float, details: Mapping[str, Any]) -> Event:
+    # Ends are rounded, not lengths: neighbours then meet and never overlap.
+    ts, stop = _microseconds(start), _microseconds(end)
+    return {"ph": "X", "name": name, "pid": rank, "tid": thread, "ts": ts, "dur": max(0, stop - ts),
+            "args": _known(details)}  # fmt: skip
+
+
+def _instant(name: str, rank: int, thread: int, at: float, details: Mapping[str, Any]) -> Event:
+    return {"ph": "i", "name": name, "pid": rank, "tid": thread, "ts": _microseconds(at), "s": "t",
+            "args": _known(details)}  # fmt: skip
+
+
+def _microseconds(seconds: float) -> int:
+    return round(float(seconds) * 1e6)
+
+
+def _known(details: Mapping[str, Any]) -> dict[str, int | float]:
+    """Return the values that there are: JSON has no NaN."""
+    found = {name: value.item() if isinstance(value, np.generic) else value for name, value in details.items()}
+    return {name: value for name, value in found.items()
+            if math.isfinite(value) and not (name in ("delay", "bytes", "version") and value < 0)}  # fmt: skip

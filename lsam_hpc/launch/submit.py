@@ -1,0 +1,192 @@
+"""`lsam submit [options] -- lsam train ...`: write a batch script and submit it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lsam_hpc.arguments import Parser
+from lsam_hpc.errors import InputError
+from lsam_hpc.launch.templates import SYSTEMS, render
+from lsam_hpc.launch.templates_job import Job
+from lsam_hpc.optionfile import kind, read_options, unknown_option
+
+HELP = {
+    "system": "slurm, pbs or lsf; default: the one whose programs are on the PATH",
+    "name": "of the job",
+    "nodes": "number of nodes",
+    "ranks_per_node": "chains on a node; with GPUs by default one for each",
+    "cpus_per_rank": "cores for each",
+    "gpus_per_node": "GPUs that are asked for on each node",
+    "time": "limit, hours:minutes:seconds",
+    "partition": "or queue",
+    "account": "or project",
+    "directives": "more of the scheduler's options, one a line",
+    "setup": "shell lines that have python, lsam and their MPI found; default: this Python's folder is on the PATH",
+    "environment": "NAME=VALUE, one a line",
+    "launch": "what starts the ranks, such as 'srun --mpi=pmi2'; default: by the system and this Python's MPI",
+    "requeue": "how often at most the job starts again after it was stopped or killed",
+    "warn": "seconds before the time limit at which the ranks write a checkpoint and end",
+    "sweep": "OPTION=VALUE,VALUE,...: one run for each value, in an array job",
+    "chain": "number of jobs that go on one after another in the same run directory",
+    "pack": "tar file of the environment, for the nodes' own disks (Slurm)",
+}
+HINTS = {"system": str | None, **{k: v for k, v in typing.get_type_hints(Job).items() if k in HELP}}
+_WORD = re.compile(r"[\w.:@+%-]+")
+_TIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
+_VARIABLE = re.compile(r"[A-Za-z_]\w*=.*")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `lsam submit`; return the exit code."""
+    system, job, dry = parse(argv)
+    script = render(job, system)
+    if dry:
+        print(script, end="")
+        return 0
+    previous = ""
+    for _ in range(job.chain):
+        previous = _submit(system, script, SYSTEMS[system].after(previous) if previous else [])
+        print(previous)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
+    """Return the batch system, the job, and whether its script is only shown.
+
+    Raises:
+        InputError: an option is unknown or out of its range, or there is no command.
+    """
+    parser = Parser(
+        prog="lsam submit", allow_abbrev=False, usage="lsam submit [options] -- lsam train ...",
+        description="Write a batch script for a command that runs on every rank, and submit it.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--site", metavar="FILE", help="TOML or YAML file with a centre's options, named as here; flags win"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the script, and submit nothing")
+    defaults = {field.name: field.default for field in dataclasses.fields(Job)}
+    for name, text in HELP.items():
+        default = defaults.get(name)
+        shown = f"{text} (default: {default})" if default not in (None, "") else text
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind(HINTS[name]), default=argparse.SUPPRESS, help=shown
+        )
+    argv = list(argv)
+    at = argv.index("--") if "--" in argv else len(argv)
+    known, unknown = parser.parse_known_args(argv[:at])
+    if unknown:
+        raise InputError(unknown_option(unknown[0], [f"--{name.replace('_', '-')}" for name in HELP]))
+    flags = vars(known)
+    site, dry = flags.pop("site"), flags.pop("dry_run")
+    given: dict[str, Any] = (read_options(Path(site), HINTS) if site else {}) | flags
+    words = argv[at + 1 :]
+    if not words:
+        raise InputError("command: expected lsam submit [options] -- lsam train ..., found none")
+    system = given.pop("system", None) or _system_here()
+    if system not in SYSTEMS:
+        raise InputError(f"--system: expected one of {', '.join(SYSTEMS)}, found {system!r}")
+    if given.get("gpus_per_node") and "ranks_per_node" not in given:
+        given["ranks_per_node"] = given["gpus_per_node"]
+    given.setdefault("setup", f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+    if "launch" in given:
+        given["launch"] = shlex.join(_split("--launch", given["launch"]))
+    elif system == "slurm":
+        given["launch"] = f"srun --mpi={_pmi()} --cpu-bind=cores"
+    about = " ".join(["Made by:", shlex.join(["lsam", "submit", *argv])])
+    job = Job(command=_command(words, given), about=about, **given)
+    check(job, system)
+    return system, job, dry
+
+
+def check(job: Job, system: str) -> None:
+    """Raise InputError for the first value that would not mean in the script what it says."""
+    for name in ("nodes", "ranks_per_node", "cpus_per_rank", "chain"):
+        if getattr(job, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')}: expected 1 or more, found {getattr(job, name)}")
+    for name in ("gpus_per_node", "requeue", "warn"):
+        if getattr(job, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, found {getattr(job, name)}")
+    if job.gpus_per_node and job.ranks_per_node % job.gpus_per_node:
+        raise InputError(
+            f"--ranks-per-node: expected a multiple of {job.gpus_per_node} GPUs, found {job.ranks_per_node}"
+        )
+    for name in ("name", "partition", "account"):
+        value = getattr(job, name)
+        if value is not None and not _WORD.fullmatch(value):
+            raise InputError(f"--{name}: expected letters, digits and . : @ + - _ %, found {value!r}")
+    if not _TIME.fullmatch(job.time):
+        raise InputError(f"--time: expected hours:minutes:seconds, found {job.time!r}")
+    for line in job.environment.splitlines():
+        if line.strip() and not _VARIABLE.fullmatch(line.strip()):
+            raise InputError(f"--environment: expected NAME=VALUE on each line, found {line.strip()!r}")
+    if job.sweep is not None and not re.fullmatch(r"[a-z][a-z_-]*=[^,]+(,[^,]+)*", job.sweep):
+        raise InputError(f"--sweep: expected OPTION=VALUE,VALUE,..., found {job.sweep!r}")
+    if job.sweep is not None and job.chain > 1:
+        raise InputError("--sweep: expected it or --chain, found both")
+    if system == "pbs" and job.sweep is not None and job.requeue:
+        raise InputError("--requeue: expected 0 with --sweep on PBS, which starts whole arrays only, "
+                         f"found {job.requeue}")  # fmt: skip
+    if job.pack is not None and system != "slurm":
+        raise InputError(f"--pack: expected Slurm, whose sbcast copies it, found {system}")
+
+
+def _command(words: Sequence[str], given: dict[str, Any]) -> str:
+    """Return the command as shell text; a training run gets a directory of its own, and goes on there."""
+    text = shlex.join(words)
+    if list(words[:2]) == ["lsam", "train"]:
+        if not any(word == "--out" or word.startswith("--out=") for word in words):
+            text += ' --out "$out"'
+        if not any(word.startswith(("--resume", "--overwrite")) for word in words):
+            text += " --resume auto"
+    elif given.get("sweep"):
+        raise InputError(f"--sweep: expected a command lsam train, found {' '.join(words[:2])!r}")
+    return text
+
+
+def _split(option: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{option}: expected words as in a shell, found {text!r}: {error}") from error
+
+
+def _system_here() -> str:
+    for system, batch in SYSTEMS.items():
+        if shutil.which(batch.submit[0]):
+            return system
+    raise InputError(
+        "--system: expected sbatch, qsub or bsub on the PATH, or one of " + ", ".join(SYSTEMS) + ", found none"
+    )
+
+
+def _pmi() -> str:
+    """Return what srun's --mpi must be for this Python's MPI, which is not started."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    from mpi4py import MPI
+
+    return "pmix" if MPI.get_vendor()[0] == "Open MPI" else "pmi2"
+
+
+def _submit(system: str, script: str, options: Sequence[str]) -> str:
+    """Submit a script; return the job's id."""
+    program, *flags = SYSTEMS[system].submit
+    try:
+        done = subprocess.run([program, *flags, *options], input=script, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(f"{program}: expected it to take the job, found: {error}") from error
+    if done.returncode != 0:
+        raise InputError(f"{program}: expected it to take the job, found: {' '.join(done.stderr.split())}")
+    found = re.search(r"<(\d+)>", done.stdout) if system == "lsf" else None  # Job <123> is submitted to queue <q>.
+    return found[1] if found else done.stdout.strip().partition(";")[0]

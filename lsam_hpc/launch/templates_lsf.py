@@ -1,0 +1,67 @@
+"""What batch scripts say to LSF."""
+
+from __future__ import annotations
+
+from lsam_hpc.launch.templates_job import Job, directives
+
+
+class Lsf:
+    """See `templates.System`."""
+
+    file = "bsub <"
+    submit: tuple[str, ...] = ("bsub",)
+    index = "$((LSB_JOBINDEX - 1))"
+    chained = "bsub < {0}; bsub -w 'ended(lsam)' < {0}"
+    attempts = '$(cat "$out.attempts" 2> /dev/null | wc -l)'
+
+    def header(self, job: Job) -> list[str]:
+        """Return the scheduler's options."""
+        minutes = max(1, job.warn // 60)
+        array = f"[1-{len(job.values)}]" if job.values else ""
+        options = [
+            (f'-J "{job.name}{array}"', "one element for each value below" if array else ""),
+            (f"-n {job.ranks}", "ranks"),
+            (f'-R "span[ptile={job.ranks_per_node}]"', "of them on a node"),
+            (f'-R "affinity[core({job.cpus_per_rank})]"', "the chain's, and one for its exchange thread"),
+        ]
+        if job.gpus_per_node:
+            options.append((f'-gpu "num={job.gpus_per_node}:mode=shared"', "a node's; a rank takes that of its number"))
+        options += [
+            (f"-W {job.time.rpartition(':')[0]}", "hours:minutes"),
+            (f"-q {job.partition}" if job.partition else "#-q QUEUE", ""),
+            (f"-P {job.account}" if job.account else "#-P PROJECT", ""),
+            (f"-o {job.name}-%J{'-%I' if array else ''}.out", "appended to when the job starts again"),
+            (f"-wa USR1 -wt {minutes}", "so many minutes before its end the job is told"),
+        ]
+        if job.requeue:
+            options += [("-r", "LSF starts it again when a node is lost"), ('-Q "99"', "and after this exit code")]
+        return directives("#BSUB", options, job.directives)
+
+    def out(self, job: Job) -> str:
+        """Return the run directory."""
+        if job.values:
+            return "runs/${LSB_JOBNAME%%[*}-$LSB_JOBID-$LSB_JOBINDEX"
+        return "runs/$LSB_JOBNAME" if job.chain > 1 else "runs/$LSB_JOBNAME-$LSB_JOBID"
+
+    def launch(self, job: Job) -> list[str]:
+        """Return the launcher that is right in most places, and what is in others."""
+        return [
+            'launch=(mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" '
+            "-x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)",
+            '# MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). jsrun: docs/clusters.md.',
+        ]
+
+    def begin(self, job: Job) -> list[str]:
+        """Return what is done before the ranks start."""
+        return [
+            'setup || { echo "setup failed" >&2; exit 2; }',
+            f"export OMP_NUM_THREADS={job.cpus_per_rank}",
+        ]
+
+    def again(self, job: Job) -> str:
+        """Return the command that has the job started again: an exit code, which LSF's -Q looks for."""
+        return 'mkdir -p "$(dirname "$out")" && echo again >> "$out.attempts" && exit 99'
+
+    def after(self, previous: str) -> list[str]:
+        """Return the options that have a job wait for the end of another."""
+        return ["-w", f"ended({previous})"]

@@ -1,0 +1,64 @@
+"""What batch scripts say to PBS (OpenPBS, PBS Professional)."""
+
+from __future__ import annotations
+
+from lsam_hpc.launch.templates_job import Job, directives
+
+
+class Pbs:
+    """See `templates.System`."""
+
+    file = "qsub"
+    submit: tuple[str, ...] = ("qsub",)
+    index = "$PBS_ARRAY_INDEX"
+    chained = "first=$(qsub {0}); qsub -W depend=afterany:$first {0}"
+    attempts = "${LSAM_ATTEMPT:-0}"
+
+    def header(self, job: Job) -> list[str]:
+        """Return the scheduler's options."""
+        cpus = job.ranks_per_node * job.cpus_per_rank
+        gpus = f":ngpus={job.gpus_per_node}" if job.gpus_per_node else ""
+        options = [
+            (f"-N {job.name}", ""),
+            (f"-l select={job.nodes}:ncpus={cpus}:mpiprocs={job.ranks_per_node}{gpus}", ""),
+            ("-l place=scatter", "each part on a node of its own"),
+            (f"-l walltime={job.time}", ""),
+            (f"-q {job.partition}" if job.partition else "#-q QUEUE", ""),
+            (f"-A {job.account}" if job.account else "#-A PROJECT", ""),
+            ("-j oe", "one file of output a job: NAME.oID"),
+            ("-r y", "PBS may start it again after preemption"),
+        ]
+        if job.values:
+            options.append((f"-J 0-{len(job.values) - 1}", "one element for each value below"))
+        return directives("#PBS", options, job.directives)
+
+    def out(self, job: Job) -> str:
+        """Return the run directory; one that was started again goes on in the first one's."""
+        if job.values:
+            return "runs/$PBS_JOBNAME-${PBS_ARRAY_ID%%[*}-$PBS_ARRAY_INDEX"
+        return "runs/$PBS_JOBNAME" if job.chain > 1 else "${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}"
+
+    def launch(self, job: Job) -> list[str]:
+        """Return the launcher that is right in most places, and what is in others."""
+        return [
+            'ranks_there=$(grep -c . "$PBS_NODEFILE")',
+            'launch=(mpirun -n "$ranks_there" --hostfile "$PBS_NODEFILE" '
+            "-x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)",
+            '# MPICH, Intel: launch=(mpiexec -n "$ranks_there" -f "$PBS_NODEFILE"). Cray: docs/clusters.md.',
+        ]
+
+    def begin(self, job: Job) -> list[str]:
+        """Return what is done before the ranks start."""
+        return [
+            'cd "$PBS_O_WORKDIR" || exit 2',
+            'setup || { echo "setup failed" >&2; exit 2; }',
+            f"export OMP_NUM_THREADS={job.cpus_per_rank}",
+        ]
+
+    def again(self, job: Job) -> str:
+        """Return the command that has the job started again: qrerun is the operators', so a copy is submitted."""
+        return f'qsub -v "LSAM_ATTEMPT=$(({self.attempts} + 1)),LSAM_OUT=$out" < "$0"'
+
+    def after(self, previous: str) -> list[str]:
+        """Return the options that have a job wait for the end of another."""
+        return ["-W", f"depend=afterany:{previous}"]

@@ -1,0 +1,65 @@
+"""The scripts in jobs/: the common shapes of jobs, rendered by `python -m lsam_hpc.launch.templates_shapes DIR`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from lsam_hpc.launch.templates import render
+from lsam_hpc.launch.templates_job import Job
+
+_SETUP = """\
+# module load gcc openmpi
+source .venv/bin/activate"""
+_CPU = Job(
+    command='lsam train --data digits --out "$out" --resume auto',
+    setup=_SETUP,
+    about="One node without GPUs: one chain per rank.",
+)
+_GPU = replace(
+    _CPU,
+    command='lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --resume auto',
+    about="One node with GPUs: one chain per GPU.",
+    cpus_per_rank=8,
+    gpus_per_node=4,
+    time="04:00:00",
+)
+SHAPES = {
+    "cpu-node": _CPU,
+    "gpu-node": _GPU,
+    "many-nodes": replace(_GPU, about="Several nodes with GPUs: one chain per GPU.", nodes=4, pack="", requeue=3),
+    "sweep": replace(_CPU, about="An array job: one run for each value of an option.", sweep="rho=0.01,0.02,0.05,0.1"),
+    "preemptible": replace(
+        _CPU,
+        about="For a queue whose jobs are pushed out by others: the run goes on from its last checkpoint each time.",
+        nodes=2,
+        requeue=20,
+    ),
+    "chained": replace(
+        _CPU,
+        about="A run longer than the queue's time limit: several jobs of one name, each of which goes on in runs/NAME\n"
+        "where the one before stopped. Those that are left when the run is done end at once.",
+        chain=5,
+    ),
+    "horovod": replace(
+        _GPU,
+        about="A Horovod script as it is, with LSAM in place of its DistributedOptimizer: docs/horovod.md.",
+        command="lsam wrap -- train.py --epochs 90",
+        nodes=2,
+    ),
+}
+
+
+def main(folder: Path) -> None:
+    """Write the scripts to a folder such as jobs."""
+    for system in ("slurm", "pbs", "lsf"):
+        for name, job in SHAPES.items():
+            path = folder / system / f"{name}.sh"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(render(job, system, f"jobs/{system}/{name}.sh"))
+            path.chmod(0o755)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

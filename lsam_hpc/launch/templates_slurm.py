@@ -1,0 +1,86 @@
+"""What batch scripts say to Slurm."""
+
+from __future__ import annotations
+
+from lsam_hpc.launch.templates_job import Job, directives
+
+
+class Slurm:
+    """See `templates.System`."""
+
+    file = "sbatch"
+    submit: tuple[str, ...] = ("sbatch", "--parsable")
+    index = "$SLURM_ARRAY_TASK_ID"
+    attempts = "${SLURM_RESTART_COUNT:-0}"
+    chained = "sbatch {0} # several times: one job of a name runs at a time"
+
+    def header(self, job: Job) -> list[str]:
+        """Return the scheduler's options."""
+        per = "one rank per GPU" if job.gpus_per_node else "ranks"
+        output = "%x-%A-%a.out" if job.sweep else "%x-%j.out"
+        options = [
+            (f"--job-name={job.name}", ""),
+            (f"--nodes={job.nodes}", ""),
+            (f"--ntasks-per-node={job.ranks_per_node}", per),
+            (f"--cpus-per-task={job.cpus_per_rank}", "the chain's, and one for its exchange thread"),
+        ]
+        if job.gpus_per_node:
+            options += [
+                (f"--gpus-per-node={job.gpus_per_node}", ""),
+                ("--gpu-bind=none", "each rank sees all of its node's and takes the one of its number"),
+            ]
+        options += [
+            (f"--time={job.time}", ""),
+            (f"--partition={job.partition}" if job.partition else "#--partition=NAME", ""),
+            (f"--account={job.account}" if job.account else "#--account=NAME", ""),
+            (f"--output={output}", "one file a job"),
+            ("--open-mode=append", "also when it starts again"),
+            (f"--signal=B:USR1@{job.warn}", "so many seconds before its end this script is told"),
+        ]
+        if job.values:
+            options.append((f"--array=0-{len(job.values) - 1}", "one element for each value below"))
+        if job.requeue:
+            options.append(("--requeue", "after preemption and when a node is lost"))
+        if job.chain > 1:
+            options.append(("--dependency=singleton", "one job of this name at a time"))
+        return directives("#SBATCH", options, job.directives, beside=True)
+
+    def out(self, job: Job) -> str:
+        """Return the run directory."""
+        if job.values:
+            return "runs/$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID-$SLURM_ARRAY_TASK_ID"
+        return "runs/$SLURM_JOB_NAME" if job.chain > 1 else "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
+
+    def launch(self, job: Job) -> list[str]:
+        """Return the launcher that is right in most places, and what is in others."""
+        return [
+            "launch=(srun --mpi=pmix --cpu-bind=cores) # MPICH, Intel: --mpi=pmi2. Cray: docs/clusters.md. Or: mpirun"
+        ]
+
+    def begin(self, job: Job) -> list[str]:
+        """Return what is done before the ranks start."""
+        lines = [
+            'setup || { echo "setup failed" >&2; exit 2; }',
+            "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK",
+            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it over from sbatch by itself",
+        ]
+        if job.pack is not None:
+            lines += [
+                'if [ -n "$pack" ]; then',
+                "  disk=/tmp/lsam-$SLURM_JOB_ID",
+                '  everywhere=(srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1)',
+                '  trap \'"${everywhere[@]}" rm -rf "$disk" "$disk.tar"\' EXIT',
+                '  sbcast --force "$pack" "$disk.tar" && "${everywhere[@]}" mkdir -p "$disk" &&',
+                '    "${everywhere[@]}" tar -xf "$disk.tar" -C "$disk" || exit 2',
+                "  export PATH=$disk/bin:$PATH",
+                "fi",
+            ]
+        return lines
+
+    def again(self, job: Job) -> str:
+        """Return the command that has the job started again."""
+        return 'scontrol requeue "$SLURM_JOB_ID"'
+
+    def after(self, previous: str) -> list[str]:
+        """Return the options that have a job wait for the end of another: a chain's name says it in its script."""
+        return []

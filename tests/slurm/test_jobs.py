@@ -1,0 +1,191 @@
+"""The batch scripts under a real Slurm: each launcher, and every way in which a job is ended before its time.
+
+LSAM_SLURM_TRIALS sets how often each disturbance is tried, at another moment each time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from lsam_hpc.trajectory import Run
+from tests.helpers.mpis import ROOT, Mpi
+from tests.helpers.slurm import Cluster
+from tests.slurm.conftest import Job, edited, submitted
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+TRIALS = int(os.environ.get("LSAM_SLURM_TRIALS", "1"))
+STEPS, PERIOD = 2400, 400  # of all ranks: of a run, and between checkpoints
+LIMIT = 150.0  # s that anything may take
+IMAGES = 449  # of the digits' test set
+# A rank's steps between exchanges: over the network of three nodes on two cores an exchange takes tens of steps.
+TRAIN = (
+    f'python -m lsam_hpc train --steps {STEPS} --period 20 --checkpoint-every {PERIOD} --flush-seconds 0.2 '
+    '--out "$out" --resume auto'
+)
+SRUN = {"openmpi": "srun --mpi=pmix", "mpich": "srun --mpi=pmi2"}
+
+
+def error_of(job: Job) -> float:
+    """Return the center's test error in % that a job has printed."""
+    found = re.findall(r"^center +\S+ +(\S+)", job.said, re.MULTILINE)
+    assert found, job.said
+    return float(found[-1])
+
+
+@pytest.mark.parametrize(
+    ("script", "launch", "which"),
+    [
+        ("many-nodes", "srun", "openmpi"),
+        ("preemptible", "srun", "mpich"),
+        ("cpu-node", "mpirun", "openmpi"),
+        ("cpu-node", "mpirun", "mpich"),
+    ],
+)
+def test_ranks_of_two_nodes_train_together(
+    cluster: Cluster, request: pytest.FixtureRequest, folder: Path, script: str, launch: str, which: str
+) -> None:
+    mpi: Mpi = request.getfixturevalue(which)
+    no_gpus = {"gpus_per_node": None, "gpu_bind": None} if script == "many-nodes" else {}
+    launch = SRUN[which] if launch == "srun" else launch
+    command = TRAIN.replace(f"--steps {STEPS}", "--steps 400")
+    path = edited(script, folder, mpi, launch, command, nodes=2, ntasks_per_node=2, **no_gpus)
+    job = submitted(cluster, path)
+    job.until("COMPLETED", seconds=LIMIT)
+    assert re.search(r"^rank 3 ", job.said, re.MULTILINE), job.said
+    with Run(job.run) as run:
+        assert run.ranks == [0, 1, 2, 3]
+        logs = [run.attributes(rank) for rank in run.ranks]
+        assert {log["host"] for log in logs} == {"n1", "n2"}
+        assert {log["job_id"] for log in logs} == {job.number}
+        assert sum(len(run.steps(rank)["loss"]) for rank in run.ranks) == 400
+        assert all(len(run.exchanges(rank)["accepted"]) > 0 for rank in run.ranks)
+
+
+@pytest.mark.parametrize(("which", "flag", "right"), [("openmpi", "pmi2", "pmix"), ("mpich", "pmix", "pmi2")])
+def test_the_wrong_mpi_flag_is_told(
+    cluster: Cluster, request: pytest.FixtureRequest, folder: Path, which: str, flag: str, right: str
+) -> None:
+    mpi: Mpi = request.getfixturevalue(which)
+    job = submitted(cluster, edited("cpu-node", folder, mpi, f"srun --mpi={flag}", TRAIN, ntasks_per_node=2))
+    found = job.until("FAILED", seconds=LIMIT)
+    assert found["ExitCode"] == "2:0"
+    lines = [line for line in job.said.splitlines() if line.startswith("lsam train:")]
+    assert len(lines) == 1, job.said
+    assert f"start it by srun --mpi={right}" in lines[0]
+    assert not job.run.exists()
+
+
+@pytest.fixture(scope="session")
+def _undisturbed() -> dict[str, float]:
+    return {}
+
+
+@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("how", ["nothing", "signal", "time-limit", "requeue", "preemption", "crash"])
+def test_a_disturbed_job_goes_on(
+    cluster: Cluster, openmpi: Mpi, mpich: Mpi, folder: Path, _undisturbed: dict[str, float], how: str, trial: int
+) -> None:
+    chance = random.Random(f"{how} {trial}")
+    mpi = (openmpi, mpich)[(trial + ("signal", "preemption").count(how)) % 2]
+    script = edited("preemptible", folder, mpi, SRUN[mpi.name], TRAIN, nodes=2, ntasks_per_node=1, time="00:10:00")
+    job = submitted(cluster, script, *(["--partition=low"] if how == "preemption" else []))
+    if how != "nothing":
+        reached = job.until_step(int(PERIOD * chance.uniform(1.2, 3)), LIMIT)
+        disturb(cluster, job, how)
+        went_on = continued(job)
+        if how in ("signal", "time-limit"):
+            assert went_on >= reached, job.said  # it wrote a checkpoint before it ended
+        # What is due is written while the chains go on, so that a kill may come before a set is whole.
+        assert went_on >= reached - 1.25 * PERIOD, job.said
+    job.until("COMPLETED", seconds=LIMIT)
+    assert job.newest is not None
+    assert (job.newest.step, job.newest.finished) == (STEPS, True)
+    with Run(job.run) as run:
+        assert sum(len(run.steps(rank)["loss"]) for rank in run.ranks) == STEPS
+    error = error_of(job)
+    if how == "nothing":
+        _undisturbed[str(trial)] = error
+    elif str(trial) in _undisturbed:
+        usual = _undisturbed[str(trial)]
+        share = max(usual, 2.0) / 100
+        # Three standard deviations of the difference of two binomial shares: one such test in 700 fails by chance.
+        assert error <= usual + 300 * (2 * share * (1 - share) / IMAGES) ** 0.5
+
+
+def disturb(cluster: Cluster, job: Job, how: str) -> None:
+    """End a job before its time."""
+    if how == "signal":
+        cluster.call("scancel", "--batch", "--signal=USR1", job.number)
+    elif how == "time-limit":  # the script is to be told 300 s before its end
+        cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=5")
+    elif how == "requeue":
+        cluster.call("scontrol", "requeue", job.number)
+    elif how == "preemption":
+        pushing = cluster.submit("--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "true")
+        cluster.until(pushing, "COMPLETED", seconds=LIMIT)
+    else:
+        cluster.crash("n2")
+
+
+def continued(job: Job) -> int:
+    """Wait until a job has started again; return the total step that it goes on from."""
+    deadline = time.monotonic() + LIMIT
+    while not (found := re.search(r"going on from step (\d+)", job.said)):
+        job.until("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "NODE_FAIL", "PREEMPTED", seconds=0)
+        assert time.monotonic() < deadline, job.said
+        time.sleep(0.1)
+    assert int(job.cluster.show(job.number)["Restarts"]) == 1
+    return int(found[1])
+
+
+def test_a_sweep_is_an_array_of_runs(cluster: Cluster, openmpi: Mpi, folder: Path) -> None:
+    command = TRAIN.replace(f"--steps {STEPS}", "--steps 50") + ' --rho "$value"'
+    path = edited("sweep", folder, openmpi, SRUN["openmpi"], command, ntasks_per_node=1, array="1-2")
+    job = submitted(cluster, path)
+    for element in ("1", "2"):
+        cluster.until(f"{job.number}_{element}", "COMPLETED", seconds=LIMIT)
+    rhos = []
+    for element in ("1", "2"):
+        with Run(folder / "runs" / f"lsam-{job.number}-{element}") as run:
+            rhos.append(run.config["rho"])
+    assert rhos == [0.02, 0.05]
+
+
+def test_a_chain_of_jobs_is_one_run(cluster: Cluster, openmpi: Mpi, folder: Path) -> None:
+    site = folder / "site.toml"
+    site.write_text('system = "slurm"\nlaunch = "srun --mpi=pmix"\ncpus-per-rank = 1\n')
+    done = subprocess.run(
+        [openmpi.python, "-m", "lsam_hpc", "submit", "--site", str(site), "--ranks-per-node", "2", "--chain", "3", "--",
+         *"python -m lsam_hpc train --resume auto --out runs/lsam --flush-seconds 0.2 --steps 6000".split()],
+        capture_output=True, text=True, timeout=60, cwd=folder, env=cluster.environment(PYTHONPATH=str(ROOT)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.split()
+    job = Job(cluster, first, folder)
+    deadline = time.monotonic() + LIMIT
+    while not list((folder / "runs").glob("lsam/rank-0001.h5")) or " 0/" not in job.said:
+        assert time.monotonic() < deadline, job.said
+        time.sleep(0.1)
+    cluster.call("scancel", "--batch", "--signal=USR1", first)
+    assert cluster.until(first, "FAILED", seconds=LIMIT)["ExitCode"] == "3:0"
+    for number in (second, third):
+        cluster.until(number, "COMPLETED", seconds=LIMIT, what=lambda: Job(cluster, second, folder).said)
+    assert "going on from step" in Job(cluster, second, folder).said
+    assert "6000 of" not in Job(cluster, second, folder).said
+    with Run(folder / "runs" / "lsam") as run:
+        assert sum(len(run.steps(rank)["loss"]) for rank in run.ranks) == 6000
+
+
+def test_the_job_s_end_is_known(cluster: Cluster, openmpi: Mpi) -> None:
+    code = "import time; from lsam_hpc.train.signals import job_end; print(job_end() - time.time())"
+    printed = cluster.call(
+        "srun", "--ntasks=1", "--time=5", openmpi.python, "-c", code, PYTHONPATH=str(ROOT), TZ="Asia/Tokyo"
+    )
+    assert float(printed) == pytest.approx(300, abs=60)

@@ -1,0 +1,119 @@
+"""`lsam path`: barriers and curves, in files that say the same as the library."""
+
+import re
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from lsam_hpc.cli import main
+from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.path import line, lines
+from tests.helpers.landscapes import WORDS, classifier, images, walks, write_run
+from tests.helpers.mpis import run
+
+MODULE = "tests.helpers.landscapes"
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_run(tmp_path / "run", 3)
+
+
+def lsam_path(path, *words):
+    return main(["path", str(path), *WORDS, *map(str, words)])
+
+
+def table(file):
+    return np.genfromtxt(file, delimiter=",", names=True, dtype=None, encoding=None)
+
+
+def test_the_matrix_of_all_ranks_and_the_center(path, capsys):
+    assert lsam_path(path, "--points", 7) == 0
+    states = [walks(3)[0, -1] / 2, *walks(3)[:, -1]]
+    expected = lines(Objective(classifier(), images()), states, ["center", "0", "1", "2"], 7)
+    with h5py.File(path / "figures" / "path-matrix.h5") as file:
+        assert list(file["names"].asstr()) == ["center", "0", "1", "2"]
+        np.testing.assert_allclose(file["loss"], expected.loss, rtol=1e-6)
+        np.testing.assert_allclose(file["barrier"], expected.barriers, atol=1e-6)
+    rows = table(path / "figures" / "path-matrix.csv")
+    assert [(str(r["first"]), str(r["second"])) for r in rows] == [
+        ("center", "0"), ("center", "1"), ("center", "2"), ("0", "1"), ("0", "2"), ("1", "2"),
+    ]  # fmt: skip
+    i, j = np.triu_indices(4, 1)
+    np.testing.assert_allclose(rows["barrier"], expected.barriers[i, j], atol=1e-6)
+    said = capsys.readouterr().out
+    assert f"highest barrier: {expected.barriers.max():.4g}"[:22] in said
+    assert (path / "figures" / "path-matrix.png").stat().st_size > 5000
+
+
+def test_two_states_and_a_curve(path, capsys):
+    assert lsam_path(path, "--between", "0,1@3", "--points", 9, "--curve", "--curve-steps", 100) == 0
+    expected = line(Objective(classifier(), images()), walks(3)[0, -1], walks(3)[1, 3], 9)
+    found = table(path / "figures" / "path-0-1@3.csv")
+    np.testing.assert_allclose(found["straight_loss"], expected.loss, rtol=1e-6)
+    np.testing.assert_allclose(found["straight_error"], expected.error)
+    np.testing.assert_allclose(found["bezier_loss"][[0, -1]], expected.loss[[0, -1]], rtol=1e-6)
+    assert found["bezier_loss"].mean() < found["straight_loss"].mean()
+    assert "straight line: barrier" in capsys.readouterr().out
+
+
+def test_nan_losses_are_kept_and_said(path, tmp_path, capsys):
+    far = {"weight": torch.full((3, 4), 50.0), "bias": torch.zeros(3)}
+    torch.save(far, tmp_path / "far.pt")
+    words = ("--loss", f"{MODULE}:diverging", "--between", f"center,{tmp_path / 'far.pt'}", "--points", 5)
+    assert lsam_path(path, *words) == 0
+    losses = table(path / "figures" / "path-center-far.csv")["straight_loss"]
+    assert np.isfinite(losses[0])
+    assert np.isnan(losses[-1])
+    said = capsys.readouterr().out
+    assert f"loss: not finite at {np.isnan(losses).sum()} of 5 points" in said
+    assert "barrier nan" in said
+
+
+def test_the_same_bits_for_any_number_of_ranks(path, mpi):
+    found = []
+    for ranks in (1, 3):
+        words = ["path", str(path), *WORDS, "--points", "5", "--name", f"p{ranks}"]
+        more = [*words, "--between", "0,2", "--curve", "--name", f"c{ranks}"]
+        for command in (words, more):
+            done = run(mpi.command(ranks, mpi.python, "-m", "mpi4py", "-m", "lsam_hpc", *command), timeout=200)
+            assert done.returncode == 0, done.stderr
+        found.append([(path / "figures" / f"{kind}{ranks}.csv").read_bytes() for kind in "pc"])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--between", "0"), "--between: expected two states, .*, found 0"),
+        (("--between", "0,0"), "0: expected another state than 0, found the same parameters"),
+        (("--between", "0,mine"), "state: expected center.*, found 'mine'"),
+        (("--curve",), "--curve: expected two states in --between beside it, found none"),
+        (("--points", "2"), "--points: expected 3 or more, found 2"),
+        (("--data", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
+        (("--between", "0,1", "--curve", "--curve-steps", "0"), "curve: expected steps >= 1"),
+    ],
+)
+def test_bad_input(path, capsys, words, line):
+    assert lsam_path(path, *words) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.search(line, said)
+
+
+def test_one_rank_and_no_snapshots(tmp_path, capsys):
+    assert lsam_path(write_run(tmp_path / "one", 1)) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith(
+        "expected two ranks or more for a matrix, found 1: name two states, as in --between 0,center or --between 0@0,0"
+    )
+    assert lsam_path(write_run(tmp_path / "bare", 2, snapshots=False)) == 2
+    assert "expected snapshots of the sample of rank 0, found none" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""`lsam spectrum` on a small model and run: files, numbers, and one clear line for what is wrong."""
+
+import json
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from lsam_hpc.cli import main
+from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.spectrum import eigenpairs
+from tests.helpers.logs import make_run
+from tests.helpers.small_model import LAYOUT, read, setting
+
+__all__ = ["setting"]  # a fixture
+
+
+def test_spectrum(setting, tmp_path, capsys):
+    path, options, states = setting
+    words = ["--layers", "--vectors", "--along", "sample", "--eigenvalues", "3", "--steps", "10", "--repeats", "2"]
+    assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path), "--double"]) == 0
+    out, err = capsys.readouterr()
+    assert "lsam spectrum: 6 of 6" in err
+    assert out.splitlines()[0].split() == ["matrix", "layer", "parameters", "largest", "second", "trace", "+-",
+                                           "smallest", "node"]  # fmt: skip
+    import spectrum_model
+
+    model = spectrum_model.model().double()
+    f = Objective(model, [(x.double(), y) for x, y in spectrum_model.loader()])
+    values, vectors = eigenpairs(f, f.vector(states[0, 2] / 2), 3)
+    rows = [row for row in read(tmp_path / "spectrum-center-eigenvalues.csv")
+            if (row["matrix"], row["layer"]) == ("hessian", "all")]  # fmt: skip
+    np.testing.assert_allclose([float(row["eigenvalue"]) for row in rows], values)
+    traces = {
+        (row["matrix"], row["layer"]): float(row["trace"]) for row in read(tmp_path / "spectrum-center-traces.csv")
+    }
+    assert len(traces) == 6
+    # Blocks are small enough to be summed up exactly; of the whole it is an estimate.
+    assert traces["ggn", "0"] + traces["ggn", "2"] == pytest.approx(traces["ggn", "all"], rel=0.2)
+    with h5py.File(tmp_path / "spectrum-center.h5") as file:
+        np.testing.assert_allclose(file["hessian/all/eigenvectors"][:], vectors, atol=1e-6)
+        assert file["ggn/2/density/weights"][:].sum() == pytest.approx(1)
+        assert json.loads(file.attrs["lsam_hpc"])["at"] == "center"
+    edges = read(tmp_path / "spectrum-center-edge.csv")
+    assert [(row["rank"], row["iteration"]) for row in edges] == [(r, i) for r in "01" for i in "012"]
+    top = eigenpairs(f, f.vector(states[1, 0]), 1)[0][0]
+    assert float(edges[3]["sharpness"]) == pytest.approx(top)
+    assert float(edges[3]["limit"]) == pytest.approx(20)
+    assert float(edges[3]["momentum_limit"]) == pytest.approx(30)
+    for name in ("spectrum-center.png", "spectrum-center-layers.png", "spectrum-center-edge.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path)]) == 2
+    assert "spectrum-center.png: expected no such file, found one" in capsys.readouterr().err
+
+
+def test_bad_input(setting, tmp_path, capsys):
+    path, options, _ = setting
+    bare = make_run(tmp_path / "bare")
+    torch.save({name: torch.full(shape, torch.nan) for name, shape in LAYOUT}, tmp_path / "nan.pt")
+    for words, message in (
+        ([str(bare), *options], "model: expected the run's parameters, found a difference in weight"),
+        (
+            [str(path), "--data", options[3], "--model", "torch.nn:Identity"],
+            "model: expected parameters that can be tr",
+        ),
+        (
+            [str(path), *options[:2], "--data", "spectrum_model:nothing"],
+            "data: expected at least one sample, found none",
+        ),
+        (
+            [str(path), *options, "--at", str(tmp_path / "nan.pt")],
+            "loss: expected a finite number at the given state, fo",
+        ),
+        ([str(path), *options, "--at", "7"], "expected a rank of 0, 1, found 7"),
+        ([str(path), *options, "--matrix", "fisher"], "--matrix: expected some of hessian, ggn, found 'fisher'"),
+        ([str(path), *options, "--eigenvalues", "0"], "--eigenvalues: expected 1 or more, found 0"),
+        ([str(path), *options, "--products", "4"], "products: expected a multiple of 3, found 4"),
+        ([str(bare), *options, "--along", "sample"], "expected snapshots of the sample, found none: train with --snap"),
+    ):
+        assert main(["spectrum", *words, "--out", str(tmp_path / "out"), "--quiet"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("lsam spectrum: ")
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_a_missing_package(setting, tmp_path, capsys, monkeypatch):
+    path, options, _ = setting
+    monkeypatch.setitem(sys.modules, "curvlinops", None)
+    assert main(["spectrum", str(path), *options, "--out", str(tmp_path)]) == 2
+    assert "expected the package curvlinops, found none: pip install 'lsam-hpc[landscape]'" in capsys.readouterr().err
+
+
+@pytest.mark.mpi(np=[2])
+def test_ranks_share_the_work(comm, tmp_path):
+    from lsam_hpc.tools.jobs import share
+    from lsam_hpc.tools.ranks import Ranks
+
+    from lsam_hpc import InputError
+
+    ranks = Ranks()
+    ranks.comm = comm
+    done = []
+    found = share(ranks, [lambda i=i: (done.append(i), i**2)[1] for i in range(5)], None)
+    assert found == [0, 1, 4, 9, 16]
+    assert done == list(range(comm.rank, 5, comm.size))
+
+    def bad():
+        raise InputError("it: expected good, found bad")
+
+    with pytest.raises(InputError, match="it: expected good, found bad"):
+        share(ranks, [lambda: 1, bad], None)

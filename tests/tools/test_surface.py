@@ -1,0 +1,253 @@
+"""`lsam surface`: files that say the same as the library, whatever the number of ranks, and through a kill."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from lsam_hpc.cli import main
+from lsam_hpc.landscape import read_directions, read_surface
+from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.surface import Settings, scan
+from lsam_hpc.trajectory import Run
+from tests.helpers.landscapes import WORDS, classifier, images, walks, write_run
+from tests.helpers.mpis import ROOT, run
+
+GRID = ("--x=-1:1:5", "--y=-2:1:4")
+MODULE = "tests.helpers.landscapes"
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_run(tmp_path / "run")
+
+
+def surface(path, *words):
+    return main(["surface", str(path), *WORDS, *map(str, words)])
+
+
+def table(file):
+    return np.genfromtxt(file, delimiter=",", names=True)
+
+
+def test_files_hold_what_the_library_returns(path, capsys):
+    assert surface(path, *GRID, "--kinds", "loss,sam,smoothed", "--temperature", 0.5, "--samples", 3) == 0
+    out = path / "figures"
+    assert {f.name for f in out.iterdir()} == {
+        f"surface-center-random{end}" for end in (".png", ".h5", ".csv", "-directions.h5")
+    }  # fmt: skip
+    directions = read_directions(out / "surface-center-random-directions.h5", Run(path).layout)
+    np.testing.assert_array_equal(directions.origin, walks()[0, -1] / 2)
+    # Of the run: rho 0.1, stiffness 2.
+    settings = Settings(("loss", "sam", "smoothed"), 0.1, 0.5, 2.0, 3)
+    f = Objective(classifier(), images())
+    x, y = np.linspace(-1, 1, 5), np.linspace(-2, 1, 4)
+    expected = scan(f, directions.origin, np.stack([directions.x, directions.y]), x, y, settings)
+    found = read_surface(out / "surface-center-random.h5")
+    assert found.directions == "surface-center-random-directions.h5"
+    for name, values in expected.values.items():
+        theirs = 100 - found.values["train_acc"] if name == "error" else found.values[f"train_{name}"]
+        np.testing.assert_allclose(theirs, values, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(table(out / "surface-center-random.csv")[name], values.reshape(-1), rtol=1e-6)
+    np.testing.assert_array_equal(table(out / "surface-center-random.csv")["x"][:6], [*x, x[0]])
+    with h5py.File(out / "surface-center-random.h5") as file:
+        notes = json.loads(file.attrs["lsam_hpc"])
+    assert (notes["rho"], notes["temperature"], notes["stiffness"]) == (0.1, 0.5, 2.0)
+    said = capsys.readouterr().out
+    assert "smoothed: F(y) = -T log E[exp(-f_SAM(x)/T)], x ~ N(y, T/lambda I), T = 0.5, lambda = 2" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "shape"),
+    [
+        (("--directions", "pca"), (4, 5)),
+        (("--line", "--to", "1@2"), (25,)),
+        (("--to", "1@2,0@0", "--at", "0"), (4, 5)),
+        (("--line", "--normalise", "layer", "--small", "keep"), (25,)),
+        (("--directions", "pca", "--normalise", "model", "--split", "test"), (4, 5)),
+    ],
+)
+def test_other_lines_and_planes(path, words, shape):
+    assert surface(path, *words, *(GRID if len(shape) == 2 else ()), "--name", "s", "--format", "svg") == 0
+    found = read_surface(path / "figures" / "s.h5")
+    split = "test" if "test" in words else "train"
+    assert found.values[f"{split}_loss"].shape == shape
+    assert np.isfinite(found.values[f"{split}_loss"]).all()
+    assert (path / "figures" / "s.svg").read_text().startswith("<?xml")
+
+
+def test_eigenvectors(path):
+    pytest.importorskip("curvlinops")
+    assert surface(path, "--directions", "eigenvector", "--double", "--line", "--x=-0.1:0.1:3", "--name", "s") == 0
+    found = read_surface(path / "figures" / "s.h5")
+    f = Objective(classifier().double(), [(x.double(), y) for x, y in images()])
+    at = torch.from_numpy(walks()[0, -1] / 2).double()
+    x, y = (torch.cat(parts) for parts in zip(*images(), strict=True))
+
+    def loss(w):
+        return torch.nn.functional.cross_entropy(x.double() @ w[:12].reshape(3, 4).T + w[12:], y)
+
+    top = float(torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, at))[-1])
+    low, middle, high = found.values["train_loss"]
+    assert middle == pytest.approx(f(at).loss, rel=1e-12)
+    assert (low + high - 2 * middle) / 0.01 == pytest.approx(top, rel=0.02)  # but for the fourth order
+
+
+def test_the_ends_of_a_line_are_the_states(path):
+    assert surface(path, "--line", "--at", "0", "--to", "1", "--x=0:1:3", "--name", "s") == 0
+    values = read_surface(path / "figures" / "s.h5").values["train_loss"]
+    f = Objective(classifier(), images())
+    np.testing.assert_allclose(values[[0, 2]], [f(torch.from_numpy(walks()[r, -1])).loss for r in (0, 1)], rtol=1e-6)
+
+
+def test_the_default_temperature_is_as_wide_as_the_chains(path, capsys):
+    assert surface(path, "--line", "--x=0:1:2", "--kinds", "smoothed") == 0
+    # lambda d^2 / P = 2 * 0.25 / 15
+    said = capsys.readouterr().out
+    assert "T = 0.03333, lambda = 2" in said
+
+
+def test_nan_losses_are_kept_and_said(path, capsys):
+    assert surface(path, *GRID, "--loss", f"{MODULE}:diverging", "--name", "s", "--x=-9:9:5") == 0
+    values = read_surface(path / "figures" / "s.h5").values["train_loss"]
+    lost = int(np.isnan(values).sum())
+    assert 0 < lost < 20
+    assert f"not finite at {lost} of 20 points, which are left empty" in capsys.readouterr().out
+    assert np.isnan(table(path / "figures" / "s.csv")["loss"]).sum() == lost
+
+
+def test_no_mpi_without_a_launcher(path):
+    code = "import sys; from lsam_hpc.cli import main; main(sys.argv[1:]); sys.exit('mpi4py.MPI' in sys.modules)"
+    words = [sys.executable, "-c", code, "surface", str(path), *WORDS, *GRID]
+    assert subprocess.run(words, cwd=ROOT, timeout=200, capture_output=True).returncode == 0
+
+
+def test_the_same_bits_for_any_number_of_ranks(path, mpi):
+    found = {}
+    words = ["surface", str(path), *WORDS, *GRID, "--kinds", "loss,sam,smoothed", "--samples", "2"]
+    for ranks in (0, 1, 2, 4):
+        command = [mpi.python, "-m", "mpi4py", "-m", "lsam_hpc", *words, "--name", f"s{ranks}"]
+        done = run(mpi.command(ranks, *command) if ranks else command, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("smoothed: F(y)") == 1
+        found[ranks] = (path / "figures" / f"s{ranks}.csv").read_bytes()
+    assert len(set(found.values())) == 1
+    assert not list((path / "figures").glob("*.part"))
+
+
+def test_killed_and_started_again_it_evaluates_only_the_rest(path, tmp_path, mpi):
+    calls, part = tmp_path / "calls", path / "figures" / "s.part"
+    slow = ("--model", f"{MODULE}:slow_classifier", "--data", f"{MODULE}:images")
+    words = ["surface", str(path), *slow, "--quiet", "--x=-1:1:8", "--y=-1:1:8", "--name", "s"]
+    command = mpi.command(2, mpi.python, "-m", "mpi4py", "-m", "lsam_hpc", *words)
+
+    def done():
+        return sum(file.stat().st_size // (12 + 8 * 2) for file in part.glob("points-*.bin")) if part.exists() else 0
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(run, command, 200, LSAM_TEST_CALLS=str(calls))
+        deadline = time.monotonic() + 120
+        while done() < 20 or not _holders(part):
+            assert time.monotonic() < deadline
+            assert not first.done()
+            time.sleep(0.01)
+        os.kill(_holders(part)[0], signal.SIGKILL)  # one rank: its MPI ends the others
+        assert first.result().returncode != 0
+    while _holders(part):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    settled = done()
+    calls.write_text("")
+    again = run(command, timeout=200, LSAM_TEST_CALLS=str(calls))
+    assert again.returncode == 0, again.stderr
+    # Four batches at each point that was left; and four gradients' worth of two checks on rank 0.
+    assert len(calls.read_text()) == 4 * (64 - settled) + 4 * 2
+    assert 20 <= settled < 64
+    values = read_surface(path / "figures" / "s.h5").values["train_loss"]
+    assert surface(path, "--x=-1:1:8", "--y=-1:1:8", "--name", "alone") == 0
+    np.testing.assert_array_equal(values, read_surface(path / "figures" / "alone.h5").values["train_loss"])
+
+
+def _holders(part):
+    """Return the processes that have a file of the folder open."""
+    found = []
+    for process in os.listdir("/proc"):
+        if process.isdigit():
+            try:
+                links = [os.readlink(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")]
+            except OSError:  # it is gone
+                continue
+            if any(link.startswith(str(part)) for link in links):
+                found.append(int(process))
+    return found
+
+
+def refused(capsys, *words):
+    assert main(["surface", *map(str, words)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--at", "centre"), r"state: expected center\[@I\], RANK\[@I\] or FILE.pt .*, found 'centre'"),
+        (("--at", "9"), "expected a rank of 0, 1, found 9"),
+        (("--to", "0,1,2"), "--to: expected one state for a line or two for a plane, found 0,1,2"),
+        (("--to", "0", "--directions", "pca"), "--to: expected neither --directions nor --normalise"),
+        (("--line", "--y=0:1:3"), "--y: expected none for a line, found one"),
+        (("--x=0:1",), "--x: expected FROM:TO:POINTS as in --x=-1:1:51, found '0:1'"),
+        (("--x=1:0:5",), "--x: expected two points or more from a smaller to a larger number, found '1:0:5'"),
+        (("--kinds", "mood"), "kinds: expected some of loss, sam, smoothed, found mood"),
+        (("--kinds", "smoothed", "--temperature", "0"), "temperature: expected a number > 0"),
+        (("--threads", "0"), "--threads: expected 1 or more, found 0"),
+        (("--name", "a/b"), "--name: expected a name without folders, found 'a/b'"),
+        (("--model", f"{MODULE}:other_classifier"), "model: expected the run's parameters, found a difference in "
+         r"weight: \(3, 4\) in the run, \(3, 5\) in the model"),
+        (("--data", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
+        (("--loss", f"{MODULE}:diverging", "--at", "far.pt"), "loss: expected a finite number at the given state"),
+    ],
+)  # fmt: skip
+def test_bad_input(path, tmp_path, capsys, monkeypatch, words, line):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.full((3, 4), 50.0), "bias": torch.zeros(3)}, "far.pt")
+    assert re.search(line, refused(capsys, path, *WORDS, *words))
+
+
+def test_a_run_without_snapshots(tmp_path, capsys):
+    path = write_run(tmp_path / "run", snapshots=False)
+    assert "found none: train with --snapshot-every log, or name a file" in refused(capsys, path, *WORDS)
+    assert "expected 3 snapshots" not in refused(capsys, path, *WORDS, "--directions", "pca")
+
+
+def test_files_and_points_that_are_there(path, capsys):
+    assert surface(path, "--line", "--name", "s") == 0
+    assert refused(capsys, path, *WORDS, "--line", "--name", "s").endswith(
+        "expected no such file, found one: choose another --name, or --overwrite"
+    )
+    before = (path / "figures" / "s.h5").read_bytes()
+    assert surface(path, "--line", "--name", "s", "--overwrite", "--seed", 1) == 0
+    assert (path / "figures" / "s.h5").read_bytes() != before
+    part = path / "figures" / "t.part"
+    part.mkdir()
+    (part / "options.json").write_text('{"model": "another"}')
+    assert 'expected points of the same options, found model "another" there' in refused(
+        capsys, path, *WORDS, "--line", "--name", "t"
+    )
