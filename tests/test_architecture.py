@@ -27,8 +27,20 @@ RULES = {
     "distributed": ({"errors", "optim", "rma", "links"}, {"h5py", "horovod"}),
     "runlog": ({"errors", "optim", "trajectory", "sketches", "distributed"}, {"h5py", "horovod"}),
     "train": (
-        {"errors", "arguments", "text", "optionfile", "preflight", "rundir", "optim", "rma", "runlog", "trajectory", "links",
-         "distributed"},  # fmt: skip
+        {
+            "errors",
+            "arguments",
+            "text",
+            "optionfile",
+            "preflight",
+            "rundir",
+            "optim",
+            "rma",
+            "runlog",
+            "trajectory",
+            "links",
+            "distributed",
+        },  # fmt: skip
         {"h5py", "horovod"},
     ),
     "horovod": ({"errors", "optionfile", "rundir", "optim", "rma", "runlog", "links", "distributed"}, {"h5py"}),

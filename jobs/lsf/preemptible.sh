@@ -1,5 +1,5 @@
 #!/bin/bash
-# For a queue whose jobs are pushed out by others: the run goes on each time where its last checkpoint is.
+# For a queue whose jobs are pushed out by others: the run goes on from its last checkpoint each time.
 #
 #   bsub < jobs/lsf/preemptible.sh
 #
@@ -35,7 +35,7 @@ setup() { # has python, lsam and their MPI found
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): the fast network's devices
 out=runs/$LSB_JOBNAME-$LSB_JOBID
 launch=(mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). Spectrum MPI: docs/clusters.md.
+# MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). jsrun: docs/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto)
 requeues=20 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<

@@ -1,6 +1,6 @@
 #!/bin/bash
-# A run longer than the queue's time limit: several jobs of one name, each of which goes on in runs/NAME where
-# the one before stopped. What is left of them when the run is done ends at once.
+# A run longer than the queue's time limit: several jobs of one name, each of which goes on in runs/NAME
+# where the one before stopped. Those that are left when the run is done end at once.
 #
 #   sbatch jobs/slurm/chained.sh # several times: one job of a name runs at a time
 #

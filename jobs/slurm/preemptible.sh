@@ -1,5 +1,5 @@
 #!/bin/bash
-# For a queue whose jobs are pushed out by others: the run goes on each time where its last checkpoint is.
+# For a queue whose jobs are pushed out by others: the run goes on from its last checkpoint each time.
 #
 #   sbatch jobs/slurm/preemptible.sh
 #

@@ -90,7 +90,10 @@ def edge(
     for rank, row in rows:
         iteration = int(run.snapshots(rank, state)["iteration"][row])
         x = objective.vector(run.snapshot(rank, row, state))
-        top = eigenpairs(objective, x, 1, matrix, seed)[0][0]
+        try:
+            top = eigenpairs(objective, x, 1, matrix, seed)[0][0]
+        except InputError as error:
+            raise InputError(f"{run.path}: {state} of rank {rank} at step {iteration}: {error}") from error
         found.append((rank, iteration, *_step(run.steps(rank), iteration), top))
     rank_of, iterations, total, lr, sharpness = np.array(found, np.float64).reshape(-1, 5).T
     momentum = run.config.get("momentum")

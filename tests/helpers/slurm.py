@@ -67,8 +67,8 @@ SlurmdTimeout=10
 MessageTimeout=20
 NodeName=DEFAULT CPUs={cpus} RealMemory=4000 State=UNKNOWN
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=10 PreemptMode=OFF
-PartitionName=low Nodes=ALL MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=main Nodes=ALL Default=YES MaxTime=600 PriorityTier=10 PreemptMode=OFF
+PartitionName=low Nodes=ALL MaxTime=600 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 """
 # What a node's first process does: its own /proc, name, /dev/shm and table of hosts, then the daemon.
 _NODE = """\

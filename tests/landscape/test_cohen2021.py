@@ -57,6 +57,12 @@ def test_sharpness_beside_what_the_learning_rate_allows(run):
     np.testing.assert_allclose(edge(run, f, center, "center").sharpness, 25, rtol=1e-5)
 
 
+def test_a_snapshot_that_diverged_is_named(run):
+    broken = Objective(Quartic(), [(torch.full((4,), torch.nan), torch.zeros(4))], lambda outputs, _: outputs.mean())
+    with pytest.raises(InputError, match="run: sample of rank 1 at step 2: loss: expected a finite number"):
+        edge(run, broken, [(1, 1)])
+
+
 def test_a_run_without_snapshots(tmp_path):
     run = Run(make_run(tmp_path / "bare"))
     with pytest.raises(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ LIMIT = 150.0  # s that anything may take
 IMAGES = 449  # of the digits' test set
 # A rank's steps between exchanges: over the network of three nodes on two cores an exchange takes tens of steps.
 TRAIN = (
-    f'python -m lsam_hpc train --steps {STEPS} --period 20 --checkpoint-every {PERIOD} --flush-seconds 0.2 '
+    f"python -m lsam_hpc train --steps {STEPS} --period 20 --checkpoint-every {PERIOD} --flush-seconds 0.2 "
     '--out "$out" --resume auto'
 )
 SRUN = {"openmpi": "srun --mpi=pmix", "mpich": "srun --mpi=pmi2"}
@@ -54,17 +55,17 @@ def test_ranks_of_two_nodes_train_together(
     mpi: Mpi = request.getfixturevalue(which)
     no_gpus = {"gpus_per_node": None, "gpu_bind": None} if script == "many-nodes" else {}
     launch = SRUN[which] if launch == "srun" else launch
-    command = TRAIN.replace(f"--steps {STEPS}", "--steps 400")
+    command = TRAIN.replace(f"--steps {STEPS}", "--steps 200")
     path = edited(script, folder, mpi, launch, command, nodes=2, ntasks_per_node=2, **no_gpus)
     job = submitted(cluster, path)
     job.until("COMPLETED", seconds=LIMIT)
     assert re.search(r"^rank 3 ", job.said, re.MULTILINE), job.said
     with Run(job.run) as run:
         assert run.ranks == [0, 1, 2, 3]
-        logs = [run.attributes(rank) for rank in run.ranks]
+        logs = [run.logs[rank].attributes for rank in run.ranks]
         assert {log["host"] for log in logs} == {"n1", "n2"}
         assert {log["job_id"] for log in logs} == {job.number}
-        assert sum(len(run.steps(rank)["loss"]) for rank in run.ranks) == 400
+        assert sum(len(run.steps(rank)["loss"]) for rank in run.ranks) == 200
         assert all(len(run.exchanges(rank)["accepted"]) > 0 for rank in run.ranks)
 
 
@@ -83,14 +84,15 @@ def test_the_wrong_mpi_flag_is_told(
 
 
 @pytest.fixture(scope="session")
-def _undisturbed() -> dict[str, float]:
+def usual() -> dict[int, float]:
+    """The test error of each trial's undisturbed job."""
     return {}
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
 @pytest.mark.parametrize("how", ["nothing", "signal", "time-limit", "requeue", "preemption", "crash"])
 def test_a_disturbed_job_goes_on(
-    cluster: Cluster, openmpi: Mpi, mpich: Mpi, folder: Path, _undisturbed: dict[str, float], how: str, trial: int
+    cluster: Cluster, openmpi: Mpi, mpich: Mpi, folder: Path, usual: dict[int, float], how: str, trial: int
 ) -> None:
     chance = random.Random(f"{how} {trial}")
     mpi = (openmpi, mpich)[(trial + ("signal", "preemption").count(how)) % 2]
@@ -111,12 +113,11 @@ def test_a_disturbed_job_goes_on(
         assert sum(len(run.steps(rank)["loss"]) for rank in run.ranks) == STEPS
     error = error_of(job)
     if how == "nothing":
-        _undisturbed[str(trial)] = error
-    elif str(trial) in _undisturbed:
-        usual = _undisturbed[str(trial)]
-        share = max(usual, 2.0) / 100
+        usual[trial] = error
+    elif trial in usual:
+        share = max(usual[trial], 2.0) / 100
         # Three standard deviations of the difference of two binomial shares: one such test in 700 fails by chance.
-        assert error <= usual + 300 * (2 * share * (1 - share) / IMAGES) ** 0.5
+        assert error <= usual[trial] + 300 * (2 * share * (1 - share) / IMAGES) ** 0.5
 
 
 def disturb(cluster: Cluster, job: Job, how: str) -> None:
@@ -163,7 +164,7 @@ def test_a_chain_of_jobs_is_one_run(cluster: Cluster, openmpi: Mpi, folder: Path
     site.write_text('system = "slurm"\nlaunch = "srun --mpi=pmix"\ncpus-per-rank = 1\n')
     done = subprocess.run(
         [openmpi.python, "-m", "lsam_hpc", "submit", "--site", str(site), "--ranks-per-node", "2", "--chain", "3", "--",
-         *"python -m lsam_hpc train --resume auto --out runs/lsam --flush-seconds 0.2 --steps 6000".split()],
+         *shlex.split("python -m lsam_hpc train --resume auto --out runs/lsam --flush-seconds 0.2 --steps 6000")],
         capture_output=True, text=True, timeout=60, cwd=folder, env=cluster.environment(PYTHONPATH=str(ROOT)),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

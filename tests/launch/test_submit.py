@@ -1,0 +1,261 @@
+"""Batch scripts: those in jobs/ are what the templates render; what is rendered runs, and says what was asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lsam_hpc import InputError
+from lsam_hpc.launch import submit
+from lsam_hpc.launch.templates import SYSTEMS, render
+from lsam_hpc.launch.templates_shapes import SHAPES
+from tests.helpers.mpis import ROOT
+
+SCRIPTS = [(system, name) for system in SYSTEMS for name in SHAPES]
+
+
+@pytest.mark.parametrize(("system", "name"), SCRIPTS)
+def test_the_scripts_in_jobs_are_the_rendered_ones(system: str, name: str) -> None:
+    """If this fails: python -m lsam_hpc.launch.templates_shapes jobs, and look at what has changed."""
+    path = ROOT / "jobs" / system / f"{name}.sh"
+    assert path.read_text() == render(SHAPES[name], system, f"jobs/{system}/{name}.sh")
+    assert os.access(path, os.X_OK)
+
+
+def test_there_are_no_other_scripts() -> None:
+    found = {(file.parent.name, file.stem) for file in (ROOT / "jobs").glob("*/*.sh") if file.parent.name in SYSTEMS}
+    assert found == set(SCRIPTS)
+
+
+@pytest.mark.parametrize(("system", "name"), SCRIPTS)
+def test_every_script_is_shell_with_one_marked_block_on_top(system: str, name: str) -> None:
+    text = render(SHAPES[name], system)
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=30)
+    head, rest = text.split("# >>> edit from here >>>\n")
+    block, body = rest.split("# <<< to here <<<\n")
+    assert all(line.startswith("#") for line in head.splitlines())
+    directive = {"slurm": "#SBATCH", "pbs": "#PBS", "lsf": "#BSUB"}[system]
+    assert directive in block
+    assert directive not in body
+    first = next(i for i, line in enumerate(block.splitlines()) if line and not line.startswith("#"))
+    assert not any(line.startswith(directive) for line in block.splitlines()[first:])  # schedulers look no further
+
+
+def dry(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert submit.main(["--dry-run", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_options_reach_the_script(capsys: pytest.CaptureFixture[str]) -> None:
+    text = dry(
+        capsys, "--system", "slurm", "--nodes", "3", "--gpus-per-node", "4", "--time", "12:00:00", "--partition", "gpu",
+        "--account", "p-1", "--requeue", "7", "--warn", "90", "--directives=--constraint=a100\n--exclusive",
+        "--environment", "FI_PROVIDER=cxi\nX=a b;c", "--launch", "srun --mpi=pmi2 --label", "--",
+        "lsam", "train", "--lr", "1",
+    )  # fmt: skip
+    for line in (
+        "--nodes=3", "--ntasks-per-node=4", "--gpus-per-node=4", "--time=12:00:00", "--partition=gpu", "--account=p-1",
+        "--signal=B:USR1@90", "--requeue", "--constraint=a100", "--exclusive",
+    ):  # fmt: skip
+        assert re.search(rf"(?m)^#SBATCH {re.escape(line)}( |$)", text), line
+    for line in (
+        "export FI_PROVIDER=cxi", "export X='a b;c'", "launch=(srun --mpi=pmi2 --label)",
+        'command=(lsam train --lr 1 --out "$out" --resume auto)',
+    ):  # fmt: skip
+        assert line in text.splitlines()
+    assert re.search(r"(?m)^requeues=7 ", text)
+
+
+def test_this_python_and_its_mpi_are_used(capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import sys; from lsam_hpc.launch.submit import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--dry-run", "--system", "slurm", "--", "lsam", "train"],
+        capture_output=True, text=True, check=True, timeout=60, cwd=ROOT,
+    )  # fmt: skip
+    from mpi4py import MPI  # not started here: see tests/conftest.py
+
+    flag = {"Open MPI": "pmix"}.get(MPI.get_vendor()[0], "pmi2")
+    assert f"launch=(srun --mpi={flag} --cpu-bind=cores)" in done.stdout
+    assert f"export PATH={Path(sys.executable).parent}:$PATH" in done.stdout
+
+
+NASTY = ["a b", "$(touch /tmp/lsam-no)", "`x`", "'", '"', "\\", "#", "*", "!", "\n", ";rm", "", "é"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_words_of_the_command_arrive_as_they_are(capsys: pytest.CaptureFixture[str], system: str) -> None:
+    text = dry(capsys, "--system", system, "--", "printf", "%s\\0", *NASTY)
+    assert all(line.startswith("#") for line in text.split("# >>> edit")[0].splitlines())
+    printf = next(i for i, line in enumerate(text.splitlines()) if line.startswith("command=("))
+    command = "\n".join(text.splitlines()[printf:]).split("\nrequeues=")[0]
+    done = subprocess.run(["bash", "-c", command + '\n"${command[@]}"'], capture_output=True, text=True, timeout=30)
+    assert done.stdout.split("\0")[:-1] == NASTY
+
+
+def test_a_training_run_s_own_directory_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["lsam", "train", "--out=runs/x", "--resume", "must"]
+    assert f"command=({shlex.join(words)})" in dry(capsys, "--system", "pbs", "--", *words)
+
+
+def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text(
+        'system = "lsf"\nnodes = 2\nranks-per-node = 3\npartition = "q"\nsetup = """\nmodule load a\nb=1\n"""\n'
+    )
+    text = dry(capsys, "--site", str(site), "--nodes", "5", "--", "lsam", "train")
+    assert "#BSUB -n 15" in text  # flags win
+    assert "#BSUB -q q" in text
+    assert "setup() { # has python, lsam and their MPI found\n  module load a\n  b=1\n}" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--node", "2", "--", "x"], r"--node: expected a known option such as --nodes, found an unknown one"),
+        (["--nodes", "two", "--", "x"], r"--nodes: invalid int value: 'two'"),
+        (["--nodes", "0", "--", "x"], r"--nodes: expected 1 or more, found 0"),
+        (["--time", "1h", "--", "x"], r"--time: expected hours:minutes:seconds, found '1h'"),
+        (["--partition", "a b", "--", "x"], r"--partition: expected letters"),
+        (["--name", "a\nb", "--", "x"], r"--name: expected letters"),
+        (["--environment", "1X=2", "--", "x"], r"--environment: expected NAME=VALUE on each line, found '1X=2'"),
+        (["--launch", "srun '", "--", "x"], r"--launch: expected words as in a shell"),
+        (["--sweep", "rho", "--", "lsam", "train"], r"--sweep: expected OPTION=VALUE"),
+        (["--sweep", "rho=1,2", "--", "x"], r"--sweep: expected a command lsam train, found 'x'"),
+        (["--sweep", "rho=1,2", "--chain", "2", "--", "lsam", "train"], r"--sweep: expected it or --chain, found both"),
+        (["--gpus-per-node", "4", "--ranks-per-node", "6", "--", "x"], r"--ranks-per-node: expected a multiple of 4"),
+        (["--nodes", "2"], r"command: expected lsam submit .*, found none"),
+        (["--system", "torque", "--", "x"], r"--system: expected one of slurm, pbs, lsf, found 'torque'"),
+        (["--system", "pbs", "--pack", "e.tar", "--", "x"], r"--pack: expected Slurm"),
+    ],
+)
+def test_what_is_refused(words: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=f"^{told}") as error:
+        submit.parse(words if "--system" in words else ["--system", "slurm", *words])
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_keys_of_a_site_file_are_refused(tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text("ndoes = 3\n")
+    with pytest.raises(InputError, match="ndoes: expected a known option such as nodes, found an unknown one"):
+        submit.parse(["--site", str(site), "--", "x"])
+
+
+def programs(folder: Path, **texts: str) -> dict[str, str]:
+    """Return an environment whose PATH begins with programs of shell that stand for a batch system's."""
+    for name, text in texts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_a_chain_waits_for_the_job_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    for system, text, asked in (
+        ("pbs", "echo 7.server", ["", "-W depend=afterany:7.server", "-W depend=afterany:7.server"]),
+        ("lsf", "echo 'Job <7> is submitted to queue <q>.'", ["", "-w ended(7)", "-w ended(7)"]),
+        ("slurm", "echo '7;cluster'", ["--parsable", "--parsable", "--parsable"]),
+    ):
+        log.unlink(missing_ok=True)
+        name = SYSTEMS[system].submit[0]
+        env = programs(tmp_path, **{name: f'cat > {tmp_path}/script\nprintf "%s\\n" "$*" >> {log}\n{text}'})
+        monkeypatch.setenv("PATH", env["PATH"])
+        assert submit.main(["--system", system, "--chain", "3", "--", "lsam", "train"]) == 0
+        assert log.read_text().split("\n")[:-1] == asked
+        assert capsys.readouterr().out.split() == ["7.server" if system == "pbs" else "7"] * 3
+        assert (tmp_path / "script").read_text().startswith("#!/bin/bash\n")
+
+
+def test_a_job_that_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", programs(tmp_path, qsub="echo 'no such\nqueue' >&2; exit 1")["PATH"])
+    with pytest.raises(InputError, match="qsub: expected it to take the job, found: no such queue"):
+        submit.main(["--system", "pbs", "--", "lsam", "train"])
+
+
+# What stands for a batch system: its variables, and programs that note how they were called.
+STAGED = {
+    "pbs": {"PBS_JOBID": "7.server", "PBS_JOBNAME": "lsam", "PBS_O_WORKDIR": "{}", "PBS_NODEFILE": "{}/nodes"},
+    "lsf": {"LSB_JOBID": "7", "LSB_JOBNAME": "lsam", "LSB_DJOB_NUMPROC": "2", "LSB_DJOB_HOSTFILE": "{}/nodes"},
+}
+
+
+@pytest.mark.parametrize("system", STAGED)
+@pytest.mark.parametrize(
+    ("code", "requeue", "again"), [(0, 2, False), (2, 2, False), (3, 2, True), (137, 2, True), (3, 0, False)]
+)
+def test_pbs_and_lsf_scripts_start_again_when_they_should(
+    system: str, code: int, requeue: int, again: bool, tmp_path: Path
+) -> None:
+    """The script's body run by bash; the batch system is only played."""
+    script, env = staged(system, tmp_path, f"sh -c 'exit {code}'", requeue)
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env)
+    assert (tmp_path / "mpirun-log").read_text().startswith(f"-n 2 --hostfile {tmp_path}/nodes")
+    if system == "pbs":
+        assert done.returncode == code, done.stderr
+        assert (tmp_path / "qsub-log").exists() == again
+        if again:
+            assert (tmp_path / "qsub-log").read_text() == "-v LSAM_ATTEMPT=1,LSAM_OUT=runs/lsam-7\n"
+            assert (tmp_path / "qsub-script").read_text() == script.read_text()
+    else:
+        assert done.returncode == (99 if again else code), done.stderr
+    if again:  # no more often than asked for
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs" / "lsam-7.attempts").write_text("again\n" * requeue)
+        env["LSAM_ATTEMPT"] = str(requeue)
+        done = subprocess.run(["bash", str(script)], capture_output=True, timeout=60, cwd=tmp_path, env=env)
+        assert done.returncode == code
+
+
+@pytest.mark.parametrize("system", STAGED)
+def test_the_ranks_are_told_of_a_signal_once(system: str, tmp_path: Path) -> None:
+    program = (
+        "import signal, sys, time\n"
+        f"file = open({str(tmp_path / 'got')!r}, 'w', buffering=1)\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('USR1', file=file))\n"
+        "print('ready', file=file)\n"
+        f"from pathlib import Path\nwhile not Path({str(tmp_path / 'end')!r}).exists(): time.sleep(0.01)\n"
+        "sys.exit(3)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    script, env = staged(system, tmp_path, f"{sys.executable} {tmp_path / 'program.py'}", 0)
+    with subprocess.Popen(["bash", str(script)], cwd=tmp_path, env=env) as job:
+        try:
+            for said in ("ready\n", "ready\nUSR1\n"):
+                deadline = time.monotonic() + 60
+                while not (tmp_path / "got").exists() or (tmp_path / "got").read_text() != said:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                job.send_signal(signal.SIGUSR1)  # the second one must not be handed on
+            (tmp_path / "end").touch()
+            assert job.wait(60) == 3
+        finally:
+            job.kill()
+    assert (tmp_path / "got").read_text() == "ready\nUSR1\n"
+
+
+def staged(system: str, folder: Path, command: str, requeue: int) -> tuple[Path, dict[str, str]]:
+    """Return a script that runs a command, and the environment that plays its batch system."""
+    mpirun = f'printf "%s\\n" "$*" > {folder}/mpirun-log\nwhile [ "$1" != -- ]; do shift; done; shift; exec "$@"'
+    env = programs(
+        folder,
+        mpirun=mpirun,
+        qsub=f'printf "%s\\n" "$*" > {folder}/qsub-log; cat > {folder}/qsub-script; echo 8.server',
+    )
+    env |= {name: value.format(folder) for name, value in STAGED[system].items()}
+    (folder / "nodes").write_text("a\na\n")
+    _, job, _ = submit.parse(
+        ["--system", system, "--requeue", str(requeue), "--setup", ":", "--", "--", *shlex.split(command)]
+    )
+    script = folder / "script.sh"
+    script.write_text(render(job, system))
+    return script, env

@@ -1,0 +1,117 @@
+"""What the launchers' variables mean, as they were seen under each of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lsam_hpc import InputError, preflight
+
+OPENMPI, MPICH = (
+    "Open MPI v5.0.11, package: ...",
+    "MPICH Version:      5.0.2\nMPICH configure: --with-device=ch4:ucx,ofi",
+)
+JOB = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+STEP = {
+    **JOB,
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_NODEID": "1",
+}
+PMIX = {**STEP, "PMIX_RANK": "2", "SLURM_PROCID": "2"}
+PMI2 = {**STEP, "PMI_RANK": "2", "PMI_SIZE": "4", "SLURM_PROCID": "2"}
+# mpirun in a batch job starts its daemons by srun: their variables of Slurm are those of the daemons.
+MPIRUN = {
+    **STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_RANK": "3",
+}  # fmt: skip
+HYDRA = {
+    **STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1",
+    "MPI_LOCALNRANKS": "2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("env", "ranks", "rank", "node"),
+    [
+        ({}, 1, 0, (0, 1)),
+        (JOB, 1, 0, (0, 1)),
+        (PMIX, 4, 2, (0, 2)),
+        (PMI2, 4, 2, (0, 2)),
+        (MPIRUN, 4, 3, (1, 2)),
+        (HYDRA, 4, 3, (1, 2)),
+        ({**PMIX, "SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_NODEID": "0", "SLURM_LOCALID": "2"}, 4, 2, (2, 3)),
+    ],
+)
+def test_what_the_launcher_started(env: dict[str, str], ranks: int, rank: int, node: tuple[int, int]) -> None:
+    assert preflight.launched_ranks(env)[0] == ranks
+    assert preflight.launched_rank(env) == rank
+    assert preflight.on_node(env) == node
+
+
+@pytest.mark.parametrize(
+    ("size", "version", "env"),
+    [(4, OPENMPI, PMIX), (4, MPICH, PMI2), (4, OPENMPI, MPIRUN), (4, MPICH, HYDRA), (1, OPENMPI, {}), (1, MPICH, {})],
+)
+def test_right_launchers_pass(size: int, version: str, env: dict[str, str]) -> None:
+    preflight.check_pmi(version, env)
+    preflight.check_world(size, version, env)
+
+
+@pytest.mark.parametrize(
+    ("version", "env", "right"),
+    [
+        (OPENMPI, PMI2, "pmix"),
+        (OPENMPI, STEP, "pmix"),
+        (OPENMPI, HYDRA, "pmix"),
+        (MPICH, PMIX, "pmi2"),
+        (MPICH, MPIRUN, "pmi2"),
+    ],
+)
+def test_wrong_ones_are_known_before_mpi_starts(version: str, env: dict[str, str], right: str) -> None:
+    with pytest.raises(InputError, match=f"start it by srun --mpi={right}") as told:
+        preflight.check_pmi(version, env)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("env", [PMIX, PMI2, MPIRUN, HYDRA, STEP, JOB])
+def test_worlds_of_one_rank_are_told(env: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"expected .*4 ranks, as \w+ says, found one"):
+        preflight.check_world(1, OPENMPI, env)
+
+
+def test_older_mpis_and_builds_with_pmix_are_left_alone() -> None:
+    preflight.check_pmi("Open MPI v4.1.4", PMI2)
+    preflight.check_pmi(MPICH + " --with-pmix=/usr", PMIX)
+
+
+def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free(nbytes: int) -> None:
+        full = os.statvfs_result((4096, 4096, 0, 0, nbytes // 4096, 0, 0, 0, 0, 255))
+        monkeypatch.setattr(os, "statvfs", lambda _: full)
+
+    free(2 * preflight.ROOM - 4096)
+    with pytest.raises(InputError, match=r"for the 2 ranks .* to start MPI, found 33\.6 MB"):
+        preflight.check_room(MPIRUN)
+    preflight.check_room({})  # nobody to share with
+    free(2 * preflight.ROOM)
+    preflight.check_room(MPIRUN)
+
+
+def test_libraries_of_a_process(tmp_path: Path) -> None:
+    names = [
+        "/a/libmpi.so.40.40.7",
+        "/b/libmpi.so.12",
+        "/c/libmpi_cray.so.12",
+        "/d/libmpich.so.0",
+        "/e/libmpi-1a2b.so.4",
+    ]
+    others = ["/f/MPI.mpich.cpython-311-x86_64-linux-gnu.so", "/g/libmpifort.so.12", "/h/libmpi.txt", "[heap]"]
+    maps = tmp_path / "maps"
+    lines = [f"7f00-7f10 r-xp 00000000 08:01 12 {name}" for name in [*names, *others, names[0]]]
+    maps.write_text("\n".join([*lines, "7f00-7f10 r-xp 00000000 00:00 0"]))
+    assert preflight.libraries(maps) == sorted(names)
+    assert preflight.libraries(tmp_path / "none") == []
