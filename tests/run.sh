@@ -25,6 +25,10 @@ echo "import site; site.addsitedir('$("$python" -c "$purelib")')" \
 bash tools/install_horovod.sh "$second/bin/python"  # its own, before the first environment's on the path
 export LSAM_TEST_MPICH=$second
 
+# A Slurm and a browser, where they can be had; elsewhere their tests are skipped and say so.
+bash tests/slurm/install.sh || true
+command -v chromium chromedriver > /dev/null || bash tests/debian.sh chromium chromium-driver || true
+
 ruff check .
 ruff format --check .
 mypy

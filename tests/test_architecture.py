@@ -40,7 +40,7 @@ RULES = {
             "trajectory",
             "links",
             "distributed",
-        },  # fmt: skip
+        },
         {"h5py", "horovod"},
     ),
     "horovod": ({"errors", "optionfile", "rundir", "optim", "rma", "runlog", "links", "distributed"}, {"h5py"}),
