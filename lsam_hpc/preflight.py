@@ -22,24 +22,41 @@ _LOCAL = (("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"), ("MPI_LO
 _LIBRARY = re.compile(r"libmpi(ch|_cray|_gnu\w*|_nvidia\w*)?(-[0-9a-f]+)?\.so[.0-9]*$")
 
 
-def start(env: Mapping[str, str] = os.environ) -> None:
+class StartError(InputError):
+    """MPI was not started, or not as it should be; told by one rank for all.
+
+    Args:
+        check: what failed: /dev/shm, mpi libraries or launcher.
+        message: one line, as for InputError.
+    """
+
+    def __init__(self, check: str, message: str) -> None:
+        super().__init__(message, everywhere=True)
+        self.check = check
+
+
+def start() -> None:
     """Check what can be checked before MPI starts, start it, and check that all ranks are in one world.
 
     Raises:
-        InputError: a check failed.
+        StartError: a check failed.
     """
-    check_room(env)
+    check_room()
+    if not launched_ranks()[1]:
+        # Open MPI makes shared memory also for a process that is alone, and leaves it behind.
+        os.environ.setdefault("OMPI_MCA_btl", "self")
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     import mpi4py
 
     mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
     from mpi4py import MPI
 
-    check_libraries()
     version = MPI.Get_library_version()
-    check_pmi(version, env)
+    check_libraries()
+    check_pmi(version)
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    check_world(MPI.COMM_WORLD.size, version, env)
+    check_world(MPI.COMM_WORLD.size, version)
 
 
 def launched_rank(env: Mapping[str, str] = os.environ) -> int:
@@ -85,14 +102,14 @@ def room(env: Mapping[str, str] = os.environ) -> tuple[int, int | None]:
 
 
 def check_room(env: Mapping[str, str] = os.environ) -> None:
-    """Raise InputError if /dev/shm has too little room for MPI to start: ranks would die there, without a word."""
+    """Raise StartError if /dev/shm has too little room for MPI to start: ranks would die there, without a word."""
     needed, free = room(env)
     if free is not None and free < needed:
-        raise InputError(
+        raise StartError(
+            "/dev/shm",
             f"{SHARED} on {os.uname().nodename}: expected {needed / 1e6:.0f} MB free for the {on_node(env)[1]} ranks "
             f"of this node to start MPI, found {free / 1e6:.1f} MB: remove what killed jobs left (sm_segment.*, "
             "osc_sm.*, mpich_shm_*) or start the container with a larger --shm-size",
-            everywhere=True,
         )
 
 
@@ -107,17 +124,17 @@ def libraries(maps: Path = Path("/proc/self/maps")) -> list[str]:
 
 
 def check_libraries() -> None:
-    """Raise InputError if two MPI libraries are in this process: their symbols shadow each other."""
+    """Raise StartError if two MPI libraries are in this process: their symbols shadow each other."""
     if len(found := libraries()) > 1:
-        raise InputError(
+        raise StartError(
+            "mpi libraries",
             f"MPI: expected one library in a process, found {' and '.join(found)}: look at LD_PRELOAD, "
             "LD_LIBRARY_PATH and what Horovod was built with",
-            everywhere=True,
         )
 
 
 def check_pmi(version: str, env: Mapping[str, str] = os.environ) -> None:
-    """Raise InputError if the launcher speaks a protocol that the MPI library does not know.
+    """Raise StartError if the launcher speaks a protocol that the MPI library does not know.
 
     MPICH without PMIx aborts in MPI_Init then, Open MPI from 5 on starts worlds of one rank.
 
@@ -138,7 +155,7 @@ def check_pmi(version: str, env: Mapping[str, str] = os.environ) -> None:
 
 
 def check_world(size: int, version: str, env: Mapping[str, str] = os.environ) -> None:
-    """Raise InputError unless MPI's world has as many ranks as the launcher started.
+    """Raise StartError unless MPI's world has as many ranks as the launcher started.
 
     Args:
         size: of MPI's world.
@@ -155,10 +172,10 @@ def check_world(size: int, version: str, env: Mapping[str, str] = os.environ) ->
         raise _wrong_launcher(version, f"{tasks} ranks, as SLURM_NTASKS says", "one, started without srun or mpirun")
 
 
-def _wrong_launcher(version: str, expected: str, found: str) -> InputError:
+def _wrong_launcher(version: str, expected: str, found: str) -> StartError:
     name, flag = ("Open MPI", "pmix") if version.startswith("Open MPI") else (version.split(maxsplit=1)[0], "pmi2")
-    return InputError(
+    return StartError(
+        "launcher",
         f"MPI: expected {expected}, found {found}: this Python's mpi4py uses {name}: start it by "
         f"srun --mpi={flag} or by {name}'s own mpirun",
-        everywhere=True,
     )

@@ -49,11 +49,15 @@ while [ -n "$again" ]; do
   code=$?
 done
 
-# 3: stopped after a checkpoint; above 128: killed. Both go on from the last checkpoint.
-if [ "$code" = 3 ] || [ "$code" -gt 128 ]; then
-  if [ -z "$cancelled" ] && [ $(cat "$out.attempts" 2> /dev/null | wc -l) -lt "$requeues" ]; then
-    echo "code $code at $(date +%FT%T): the job starts again" >&2
-    mkdir -p "$(dirname "$out")" && echo again >> "$out.attempts" && exit 99
-  fi
-fi
+# 0: done; 1 and 2: what is wrong would be so again; 4: done, without some ranks. All else goes on from the last
+# checkpoint: 3, stopped after one; above 128, killed; and what the launcher makes of a lost node.
+case $code in
+  0 | 1 | 2 | 4) ;;
+  *)
+    if [ -z "$cancelled" ] && [ $(cat "$out.attempts" 2> /dev/null | wc -l) -lt "$requeues" ]; then
+      echo "code $code at $(date +%FT%T): the job starts again" >&2
+      mkdir -p "$(dirname "$out")" && echo again >> "$out.attempts" && exit 99
+    fi
+    ;;
+esac
 exit "$code"

@@ -48,11 +48,15 @@ while [ -n "$again" ]; do
   code=$?
 done
 
-# 3: stopped after a checkpoint; above 128: killed. Both go on from the last checkpoint.
-if [ "$code" = 3 ] || [ "$code" -gt 128 ]; then
-  if [ -z "$cancelled" ] && [ ${LSAM_ATTEMPT:-0} -lt "$requeues" ]; then
-    echo "code $code at $(date +%FT%T): the job starts again" >&2
-    qsub -v "LSAM_ATTEMPT=$((${LSAM_ATTEMPT:-0} + 1)),LSAM_OUT=$out" < "$0"
-  fi
-fi
+# 0: done; 1 and 2: what is wrong would be so again; 4: done, without some ranks. All else goes on from the last
+# checkpoint: 3, stopped after one; above 128, killed; and what the launcher makes of a lost node.
+case $code in
+  0 | 1 | 2 | 4) ;;
+  *)
+    if [ -z "$cancelled" ] && [ ${LSAM_ATTEMPT:-0} -lt "$requeues" ]; then
+      echo "code $code at $(date +%FT%T): the job starts again" >&2
+      qsub -v "LSAM_ATTEMPT=$((${LSAM_ATTEMPT:-0} + 1)),LSAM_OUT=$out" < "$0"
+    fi
+    ;;
+esac
 exit "$code"

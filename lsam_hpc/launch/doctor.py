@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lsam_hpc import preflight
@@ -26,20 +25,19 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if not given.run_dir.is_dir():
         raise InputError(f"--run-dir: expected a folder, found {given.run_dir}", everywhere=True)
-    refused = _start(os.environ)
+    refused = _start()
 
     from lsam_hpc.launch import doctor_mpi, doctor_node, doctor_process
     from lsam_hpc.launch.doctor_report import Finding, Ranks, shown
 
     if refused is not None:
-        check, error = refused
         # Ranks that MPI did not bring together: the launcher's first one speaks, and each node's on what is the node's.
-        if preflight.launched_rank() == 0 or (check == "/dev/shm" and preflight.on_node()[0] == 0):
-            print(shown([Finding(check, "fail", str(error))], given.json), flush=True)
+        if preflight.launched_rank() == 0 or (refused.check == "/dev/shm" and preflight.on_node()[0] == 0):
+            print(shown([Finding(refused.check, "fail", str(refused))], given.json), flush=True)
         return BAD
     from mpi4py import MPI
 
-    ranks = Ranks(MPI.COMM_WORLD, given.run_dir, os.environ)
+    ranks = Ranks(MPI.COMM_WORLD, given.run_dir)
     checks: list[Callable[[Ranks], Finding]] = [
         doctor_process.python,
         doctor_process.torch,
@@ -64,28 +62,10 @@ def main(argv: Sequence[str]) -> int:
     return BAD if any(found.level == "fail" for found in findings) else 0
 
 
-def _start(env: Mapping[str, str]) -> tuple[str, InputError] | None:
-    """Start MPI if that can be done; return the check that says it cannot, and why."""
-    import mpi4py
-
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
-    from mpi4py import MPI
-
-    version = MPI.Get_library_version()
-    before: list[tuple[str, Callable[[], None]]] = [
-        ("/dev/shm", lambda: preflight.check_room(env)),
-        ("mpi libraries", preflight.check_libraries),
-        ("launcher", lambda: preflight.check_pmi(version, env)),
-    ]
-    for check, look in before:
-        try:
-            look()
-        except InputError as error:
-            return check, error
-    if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+def _start() -> preflight.StartError | None:
+    """Start MPI; return why that cannot be done."""
     try:
-        preflight.check_world(MPI.COMM_WORLD.size, version, env)
-    except InputError as error:
-        return "launcher", error
+        preflight.start()
+    except preflight.StartError as error:
+        return error
     return None

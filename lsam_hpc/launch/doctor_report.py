@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +29,10 @@ class Ranks:
     Args:
         comm: all of them.
         folder: where runs will be written.
-        env: of this process.
     """
 
     comm: MPI.Intracomm
     folder: Path
-    env: Mapping[str, str]
 
     def each(self, look: Callable[[], Any]) -> list[Any]:
         """Return what each rank finds, on all ranks; in place of an exception its text."""

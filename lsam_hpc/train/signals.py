@@ -63,6 +63,8 @@ def job_end() -> float | None:
     if end := os.environ.get("SLURM_JOB_END_TIME"):
         return float(end)
     if job := os.environ.get("SLURM_JOB_ID"):
+        if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # the number of one of its jobs means all of them
+            job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         text = _output("squeue", "-h", "-j", job, "-o", "%e")
         return datetime.fromisoformat(text).timestamp() if text and text[0].isdigit() else None
     if job := os.environ.get("PBS_JOBID"):

@@ -96,7 +96,10 @@ def test_a_disturbed_job_goes_on(
 ) -> None:
     chance = random.Random(f"{how} {trial}")
     mpi = (openmpi, mpich)[(trial + ("signal", "preemption").count(how)) % 2]
-    script = edited("preemptible", folder, mpi, SRUN[mpi.name], TRAIN, nodes=2, ntasks_per_node=1, time="00:10:00")
+    command = TRAIN
+    if how == "time-limit":  # Slurm looks every 30 s whose time is up: longer than the run would take
+        command = command.replace("-m lsam_hpc train", f"{ROOT}/tests/slurm/slow_train.py 0.04")
+    script = edited("preemptible", folder, mpi, SRUN[mpi.name], command, nodes=2, ntasks_per_node=1, time="00:10:00")
     job = submitted(cluster, script, *(["--partition=low"] if how == "preemption" else []))
     if how != "nothing":
         reached = job.until_step(int(PERIOD * chance.uniform(1.2, 3)), LIMIT)
@@ -132,7 +135,7 @@ def disturb(cluster: Cluster, job: Job, how: str) -> None:
         pushing = cluster.submit("--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "true")
         cluster.until(pushing, "COMPLETED", seconds=LIMIT)
     else:
-        cluster.crash("n2")
+        cluster.crash("n2")  # not the one with the script: Slurm would start that again by itself
 
 
 def continued(job: Job) -> int:

@@ -39,6 +39,21 @@ def test_a_second_signal_ends_the_process():
     assert (done.stdout, done.returncode) == ("first\n", -signal.SIGTERM)
 
 
+def test_the_same_signal_twice_at_once_counts_once():
+    """As when the batch system signals the ranks and the launcher hands it on."""
+    ending = Ending(["USR1"], None, 0)
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert ending.reason == "SIGUSR1"
+
+
+def test_a_signal_after_the_time_limit_is_the_first_one():
+    ending = Ending(["USR1"], time.time() + 50, 60)
+    assert ending.asked()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert ending.reason == "the job's time limit"
+
+
 def test_the_time_limit_is_noticed():
     assert Ending([], time.time() + 50, 60).asked()
     assert not Ending([], time.time() + 70, 60).asked()
@@ -62,6 +77,11 @@ def test_squeue_and_qstat_are_asked(monkeypatch, tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert job_end() == time.mktime((2030, 1, 2, 3, 4, 5, 0, 0, -1))
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    (tmp_path / "squeue").write_text('#!/bin/sh\ntest "$*" = "-h -j 7_2 -o %e" && echo 2030-01-02T03:04:05\n')
     assert job_end() == time.mktime((2030, 1, 2, 3, 4, 5, 0, 0, -1))
     monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.setenv("PBS_JOBID", "8")
