@@ -21,6 +21,11 @@ def plain(mpi, ranks, script, *words):
     return run(mpi.command(ranks, mpi.python, "-m", "mpi4py", str(SCRIPTS / script), *words), 120)
 
 
+def once(mpi, ranks):
+    """Whether plain Horovod runs the script too: it is the same for all MPIs and ranks, and no product of ours."""
+    return mpi.name == "openmpi" and ranks == 2
+
+
 def accuracy(done):
     assert done.returncode == 0, done.stderr
     return float(re.findall(r"[Aa]ccuracy:? ([\d.]+)%", done.stdout)[-1])
@@ -29,7 +34,8 @@ def accuracy(done):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_mnist(mpi, ranks, tmp_path):
     # 90 % of the guesses are wrong by chance.
-    assert accuracy(plain(mpi, ranks, "mnist.py", "--epochs", "4")) > 80
+    if once(mpi, ranks):
+        assert accuracy(plain(mpi, ranks, "mnist.py", "--epochs", "4")) > 80
     assert accuracy(wrapped(mpi, ranks, tmp_path / "run", "mnist.py", "--epochs", "4")) > 80
     with Run(tmp_path / "run") as logs:
         assert logs.ranks == list(range(ranks))
@@ -74,15 +80,17 @@ def test_imagenet_with_checkpoint_and_resume(mpi, ranks, tmp_path):
     assert float(ends[1]) == pytest.approx(float(ends[0]), rel=0.2, abs=0.02)
     assert set(torch.load(tmp_path / "checkpoint-4.pth")["optimizer"]) == {"state", "param_groups"}
     # Back to plain Horovod, from LSAM's checkpoint.
-    back = plain(mpi, ranks, *checkpoints, "6")
-    assert "resumed from epoch 5" in back.stdout
-    assert accuracy(back) > 80
+    if once(mpi, ranks):
+        back = plain(mpi, ranks, *checkpoints, "6")
+        assert "resumed from epoch 5" in back.stdout
+        assert accuracy(back) > 80
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("words", [(), ("--amp", "--fp16-allreduce")])
 def test_synthetic_benchmark(mpi, ranks, words, tmp_path):
-    assert "loss went down: True" in plain(mpi, ranks, "synthetic.py", *words).stdout
+    if once(mpi, ranks):
+        assert "loss went down: True" in plain(mpi, ranks, "synthetic.py", *words).stdout
     done = wrapped(mpi, ranks, tmp_path / "run", "synthetic.py", *words)
     assert done.returncode == 0, done.stderr
     assert "loss went down: True" in done.stdout
@@ -93,7 +101,8 @@ def test_synthetic_benchmark(mpi, ranks, words, tmp_path):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_elastic_state(mpi, ranks, tmp_path):
-    assert "steps 60" in plain(mpi, ranks, "elastic.py").stdout
+    if once(mpi, ranks):
+        assert "steps 60" in plain(mpi, ranks, "elastic.py").stdout
     done = wrapped(mpi, ranks, tmp_path / "run", "elastic.py")
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"steps 60, loss ([\d.]+)", done.stdout)[1]) < 1.5  # log 5 = 1.61 at the start
