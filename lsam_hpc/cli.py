@@ -65,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(importlib.import_module(VERBS[given.verb][0]).main(given.rest))
         sys.stdout.flush()
         return code
+    except preflight.StartError as error:
+        if error.speaks:
+            print(f"lsam {given.verb}: {error}", file=sys.stderr)
+        return 2 if error.speaks else 0
     except InputError as error:
         if not error.everywhere or _rank() == 0:
             print(f"lsam {given.verb}: {error}", file=sys.stderr)
@@ -82,13 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rank() -> int:
-    """Return this process's rank; where MPI is not started or sees nobody else, the one that the launcher gave it."""
-    if "mpi4py.MPI" in sys.modules:
-        from mpi4py import MPI
-
-        if MPI.Is_initialized() and MPI.COMM_WORLD.size > 1:
-            return MPI.COMM_WORLD.rank
-    return preflight.launched_rank()
+    return int(sys.modules["mpi4py.MPI"].COMM_WORLD.rank) if "mpi4py.MPI" in sys.modules else preflight.launched_rank()
 
 
 def _abort_at_exit(status: int) -> None:

@@ -23,16 +23,22 @@ _LIBRARY = re.compile(r"libmpi(ch|_cray|_gnu\w*|_nvidia\w*)?(-[0-9a-f]+)?\.so[.0
 
 
 class StartError(InputError):
-    """MPI was not started, or not as it should be; told by one rank for all.
+    """MPI was not started, or not as it should be.
 
     Args:
         check: what failed: /dev/shm, mpi libraries or launcher.
         message: one line, as for InputError.
+        everywhere: whether the launcher's first rank speaks for this one.
     """
 
-    def __init__(self, check: str, message: str) -> None:
-        super().__init__(message, everywhere=True)
+    def __init__(self, check: str, message: str, everywhere: bool = True) -> None:
+        super().__init__(message, everywhere)
         self.check = check
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank tells it. The others leave with 0: at a 2 mpirun might end the one that is about to."""
+        return not self.everywhere or launched_rank() == 0
 
 
 def start() -> None:
@@ -41,14 +47,14 @@ def start() -> None:
     Raises:
         StartError: a check failed.
     """
+    import mpi4py
+
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # also for whoever imports MPI after a failure
     check_room()
     if not launched_ranks()[1]:
         # Open MPI makes shared memory also for a process that is alone, and leaves it behind.
         os.environ.setdefault("OMPI_MCA_btl", "self")
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
-    import mpi4py
-
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
     from mpi4py import MPI
 
     version = MPI.Get_library_version()
@@ -110,6 +116,7 @@ def check_room(env: Mapping[str, str] = os.environ) -> None:
             f"{SHARED} on {os.uname().nodename}: expected {needed / 1e6:.0f} MB free for the {on_node(env)[1]} ranks "
             f"of this node to start MPI, found {free / 1e6:.1f} MB: remove what killed jobs left (sm_segment.*, "
             "osc_sm.*, mpich_shm_*) or start the container with a larger --shm-size",
+            everywhere=on_node(env)[0] > 0,  # other nodes may have room
         )
 
 

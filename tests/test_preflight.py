@@ -96,6 +96,10 @@ def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
     free(2 * preflight.ROOM - 4096)
     with pytest.raises(InputError, match=r"for the 2 ranks .* to start MPI, found 33\.6 MB"):
         preflight.check_room(MPIRUN)
+    for rank, speaks in (("0", True), ("1", False)):  # one rank of each node
+        with pytest.raises(preflight.StartError) as told:
+            preflight.check_room({**MPIRUN, "OMPI_COMM_WORLD_LOCAL_RANK": rank})
+        assert (told.value.check, not told.value.everywhere) == ("/dev/shm", speaks)
     preflight.check_room({})  # nobody to share with
     free(2 * preflight.ROOM)
     preflight.check_room(MPIRUN)

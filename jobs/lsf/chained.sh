@@ -27,7 +27,7 @@ setup() { # has python, lsam and their MPI found
 }
 out=runs/$LSB_JOBNAME
 launch=(mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). jsrun: docs/clusters.md.
+# MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). Others: docs/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto)
 requeues=0 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<

@@ -21,9 +21,8 @@ setup() { # has python, lsam and their MPI found
   source .venv/bin/activate
 }
 out=${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}
-ranks_there=$(grep -c . "$PBS_NODEFILE")
-launch=(mpirun -n "$ranks_there" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$ranks_there" -f "$PBS_NODEFILE"). Cray: docs/clusters.md.
+launch=(mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
+# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto)
 requeues=0 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<

@@ -26,12 +26,11 @@ setup() { # has python, lsam and their MPI found
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): the fast network's devices
 out=${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}
-ranks_there=$(grep -c . "$PBS_NODEFILE")
-launch=(mpirun -n "$ranks_there" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$ranks_there" -f "$PBS_NODEFILE"). Cray: docs/clusters.md.
+launch=(mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
+# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/clusters.md.
 command=(lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --resume auto)
 # Ranks that import torch from a shared file system open thousands of small files each. An archive of the environment,
-# made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. "": no archive.
+# made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. Empty: none.
 pack=''
 requeues=3 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<

@@ -26,9 +26,8 @@ setup() { # has python, lsam and their MPI found
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): the fast network's devices
 out=${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}
-ranks_there=$(grep -c . "$PBS_NODEFILE")
-launch=(mpirun -n "$ranks_there" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$ranks_there" -f "$PBS_NODEFILE"). Cray: docs/clusters.md.
+launch=(mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
+# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto)
 requeues=20 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<

@@ -25,9 +25,8 @@ setup() { # has python, lsam and their MPI found
 out=runs/$PBS_JOBNAME-${PBS_ARRAY_ID%%[*}-$PBS_ARRAY_INDEX
 values=(0.01 0.02 0.05 0.1)
 value=${values[$PBS_ARRAY_INDEX]}
-ranks_there=$(grep -c . "$PBS_NODEFILE")
-launch=(mpirun -n "$ranks_there" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$ranks_there" -f "$PBS_NODEFILE"). Cray: docs/clusters.md.
+launch=(mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
+# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto --rho "$value")
 requeues=0 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<

@@ -22,7 +22,8 @@ setup() { # has python, lsam and their MPI found
   source .venv/bin/activate
 }
 out=runs/$SLURM_JOB_NAME-$SLURM_JOB_ID
-launch=(srun --mpi=pmix --cpu-bind=cores) # MPICH, Intel: --mpi=pmi2. Cray: docs/clusters.md. Or: mpirun
+launch=(srun --mpi=pmix --cpu-bind=cores)
+# MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/clusters.md.
 command=(lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --resume auto)
 requeues=0 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<

@@ -27,7 +27,8 @@ setup() { # has python, lsam and their MPI found
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): the fast network's devices
 out=runs/$SLURM_JOB_NAME-$SLURM_JOB_ID
-launch=(srun --mpi=pmix --cpu-bind=cores) # MPICH, Intel: --mpi=pmi2. Cray: docs/clusters.md. Or: mpirun
+launch=(srun --mpi=pmix --cpu-bind=cores)
+# MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/clusters.md.
 command=(lsam wrap -- train.py --epochs 90)
 requeues=0 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<

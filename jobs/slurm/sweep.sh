@@ -23,7 +23,8 @@ setup() { # has python, lsam and their MPI found
 out=runs/$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID-$SLURM_ARRAY_TASK_ID
 values=(0.01 0.02 0.05 0.1)
 value=${values[$SLURM_ARRAY_TASK_ID]}
-launch=(srun --mpi=pmix --cpu-bind=cores) # MPICH, Intel: --mpi=pmi2. Cray: docs/clusters.md. Or: mpirun
+launch=(srun --mpi=pmix --cpu-bind=cores)
+# MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto --rho "$value")
 requeues=0 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lsam_hpc import preflight
 from lsam_hpc.arguments import Parser
-from lsam_hpc.errors import InputError
 
 BAD = 2  # the exit code if a check failed
 
@@ -23,18 +22,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     given = parser.parse_args(argv)
-    if not given.run_dir.is_dir():
-        raise InputError(f"--run-dir: expected a folder, found {given.run_dir}", everywhere=True)
     refused = _start()
 
     from lsam_hpc.launch import doctor_mpi, doctor_node, doctor_process
     from lsam_hpc.launch.doctor_report import Finding, Ranks, shown
 
     if refused is not None:
-        # Ranks that MPI did not bring together: the launcher's first one speaks, and each node's on what is the node's.
-        if preflight.launched_rank() == 0 or (refused.check == "/dev/shm" and preflight.on_node()[0] == 0):
+        if refused.speaks:
             print(shown([Finding(refused.check, "fail", str(refused))], given.json), flush=True)
-        return BAD
+        return BAD if refused.speaks else 0
     from mpi4py import MPI
 
     ranks = Ranks(MPI.COMM_WORLD, given.run_dir)

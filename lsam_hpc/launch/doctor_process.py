@@ -8,10 +8,11 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import lsam_hpc
 from lsam_hpc import preflight
-from lsam_hpc.launch.doctor_report import Finding, Level, Ranks, by_value
+from lsam_hpc.launch.doctor_report import Finding, Ranks, by_value
 
 _HOROVOD = """
 import mpi4py; mpi4py.rc.initialize = False
@@ -51,35 +52,50 @@ def gpus(ranks: Ranks) -> Finding:
         seen = [str(cuda.get_device_properties(i).uuid) for i in range(cuda.device_count())]
         return (seen[on_node % len(seen)] if seen else "", seen)  # the one that `lsam train` takes
 
-    found = ranks.each(look)
-    if broken := [text for text in found if isinstance(text, str)]:
-        return Finding("gpus", "fail", broken[0])
-    if not any(seen for _, seen in found):
+    return judge_gpus(hosts, ranks.each(look))
+
+
+def judge_gpus(hosts: Sequence[str], found: Sequence[tuple[str, list[str]] | str]) -> Finding:
+    """Return what is to be said of the GPUs.
+
+    Args:
+        hosts: of each rank.
+        found: the GPU that each rank would take and those that it sees, or why it cannot tell.
+    """
+    seen = [one for one in found if not isinstance(one, str)]
+    if len(seen) < len(found):
+        return Finding("gpus", "fail", next(one for one in found if isinstance(one, str)))
+    if not any(there for _, there in seen):
         return Finding("gpus", "ok", "none")
-    if without := [rank for rank, (_, seen) in enumerate(found) if not seen]:
+    if without := [rank for rank, (_, there) in enumerate(seen) if not there]:
         return Finding("gpus", "fail", f"ranks {without} see none, others do: ask for GPUs on every node")
-    taken = [f"{host} {own}" for host, (own, _) in zip(hosts, found, strict=True)]
-    there = {f"{host} {one}" for host, (_, seen) in zip(hosts, found, strict=True) for one in seen}
-    if idle := there - set(taken):
-        level: Level = "fail" if len(set(taken)) < len(taken) else "warn"
-        return Finding("gpus", level, f"{len(taken)} ranks on {len(set(taken))} GPUs, idle: {sorted(idle)}")
-    shared = len(set(taken)) < len(taken)
-    return Finding("gpus", "warn" if shared else "ok", f"{len(taken)} ranks on {len(set(taken))} GPUs")
+    taken = {f"{host} {own}" for host, (own, _) in zip(hosts, seen, strict=True)}
+    idle = {f"{host} {one}" for host, (_, there) in zip(hosts, seen, strict=True) for one in there} - taken
+    text = f"{len(hosts)} ranks on {len(taken)} GPUs" + (f", idle: {', '.join(sorted(idle))}" if idle else "")
+    shared = len(taken) < len(hosts)
+    return Finding("gpus", "fail" if idle and shared else "warn" if idle or shared else "ok", text)
 
 
 def cores(ranks: Ranks) -> Finding:
-    """No ranks are bound to fewer cores than there are ranks while others are free."""
-    found = ranks.each(lambda: (os.uname().nodename, tuple(sorted(os.sched_getaffinity(0))), os.cpu_count()))
+    """Ranks are not bound to fewer cores than they are while others of the node are free."""
+    found = ranks.each(lambda: (os.uname().nodename, tuple(sorted(os.sched_getaffinity(0))), os.cpu_count() or 1))
+    return judge_cores(found)
+
+
+def judge_cores(found: Sequence[tuple[str, tuple[int, ...], int]]) -> Finding:
+    """Return what is to be said of the cores.
+
+    Args:
+        found: each rank's host, the cores that it may use, and how many the host has.
+    """
+    used = {host: {core for other, own, _ in found if other == host for core in own} for host, _, _ in found}
     crowded = [
-        rank
-        for rank, (host, own, there) in enumerate(found)
-        if found.count((host, own, there)) > len(own) and len({c for h, o, _ in found if h == host for c in o}) < there
-    ]
+        rank for rank, (host, own, there) in enumerate(found)
+        if sum(1 for other, cores, _ in found if (other, cores) == (host, own)) > len(own) and len(used[host]) < there
+    ]  # fmt: skip
     fewest = min(len(own) for _, own, _ in found)
     if crowded:
-        return Finding(
-            "cores", "warn", f"ranks {crowded} share {fewest} and others of the node are idle: look at binding"
-        )
+        return Finding("cores", "warn", f"ranks {crowded} share {fewest}, and the node has more: look at binding")
     return Finding("cores", "ok", f"{fewest} for each rank, or more")
 
 

@@ -100,8 +100,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
     given.setdefault("setup", f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     if "launch" in given:
         given["launch"] = shlex.join(_split("--launch", given["launch"]))
-    elif system == "slurm":
-        given["launch"] = f"srun --mpi={_pmi()} --cpu-bind=cores"
+    else:
+        given["launch"] = SYSTEMS[system].openmpi if _is_openmpi() else SYSTEMS[system].mpich
     about = " ".join(["Made by:", shlex.join(["lsam", "submit", *argv])])
     job = Job(command=_command(words, given), about=about, **given)
     check(job, system)
@@ -169,14 +169,14 @@ def _system_here() -> str:
     )
 
 
-def _pmi() -> str:
-    """Return what srun's --mpi must be for this Python's MPI, which is not started."""
+def _is_openmpi() -> bool:
+    """Return whether this Python's MPI, which is not started, is Open MPI."""
     import mpi4py
 
     mpi4py.rc.initialize = False
     from mpi4py import MPI
 
-    return "pmix" if MPI.get_vendor()[0] == "Open MPI" else "pmi2"
+    return MPI.get_vendor()[0] == "Open MPI"
 
 
 def _submit(system: str, script: str, options: Sequence[str]) -> str:

@@ -17,6 +17,8 @@ class System(Protocol):
     file: str  # what a file is submitted with
     submit: tuple[str, ...]  # the program that submits what is on its standard input, and prints the job's id
     chained: str  # how the jobs of a chain are submitted; {0}: the script
+    openmpi: str  # what starts the ranks with Open MPI
+    mpich: str  # and with MPICH or Intel MPI
     index: str  # which of a sweep's values is this element's
     attempts: str  # how often the job was started again
 
@@ -26,10 +28,6 @@ class System(Protocol):
 
     def out(self, job: Job) -> str:
         """Return the run directory."""
-        ...
-
-    def launch(self, job: Job) -> list[str]:
-        """Return the launcher that is right in most places, and what is in others."""
         ...
 
     def begin(self, job: Job) -> list[str]:
@@ -55,7 +53,7 @@ _NETWORK = """\
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): the fast network's devices"""
 _PACK = """\
 # Ranks that import torch from a shared file system open thousands of small files each. An archive of the environment,
-# made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. "": no archive.
+# made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. Empty: none.
 pack={}"""
 _BODY = """\
 # A trap waits for what runs in the foreground, so the ranks run in the background. They are told once: a second signal
@@ -116,7 +114,9 @@ def render(job: Job, system: str, path: str | None = None) -> str:
         option = job.sweep.partition("=")[0].replace("_", "-")
         lines += [f"values=({shlex.join(job.values)})", f"value=${{values[{batch.index}]}}"]
         command += f' --{option} "$value"'
-    lines += [f"launch=({job.launch})"] if job.launch else batch.launch(job)
+    lines += [f"launch=({job.launch or batch.openmpi})"]
+    if not job.launch:
+        lines += [f"# MPICH, Intel: launch=({batch.mpich}). Others: docs/clusters.md."]
     lines += [f"command=({command})"]
     if job.pack is not None:
         lines += _PACK.format(shlex.quote(job.pack)).splitlines()

@@ -10,6 +10,10 @@ class Lsf:
 
     file = "bsub <"
     submit: tuple[str, ...] = ("bsub",)
+    openmpi = (
+        'mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS'
+    )
+    mpich = 'mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"'
     index = "$((LSB_JOBINDEX - 1))"
     chained = "bsub < {0}; bsub -w 'ended(lsam)' < {0}"
     attempts = '$(cat "$out.attempts" 2> /dev/null | wc -l)'
@@ -42,14 +46,6 @@ class Lsf:
         if job.values:
             return "runs/${LSB_JOBNAME%%[*}-$LSB_JOBID-$LSB_JOBINDEX"
         return "runs/$LSB_JOBNAME" if job.chain > 1 else "runs/$LSB_JOBNAME-$LSB_JOBID"
-
-    def launch(self, job: Job) -> list[str]:
-        """Return the launcher that is right in most places, and what is in others."""
-        return [
-            'launch=(mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" '
-            "-x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)",
-            '# MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). jsrun: docs/clusters.md.',
-        ]
 
     def begin(self, job: Job) -> list[str]:
         """Return what is done before the ranks start."""

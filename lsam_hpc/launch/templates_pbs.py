@@ -10,6 +10,11 @@ class Pbs:
 
     file = "qsub"
     submit: tuple[str, ...] = ("qsub",)
+    openmpi = (
+        'mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" '
+        "-x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS"
+    )
+    mpich = 'mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"'
     index = "$PBS_ARRAY_INDEX"
     chained = "first=$(qsub {0}); qsub -W depend=afterany:$first {0}"
     attempts = "${LSAM_ATTEMPT:-0}"
@@ -37,15 +42,6 @@ class Pbs:
         if job.values:
             return "runs/$PBS_JOBNAME-${PBS_ARRAY_ID%%[*}-$PBS_ARRAY_INDEX"
         return "runs/$PBS_JOBNAME" if job.chain > 1 else "${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}"
-
-    def launch(self, job: Job) -> list[str]:
-        """Return the launcher that is right in most places, and what is in others."""
-        return [
-            'ranks_there=$(grep -c . "$PBS_NODEFILE")',
-            'launch=(mpirun -n "$ranks_there" --hostfile "$PBS_NODEFILE" '
-            "-x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)",
-            '# MPICH, Intel: launch=(mpiexec -n "$ranks_there" -f "$PBS_NODEFILE"). Cray: docs/clusters.md.',
-        ]
 
     def begin(self, job: Job) -> list[str]:
         """Return what is done before the ranks start."""

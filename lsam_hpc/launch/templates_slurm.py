@@ -10,6 +10,8 @@ class Slurm:
 
     file = "sbatch"
     submit: tuple[str, ...] = ("sbatch", "--parsable")
+    openmpi = "srun --mpi=pmix --cpu-bind=cores"
+    mpich = "srun --mpi=pmi2 --cpu-bind=cores"
     index = "$SLURM_ARRAY_TASK_ID"
     attempts = "${SLURM_RESTART_COUNT:-0}"
     chained = "sbatch {0} # several times: one job of a name runs at a time"
@@ -50,12 +52,6 @@ class Slurm:
         if job.values:
             return "runs/$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID-$SLURM_ARRAY_TASK_ID"
         return "runs/$SLURM_JOB_NAME" if job.chain > 1 else "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
-
-    def launch(self, job: Job) -> list[str]:
-        """Return the launcher that is right in most places, and what is in others."""
-        return [
-            "launch=(srun --mpi=pmix --cpu-bind=cores) # MPICH, Intel: --mpi=pmi2. Cray: docs/clusters.md. Or: mpirun"
-        ]
 
     def begin(self, job: Job) -> list[str]:
         """Return what is done before the ranks start."""

@@ -127,7 +127,7 @@ class Cluster:
 
     def call(self, *words: str, check: bool = True, **more: str) -> str:
         """Run a command of Slurm; return what it prints."""
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=self.environment(**more))
+        done = subprocess.run(words, capture_output=True, text=True, timeout=180, env=self.environment(**more))
         assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stderr}{done.stdout}"
         return done.stdout.strip()
 

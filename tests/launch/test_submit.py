@@ -199,7 +199,7 @@ def test_pbs_and_lsf_scripts_start_again_when_they_should(
     """The script's body run by bash; the batch system is only played."""
     script, env = staged(system, tmp_path, f"sh -c 'exit {code}'", requeue)
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env)
-    assert (tmp_path / "mpirun-log").read_text().startswith(f"-n 2 --hostfile {tmp_path}/nodes")
+    assert (tmp_path / "mpirun-log").read_text().startswith(f"-n 2 --hostfile {tmp_path}/nodes ")
     if system == "pbs":
         assert done.returncode == code, done.stderr
         assert (tmp_path / "qsub-log").exists() == again

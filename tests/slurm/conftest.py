@@ -45,10 +45,11 @@ class Job:
     cluster: Cluster
     number: str
     folder: Path
+    name: str = "lsam-{}"  # of the run
 
     @property
     def run(self) -> Path:
-        return self.folder / "runs" / f"lsam-{self.number}"
+        return self.folder / "runs" / self.name.format(self.number)
 
     @property
     def said(self) -> str:
@@ -77,7 +78,7 @@ class Job:
         """Wait until the logs show a total step; return the one they show."""
         deadline = time.monotonic() + seconds
         while (reached := self.reached) < step:
-            self.until("PENDING", "RUNNING", "COMPLETING", seconds=0)
+            self.until("PENDING", "RUNNING", "SIGNALING", "COMPLETING", seconds=0)
             assert time.monotonic() < deadline, f"step {step} not reached, only {reached}\n{self.said}"
             time.sleep(0.1)
         return reached

@@ -1,0 +1,54 @@
+"""What `lsam doctor` says of GPUs, cores and ranks that disagree: cases that this machine does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lsam_hpc.launch.doctor_process import judge_cores, judge_gpus
+from lsam_hpc.launch.doctor_report import Finding, by_value, verdict
+
+
+@pytest.mark.parametrize(
+    ("hosts", "found", "level", "text"),
+    [
+        ("ab", [("", []), ("", [])], "ok", "none"),
+        ("aa", [("0", ["0", "1"]), ("1", ["0", "1"])], "ok", "2 ranks on 2 GPUs"),
+        ("ab", [("0", ["0"]), ("0", ["0"])], "ok", "2 ranks on 2 GPUs"),  # the same number, other machines
+        ("aa", [("0", ["0"]), ("0", ["0"])], "warn", "2 ranks on 1 GPUs"),
+        ("aa", [("0", ["0", "1"]), ("0", ["0", "1"])], "fail", "2 ranks on 1 GPUs, idle: a 1"),
+        ("a", [("0", ["0", "1"])], "warn", "1 ranks on 1 GPUs, idle: a 1"),
+        ("ab", [("0", ["0"]), ("", [])], "fail", "ranks [1] see none, others do: ask for GPUs on every node"),
+        ("ab", [("0", ["0"]), "RuntimeError: broken"], "fail", "RuntimeError: broken"),
+    ],
+)
+def test_gpus(hosts: str, found: list[Any], level: str, text: str) -> None:
+    assert judge_gpus(hosts, found) == Finding("gpus", level, text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("found", "level"),
+    [
+        ([("a", (0, 1), 4), ("a", (2, 3), 4)], "ok"),
+        ([("a", (0, 1), 2), ("a", (0, 1), 2), ("a", (0, 1), 2)], "ok"),  # more ranks than the machine has cores
+        ([("a", (0,), 4), ("a", (0,), 4)], "warn"),
+        ([("a", (0,), 4), ("b", (0,), 4)], "ok"),
+        ([("a", (0, 1), 4), ("a", (0, 1), 4)], "ok"),
+    ],
+)
+def test_cores(found: list[tuple[str, tuple[int, ...], int]], level: str) -> None:
+    assert judge_cores(found).level == level
+
+
+def test_ranks_that_disagree_are_named() -> None:
+    assert by_value(["a", "a"]) == "a"
+    assert by_value(["a", "b", "a"]) == "rank 0, 2: a; rank 1: b"
+    assert by_value(["a", *"bbbbb"]) == "rank 0: a; rank 1, 2, 3, 4, ...: b"
+
+
+def test_the_verdict() -> None:
+    good, odd, bad = Finding("x", "ok", ""), Finding("y", "warn", ""), Finding("z", "fail", "")
+    assert verdict([good]) == "ready"
+    assert verdict([good, odd]) == "ready, but look at: y"
+    assert verdict([odd, bad, good]) == "not ready: z"
