@@ -43,7 +43,10 @@ RULES = {
         },
         {"h5py", "horovod"},
     ),
-    "horovod": ({"errors", "optionfile", "rundir", "optim", "rma", "runlog", "links", "distributed"}, {"h5py"}),
+    "horovod": (
+        {"errors", "optionfile", "preflight", "rundir", "optim", "rma", "runlog", "links", "distributed"},
+        {"h5py"},
+    ),
     "preflight": ({"errors"}, {"torch", "numpy", "h5py", "horovod"}),
     "launch": (
         {"errors", "arguments", "text", "optionfile", "preflight", "rma", "horovod", "lsam_hpc"},

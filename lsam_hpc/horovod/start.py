@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,9 +14,9 @@ from mpi4py import MPI
 from lsam_hpc.errors import InputError
 from lsam_hpc.horovod.options import resolve
 from lsam_hpc.horovod.session import session
+from lsam_hpc.preflight import check_world, libraries
 from lsam_hpc.rma.progress import require_threads
 
-_MPI_LIBRARY = re.compile(r"libmpi(ch)?(-[0-9a-f]+)?\.so[.0-9]*$")
 _real_init, _real_shutdown = real.init, real.shutdown
 
 
@@ -40,7 +38,7 @@ def init(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as Horovod's
     _real_init(*args, **kwargs)
     session.comm = _communicator(args[0] if args else kwargs.get("comm"))
     check_ranks(real, session.comm)
-    check_launcher(MPI.COMM_WORLD.size, os.environ)
+    check_world(MPI.COMM_WORLD.size, MPI.Get_library_version())
     if not session.started:
         session.started = True
         _abort_on_error()
@@ -72,12 +70,7 @@ def check_libraries(maps: Path) -> None:
     Args:
         maps: the process's memory map as Linux shows it; where there is none, nothing is looked at.
     """
-    try:
-        lines = maps.read_text().splitlines()
-    except OSError:
-        return
-    paths = {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
-    found = sorted({os.path.realpath(path) for path in paths if _MPI_LIBRARY.search(path)})
+    found = libraries(maps)
     if len(found) > 1:
         raise InputError(
             f"MPI: expected one library for mpi4py and Horovod, found {' and '.join(found)} in one process: rebuild "
@@ -92,21 +85,6 @@ def check_ranks(hvd: Any, comm: MPI.Intracomm) -> None:  # noqa: ANN401 - a modu
             f"Horovod: expected the ranks of MPI, found rank {hvd.rank()} of {hvd.size()} where mpi4py has rank "
             f"{comm.rank} of {comm.size}: is the launcher of the MPI that both were built for?"
         )
-
-
-def check_launcher(size: int, env: Mapping[str, str]) -> None:
-    """Raise InputError if the launcher started several ranks and MPI sees one: each would train alone.
-
-    Args:
-        size: ranks that MPI sees.
-        env: of this process.
-    """
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        if size == 1 and env.get(name, "1") != "1":
-            raise InputError(
-                f"MPI: expected {env[name]} ranks as the launcher says ({name}), found 1: mpirun is of another MPI "
-                f"than {MPI.get_vendor()[0]}, which this Python's mpi4py uses"
-            )
 
 
 def _communicator(given: Any) -> MPI.Intracomm:  # noqa: ANN401 - what hvd.init takes
