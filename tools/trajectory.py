@@ -70,7 +70,7 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
                         "snapshots where there are three or more, else sketches)")  # fmt: skip
     parser.add_argument("--through", metavar="STATE,STATE,STATE", help=f"the plane through three states: {SYNTAX}")
     parser.add_argument("--mark", metavar="STATE", action="append", default=[], help="a further state to mark, as a "
-                        "checkpoint; can be repeated (default: RUN/checkpoints/center.pt)")  # fmt: skip
+                        "checkpoint; can be repeated (default: RUN/checkpoints/*.pt)")  # fmt: skip
     parser.add_argument("--surface", type=int, metavar="N", help="evaluate the loss on N x N points of the plane, and "
                         "draw its contours")  # fmt: skip
     parser.add_argument("--losses", action="store_true", help="evaluate the loss at each snapshot, and at its place on "
@@ -99,7 +99,10 @@ def _count(run: Run, table: str) -> int:
 
 def _tracks(given: argparse.Namespace, run: Run) -> Tracks:
     marks = {name: state(run, name) for name in given.mark}
-    for path in sorted((run.path / "checkpoints").glob("center*.pt")) if not given.mark else []:
+    there = sorted((run.path / "checkpoints").glob("*.pt"))
+    for path in there if not given.mark else []:
+        if path.name.startswith("rank-"):  # what a rank goes on from: its samples are drawn already
+            continue
         try:
             marks[f"checkpoint {path.stem}"] = state(run, str(path))
         except InputError as error:  # nobody asked for it
