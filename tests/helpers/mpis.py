@@ -89,5 +89,15 @@ def _segments() -> set[Path]:
 
 
 def _remove(paths: set[Path]) -> None:
+    """Remove files that no process has mapped: another job may run at the same time."""
+    mapped = "".join(_read(maps) for maps in Path("/proc").glob("[0-9]*/maps")) if paths else ""
     for path in paths:
-        path.unlink(missing_ok=True)
+        if str(path) not in mapped:
+            path.unlink(missing_ok=True)
+
+
+def _read(maps: Path) -> str:
+    try:
+        return maps.read_text()
+    except OSError:  # the process has ended
+        return ""
