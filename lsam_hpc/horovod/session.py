@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 from typing import Protocol
 
 from mpi4py import MPI
@@ -15,6 +16,9 @@ class Chained(Protocol):
 
     def close(self) -> list[int]:
         """End the chain and return the ranks that were lost."""
+
+
+FORWARD = 0.3  # s in which the launcher passes on what this rank said last; MPICH's drops it when a job aborts
 
 
 class Session:
@@ -52,6 +56,7 @@ class Session:
         sys.stdout.flush()
         sys.stderr.flush()
         if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.size > 1:
+            time.sleep(FORWARD)
             MPI.COMM_WORLD.Abort(code)
 
 
