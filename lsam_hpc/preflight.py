@@ -51,10 +51,7 @@ def start() -> None:
 
     mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # also for whoever imports MPI after a failure
     check_room()
-    if not launched_ranks()[1]:
-        # Open MPI makes shared memory also for a process that is alone, and leaves it behind.
-        os.environ.setdefault("OMPI_MCA_btl", "self")
-        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+    spare_shared_memory()
     from mpi4py import MPI
 
     version = MPI.Get_library_version()
@@ -63,6 +60,13 @@ def start() -> None:
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
     check_world(MPI.COMM_WORLD.size, version)
+
+
+def spare_shared_memory() -> None:
+    """Keep Open MPI from making shared memory for a process that is alone: it would leave it behind."""
+    if not launched_ranks()[1]:
+        os.environ.setdefault("OMPI_MCA_btl", "self")
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
 
 
 def launched_rank(env: Mapping[str, str] = os.environ) -> int:

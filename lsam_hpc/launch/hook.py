@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.preflight import spare_shared_memory
 
 REPLACED = "horovod.torch"
 REFUSED = ("horovod.tensorflow", "horovod.keras", "horovod.mxnet")
@@ -49,6 +50,7 @@ class _Then(Loader):
         """Run the module's code, then LSAM's."""
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
+        spare_shared_memory()
         importlib.import_module("mpi4py.MPI")  # first, so that it finds its own MPI library, not Horovod's
         self._loader.exec_module(module)
         importlib.import_module("lsam_hpc.horovod.api").install(self._name)

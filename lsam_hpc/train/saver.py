@@ -14,6 +14,7 @@ from lsam_hpc.train.checkpoint import Checkpoints, State
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.job import Chain
 
+POLL = 8  # local steps between two looks for a set that rank 0 has called: over a network each costs a round trip
 FIRST_SECONDS = 1.0  # what a checkpoint is taken to cost before one was written
 
 
@@ -81,6 +82,8 @@ class Saver:
         if self._opt.comm.rank == 0 and time.perf_counter() >= self._calls_at:
             self._calls_at = time.perf_counter() + self._interval()
             self._called.add(self._number() - self._called.value)
+        if self._opt.local_step % POLL:  # by steps, not by time: a group's ranks must look together
+            return None
         called = self._opt.alike(lambda: self._called.value)  # type: ignore[union-attr]
         return called if called > self._last else None
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,11 +90,16 @@ def _segments() -> set[Path]:
 
 
 def _remove(paths: set[Path]) -> None:
-    """Remove files that no process has mapped: another job may run at the same time."""
-    mapped = "".join(_read(maps) for maps in Path("/proc").glob("[0-9]*/maps")) if paths else ""
-    for path in paths:
-        if str(path) not in mapped:
+    """Remove files once no process has mapped them: ranks take a moment to die, and another job may still run."""
+    deadline = time.monotonic() + 5
+    while paths:
+        mapped = "".join(_read(maps) for maps in Path("/proc").glob("[0-9]*/maps"))
+        for path in [path for path in paths if str(path) not in mapped]:
             path.unlink(missing_ok=True)
+            paths.discard(path)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
 
 
 def _read(maps: Path) -> str:
