@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from lsam_hpc.errors import InputError
@@ -51,22 +52,31 @@ def start() -> None:
 
     mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # also for whoever imports MPI after a failure
     check_room()
-    spare_shared_memory()
     from mpi4py import MPI
 
     version = MPI.Get_library_version()
     check_libraries()
     check_pmi(version)
     if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        with spare_shared_memory():
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
     check_world(MPI.COMM_WORLD.size, version)
 
 
-def spare_shared_memory() -> None:
-    """Keep Open MPI from making shared memory for a process that is alone: it would leave it behind."""
-    if not launched_ranks()[1]:
-        os.environ.setdefault("OMPI_MCA_btl", "self")
-        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+@contextmanager
+def spare_shared_memory() -> Iterator[None]:
+    """Start MPI inside of this: Open MPI makes no shared memory for a process that is alone. It would leave it behind.
+
+    The environment is as before afterwards, for the jobs that this process may start.
+    """
+    alone = {} if launched_ranks()[1] else {"OMPI_MCA_btl": "self", "OMPI_MCA_osc": "^ucx"}
+    mine = {name: value for name, value in alone.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            del os.environ[name]
 
 
 def launched_rank(env: Mapping[str, str] = os.environ) -> int:

@@ -105,6 +105,19 @@ def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
     preflight.check_room(MPIRUN)
 
 
+def test_a_process_that_is_alone_hands_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*MPIRUN, "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]:
+        monkeypatch.delenv(name, raising=False)
+    btl, before = "OMPI_MCA_btl", dict(os.environ)
+    with preflight.spare_shared_memory():
+        assert os.environ[btl] == "self"
+    assert dict(os.environ) == before
+    monkeypatch.setenv(btl, "self,tcp")  # somebody's own choice stays
+    with preflight.spare_shared_memory():
+        assert os.environ[btl] == "self,tcp"
+    assert os.environ[btl] == "self,tcp"
+
+
 def test_libraries_of_a_process(tmp_path: Path) -> None:
     names = [
         "/a/libmpi.so.40.40.7",

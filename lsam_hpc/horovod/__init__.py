@@ -18,9 +18,9 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
     if multiprocessing.parent_process() is not None:
         # A data loader's worker that runs the script again is no rank.
         importlib.import_module("mpi4py").rc.initialize = False
-    spare_shared_memory()
-    # MPI first: mpi4py would take an MPI library that Horovod has loaded for its own.
-    importlib.import_module("mpi4py.MPI")
+    with spare_shared_memory():
+        # MPI first: mpi4py would take an MPI library that Horovod has loaded for its own.
+        importlib.import_module("mpi4py.MPI")
     return getattr(importlib.import_module("lsam_hpc.horovod.api"), name)
 
 

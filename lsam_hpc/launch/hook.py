@@ -50,8 +50,8 @@ class _Then(Loader):
         """Run the module's code, then LSAM's."""
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
-        spare_shared_memory()
-        importlib.import_module("mpi4py.MPI")  # first, so that it finds its own MPI library, not Horovod's
+        with spare_shared_memory():
+            importlib.import_module("mpi4py.MPI")  # first, so that it finds its own MPI library, not Horovod's
         self._loader.exec_module(module)
         importlib.import_module("lsam_hpc.horovod.api").install(self._name)
 
