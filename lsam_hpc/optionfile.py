@@ -22,27 +22,54 @@ def read_options(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, an option is not known, or its value is of another type.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--config: expected a readable file, found {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, found: {error.reason}") from error
-    found = _load_toml(path, text) if path.suffix == ".toml" else _load_yaml(path, text)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected options and their values, found {type(found).__name__}")
+    return typed(str(path), read_table(path, "--config"), hints)
+
+
+def typed(where: str, found: dict[Any, Any], hints: dict[str, Any]) -> dict[str, Any]:
+    """Return options by name with underscores, each of its type; those that are None are left out.
+
+    Args:
+        where: they were found, for messages.
+        found: name -> value.
+        hints: the type of each known option.
+
+    Raises:
+        InputError: an option is not known, or its value is of another type.
+    """
     options = {}
     for key, value in found.items():
         name = str(key).replace("-", "_")
         if name not in hints:
-            raise InputError(f"{path}: {unknown_option(str(key), list(hints))}")
+            raise InputError(f"{where}: {unknown_option(str(key), list(hints))}")
         if value is None:  # as in a run's config.json: not given
             continue
         try:
             options[name] = convert(value, kind(hints[name]))
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{path}: {key}: expected {kind(hints[name]).__name__}, found {value!r}") from error
+            raise InputError(f"{where}: {key}: expected {kind(hints[name]).__name__}, found {value!r}") from error
     return options
+
+
+def read_table(path: Path, option: str = "--suite") -> dict[Any, Any]:
+    """Return the keys and values of a TOML file (named *.toml) or a YAML file.
+
+    Args:
+        path: of the file.
+        option: that named it.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{option}: expected a readable file, found {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, found: {error.reason}") from error
+    found = _load_toml(path, text) if path.suffix == ".toml" else _load_yaml(path, text)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected options and their values, found {type(found).__name__}")
+    return found
 
 
 def convert(value: object, to: type) -> object:

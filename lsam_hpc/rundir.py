@@ -54,4 +54,7 @@ def _files_of_a_run(run_dir: Path) -> list[Path]:
     pattern = r"center\.pt|set-\d{12}\.json|rank-\d{4,}-\d{12}\.pt|.*\.tmp"
     checkpoints = run_dir / "checkpoints"
     saved = [file for file in checkpoints.iterdir() if re.fullmatch(pattern, file.name)] if checkpoints.is_dir() else []
-    return [*logs, *saved]
+    profile = run_dir / "profile"
+    pattern = r"(part-)?rank-\d{4,}\.json\.gz"
+    traces = [file for file in profile.iterdir() if re.fullmatch(pattern, file.name)] if profile.is_dir() else []
+    return [*logs, *saved, *traces]

@@ -36,6 +36,7 @@ class LogOptions(TypedDict, total=False):
     sketch_states: str
     snapshot_every: str
     snapshot_states: str
+    snapshot_ranks: str
     snapshot_dtype: str
     snapshot_compression: str
     flush_seconds: float
@@ -49,13 +50,15 @@ DEFAULTS: LogOptions = {
     "sketch_states": "sample,center",
     "snapshot_every": "none",
     "snapshot_states": "sample,center",
+    "snapshot_ranks": "all",
     "snapshot_dtype": "float32",
     "snapshot_compression": "gzip",
     "flush_seconds": 5.0,
     "hdf5_locking": "auto",
 }
 LOG_CHOICES: dict[str, tuple[str, ...]] = {
-    "snapshot_dtype": tuple(DTYPES), "snapshot_compression": tuple(COMPRESSIONS), "hdf5_locking": tuple(LOCKING),
+    "snapshot_ranks": ("all", "first"), "snapshot_dtype": tuple(DTYPES), "snapshot_compression": tuple(COMPRESSIONS),
+    "hdf5_locking": tuple(LOCKING),
 }  # fmt: skip
 
 
@@ -105,7 +108,7 @@ class RunLog:
     ) -> None:
         given: LogOptions = {**DEFAULTS, **options}
         groups = layer_groups(layout, given["sketch_groups"])
-        snapshots = _snapshots(given)
+        snapshots = _snapshots(given) if rank == 0 or given["snapshot_ranks"] == "all" else None
         self.writer = TrajectoryWriter(
             run_dir,
             rank,

@@ -47,6 +47,7 @@ RULES = {
         {"errors", "optionfile", "preflight", "rundir", "optim", "rma", "runlog", "links", "distributed"},
         {"h5py"},
     ),
+    "compare": ({"errors", "files", "optionfile", "trajectory", "landscape", "train"}, {"h5py", "mpi4py", "horovod"}),
     "preflight": ({"errors"}, {"torch", "numpy", "h5py", "horovod"}),
     "launch": (
         {"errors", "arguments", "text", "optionfile", "preflight", "rma", "horovod", "lsam_hpc"},
@@ -55,6 +56,7 @@ RULES = {
     "tools": (
         {
             "errors",
+            "preflight",
             "arguments",
             "text",
             "files",
@@ -67,6 +69,7 @@ RULES = {
             "train",
             "tools",
             "sketches",
+            "compare",
         },
         {"h5py"},
     ),

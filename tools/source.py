@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,9 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures import FORMATS
 from lsam_hpc.landscape.objective import Batch, Objective, fixed_batches
 from lsam_hpc.train import data
-from lsam_hpc.train.models import DEFAULT_MODEL, MODELS
+from lsam_hpc.train.models import MODELS, build
+from lsam_hpc.train.own import function
+from lsam_hpc.train.selection import OPTIONS
 from lsam_hpc.trajectory import Run
 
 SPLITS = ("train", "test")
@@ -77,7 +77,7 @@ def objective(given: argparse.Namespace, run: Run) -> Objective:
         model = model.double()
     dtype = torch.float64 if given.double else None
     on_device = [(x.to(device, dtype if x.is_floating_point() else None), y.to(device)) for x, y in batches]
-    loss = _function("--loss", given.loss) if given.loss else nn.functional.cross_entropy
+    loss = function("--loss", given.loss) if given.loss else nn.functional.cross_entropy
     found = Objective(model, on_device, loss)
     layout = [(name, tuple(shape)) for name, shape, _ in run.layout]
     if found.layout != layout:
@@ -91,14 +91,15 @@ def objective(given: argparse.Namespace, run: Run) -> Objective:
 def _data(given: argparse.Namespace, run: Run) -> tuple[list[Batch], data.Dataset | None]:
     at_most = given.images or None
     if given.data:
-        made: Iterable[Batch] = _function("--data", given.data)()
+        made: Iterable[Batch] = function("--data", given.data)()
         return fixed_batches(made, at_most), None
     name = run.config.get("data")
-    if name not in data.DATASETS:
+    if not isinstance(name, str) or (name not in data.DATASETS and ":" not in name):
         raise InputError(
             f"--data: expected MODULE:FUNCTION, found none, and the run does not name a data set: {name!r}"
         )
-    dataset = data.load(name, given.data_dir or run.config.get("data_dir"))
+    options = {option: run.config[option] for option in OPTIONS if option in run.config}
+    dataset = data.load(name, given.data_dir or run.config.get("data_dir"), **options)
     x, y = getattr(dataset, f"{given.split}_x"), getattr(dataset, f"{given.split}_y")
     x, y = x[:at_most], y[:at_most]
     return list(zip(x.split(BATCH), y.split(BATCH), strict=True)), dataset
@@ -106,28 +107,12 @@ def _data(given: argparse.Namespace, run: Run) -> tuple[list[Batch], data.Datase
 
 def _model(given: argparse.Namespace, run: Run, dataset: data.Dataset | None) -> nn.Module:
     if given.model:
-        model = _function("--model", given.model)()
+        model = function("--model", given.model)()
         if not isinstance(model, nn.Module):
             raise InputError(f"--model: expected an nn.Module from {given.model}, found {type(model).__name__}")
         return model
-    name = run.config.get("model") or DEFAULT_MODEL.get(str(run.config.get("data")))
-    if name not in MODELS or dataset is None:
+    name = run.config.get("model")
+    if dataset is None or (name is not None and name not in MODELS and ":" not in str(name)):
         raise InputError("--model: expected MODULE:FUNCTION, found none, and the run does not name a built-in model")
     _, channels, height, width = dataset.train_x.shape
-    return MODELS[name]((channels, height, width), dataset.classes)
-
-
-def _function(option: str, spec: str) -> Callable[..., Any]:
-    """Return what MODULE:FUNCTION names; the working directory's modules are found."""
-    module, colon, name = spec.partition(":")
-    if not colon or not module or not name:
-        raise InputError(f"{option}: expected MODULE:FUNCTION, found {spec!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{option}: expected a function that can be imported, found {spec}: {error}") from error
-    if not callable(found):
-        raise InputError(f"{option}: expected a function, found {type(found).__name__} {spec}")
-    return found  # type: ignore[no-any-return]
+    return build(name, str(run.config.get("data")), (channels, height, width), dataset.classes)

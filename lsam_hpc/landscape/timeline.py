@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.files import appearing
+from lsam_hpc.landscape.profiles import profile_events, profiles
 from lsam_hpc.trajectory import Run
 from lsam_hpc.trajectory.rows import Columns
 
@@ -31,7 +32,7 @@ def events(run: Run) -> Iterator[Event]:
     Steps run from the end of the one before to their own end; after rows that were lost, and at the start, a step is
     drawn with the rank's median length. A wait is how long an exchange held the training thread up in all: it is drawn
     from when the exchange began, as the log does not say when. Sketches and snapshots are instants; so are the files
-    in RUN/checkpoints, at the time that the file system has for them.
+    in RUN/checkpoints, at the time that the file system has for them. Traces in RUN/profile follow, on the same clock.
 
     Args:
         run: rows are read a rank at a time.
@@ -46,6 +47,7 @@ def events(run: Run) -> Iterator[Event]:
         yield from _states(run, rank)
     if run.path.is_dir():
         yield from _checkpoints(run)
+        yield from _profiles(run)
 
 
 def write_timeline(run: Run, out: Path) -> int:
@@ -128,6 +130,15 @@ def _checkpoints(run: Run) -> Iterator[Event]:
         match = re.match(r"rank-(\d+)", file.name)
         rank = int(match[1]) if match else run.ranks[0]
         yield _instant(f"checkpoint {file.name}", rank, 4, max(0.0, file.stat().st_mtime - started), {})
+
+
+def _profiles(run: Run) -> Iterator[Event]:
+    free = max(run.ranks) + 1
+    for rank, file in profiles(run.path / "profile").items():
+        if rank in run.ranks:
+            for event in profile_events(file, rank, float(run.log(rank).attributes["start_time"]), free):
+                free = max(free, event["pid"] + 1)
+                yield event
 
 
 def _cut(starts: NDArray[np.float64], seconds: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -158,6 +158,12 @@ class LSAM(SAM):
         """Wait for the exchanges that are on their way and take their results in; `steps` ends so."""
         self._collect(0)
 
+    def exchange(self) -> None:
+        """Exchange now, and wait for the result."""
+        self.check_unperturbed("exchange")
+        self._begin_exchange(0, evaluate("pull", self.pull, self.total_step))
+        self.drain()
+
     def show(self) -> None:
         """Show the witness the sample and the center as they are now: at the end of a run."""
         self.check_unperturbed("show")
@@ -283,10 +289,13 @@ class LSAM(SAM):
         super()._finish()
         self._collect()
         if self._since_exchange >= self._period:
-            self._since_exchange = 0
-            self._collect(self.max_delay - 1)
-            self._coupler.start(self._pull, self.local_step)
+            self._begin_exchange(self.max_delay - 1, self._pull)
             self._collect()
+
+    def _begin_exchange(self, in_flight: int, pull: float) -> None:
+        self._since_exchange = 0
+        self._collect(in_flight)
+        self._coupler.start(pull, self.local_step)
 
     def ascend(self, ascent: Gradients, keep: bool = False) -> None:
         """Move to x + e along gradients, which are overwritten unless told to keep them."""

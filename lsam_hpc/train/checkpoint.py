@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.train.selection import OPTIONS
 
 FORMAT, VERSION = "lsam-hpc checkpoint", 1
 _FILE = re.compile(r"rank-(\d{4,})-(\d{12})\.pt")
@@ -216,10 +217,10 @@ def check(manifest: Manifest, layout: Sequence[tuple[str, tuple[int, ...]]], con
         name = next((n for n in {**theirs, **ours} if ours.get(n) != theirs.get(n)), "their order")
         raise InputError(f"--resume: expected a checkpoint of this model, found a difference in {name}: "
                          f"{theirs.get(name, 'none')} in the checkpoint, {ours.get(name, 'none')} here")  # fmt: skip
-    for name in ("data", "topology", "center_momentum", "coupling", "schedule", "budget"):
-        if (found := manifest.config.get(name)) != config[name]:
+    for name in ("data", *OPTIONS, "topology", "center_momentum", "coupling", "schedule", "budget"):
+        if (found := manifest.config.get(name)) != config.get(name):
             option = name.replace("_", "-")
-            raise InputError(f"--{option}: expected {found}, as in the checkpoint, found {config[name]}")
+            raise InputError(f"--{option}: expected {found}, as in the checkpoint, found {config.get(name)}")
 
 
 def clear(folder: Path, keep: Manifest | None) -> None:

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,19 @@ from lsam_hpc.links import CHOICES, LinkOptions, check_links
 from lsam_hpc.optim.hyper import ASCENTS, BUDGETS, COUPLINGS, METRICS, SCHEDULES, check_hyperparameters
 from lsam_hpc.optionfile import kind, read_options, unknown_option
 from lsam_hpc.runlog import LOG_CHOICES, LogOptions, check_log
+from lsam_hpc.train.augment import AUGMENTS
 from lsam_hpc.train.data import DATASETS
 from lsam_hpc.train.models import MODELS
+from lsam_hpc.train.profile import SYNTAX as PROFILE
+from lsam_hpc.train.profile import profiled
+from lsam_hpc.train.stragglers import SYNTAX as STRAGGLERS
 
 LR_SCHEDULES = ("cosine", "constant")
 MASKS = ("all", "norm", "random", "fisher")
 DEVICES = ("auto", "cpu", "cuda")
+OPTIMIZERS = ("sgd", "lars")
+LR_SCALINGS = ("none", "linear")
+REDUCE = ("auto", "horovod", "mpi")
 RESUME = ("no", "auto", "must")
 ON_LOST = ("continue", "stop")
 
@@ -36,17 +44,23 @@ def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> An
 class TrainConfig:
     """Every option of a training run; the defaults are the quickstart's."""
 
-    data: str = _option("digits", "the data set; digits needs no files", tuple(DATASETS))
+    data: str = _option("digits", f"the data set, of {', '.join(DATASETS)}, or one's own MODULE:FUNCTION")
     data_dir: str | None = _option(None, "directory with the data set's files in their canonical layout")
-    model: str | None = _option(
-        None, "default: mlp for digits, cnn for fashion-mnist, resnet18 for cifar10", tuple(MODELS)
-    )
+    subset: int | None = _option(None, "training images that are used, each class with its share; default: all")
+    validation: int = _option(0, "training images that are held out and tested on, in place of the test set")
+    label_noise: float = _option(0.0, "part of the training labels that is replaced by wrong ones")
+    data_seed: int = _option(0, "of --subset, --validation and --label-noise, whatever --seed is")
+    augment: str = _option("none", "standard: training images are moved, and mirrored where that makes sense", AUGMENTS)
+    cutout: int = _option(0, "side of a square that is blanked in each training image, in pixels")
+    model: str | None = _option(None, f"of {', '.join(MODELS)}, or one's own MODULE:FUNCTION; default: by --data")
     epochs: float = _option(120.0, "passes over the training set, all ranks together")
-    steps: int | None = _option(None, "steps of all ranks together, in place of --epochs")
+    steps: int | None = _option(None, "steps of all chains together, in place of --epochs")
     batch_size: int = _option(32, "images in a rank's mini-batch")
-    lr: float = _option(0.1, "learning rate of SGD")
-    momentum: float = _option(0.9, "momentum of SGD")
-    weight_decay: float = _option(5e-4, "weight decay of SGD")
+    optimizer: str = _option("sgd", "the base optimizer; lars: its rates follow the layers' norms", OPTIMIZERS)
+    lr: float = _option(0.1, "learning rate")
+    lr_scaling: str = _option("none", "linear: --lr is for 256 images and grows with a chain's batch", LR_SCALINGS)
+    momentum: float = _option(0.9, "momentum of the base optimizer")
+    weight_decay: float = _option(5e-4, "weight decay of the base optimizer")
     lr_schedule: str = _option("cosine", "learning rate against total steps", LR_SCHEDULES)
     warmup: float = _option(0.05, "part of the steps in which the learning rate rises linearly")
     rho: float = _option(0.05, "ascent radius of SAM")
@@ -69,8 +83,11 @@ class TrainConfig:
     graph: str = _option("random", "whom a rank reads (topology gossip)", CHOICES["graph"])
     degree: int = _option(1, "how many others a rank reads (topology gossip)")
     publish: str = _option("none", "what others can read of a chain", CHOICES["publish"])
+    synchronous: bool = _option(False, "data parallel: all ranks are one chain, and the center is its sample")
     group_size: int = _option(1, "neighbouring ranks that are one chain and average their gradients")
     group_ascent: str = _option("own", "own: m-SAM; averaged: the group's mean", CHOICES["group_ascent"])
+    reduce: str = _option("auto", "what averages gradients; auto: Horovod if it is installed", REDUCE)
+    stragglers: str = _option("none", f"slows ranks down: {STRAGGLERS}")
     silent_after: float = _option(30.0, "seconds without a sign of life after which a rank counts as lost")
     budget: str = _option("total", "total: a fast rank takes more of the steps; per-rank: equal shares", BUDGETS)
     sketch_every: int = _option(1, "steps between sketches, made at exchanges; 1: at each exchange; 0: none")
@@ -79,6 +96,7 @@ class TrainConfig:
     sketch_states: str = _option("sample,center", "what is sketched, of sample, center and perturbation")
     snapshot_every: str = _option("none", "steps between full states, or log: after 1, 2, 4, 8, ... steps")
     snapshot_states: str = _option("sample,center", "what is kept in full, of sample, center and perturbation")
+    snapshot_ranks: str = _option("all", "whose states are kept in full", LOG_CHOICES["snapshot_ranks"])
     snapshot_dtype: str = _option("float32", "of snapshots on disk", LOG_CHOICES["snapshot_dtype"])
     snapshot_compression: str = _option("gzip", "of snapshots on disk", LOG_CHOICES["snapshot_compression"])
     flush_seconds: float = _option(5.0, "how old a logged row may get before it is on disk")
@@ -92,6 +110,7 @@ class TrainConfig:
     requeue: int = _option(0, "how often at most the job puts itself into Slurm's queue again when it was stopped")
     on_lost: str = _option("continue", "with ranks lost: train on, or write a checkpoint and end", ON_LOST)
     seed: int = _option(0, "of the model, the data order and the noise")
+    profile: str = _option("none", f"local steps of each rank that PyTorch's profiler traces: {PROFILE}, as 10:20")
     device: str = _option("auto", "where to train", DEVICES)
     out: str | None = _option(None, "the run directory; default: runs/DATA-DATE")
     overwrite: bool = _option(False, "replace the run in --out")
@@ -102,12 +121,23 @@ class TrainConfig:
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices is not None and value is not None and value not in choices:
                 raise InputError(f"{_flag(option.name)}: expected one of {', '.join(choices)}, found {value!r}")
-        if self.data != "digits" and self.data_dir is None:
+        for name, named, known in (("data", self.data, DATASETS), ("model", self.model, MODELS)):
+            if named is not None and named not in known and ":" not in named:
+                raise InputError(f"--{name}: expected one of {', '.join(known)} or MODULE:FUNCTION, found {named!r}")
+        if self.data != "digits" and ":" not in self.data and self.data_dir is None:
             raise InputError(f"--data-dir: expected the directory of {self.data}'s files, found none")
         _at_least("epochs", self.epochs, 0, strictly=True)
         if self.steps is not None:
             _at_least("steps", self.steps, 1)
         _at_least("batch_size", self.batch_size, 1)
+        if self.subset is not None:
+            _at_least("subset", self.subset, 1)
+        for name in ("validation", "data_seed", "cutout"):
+            _at_least(name, getattr(self, name), 0)
+        if not 0 <= self.label_noise <= 1:
+            raise InputError(f"--label-noise: expected a number from 0 to 1, found {self.label_noise}")
+        if self.optimizer == "lars" and find_spec("pytorch_optimizer") is None:
+            raise InputError("--optimizer lars: expected pytorch_optimizer (pip install 'lsam-hpc[train]'), found none")
         _at_least("seed", self.seed, 0)
         if self.seed >= 1 << 31:
             raise InputError(f"--seed: expected a number below 2^31, found {self.seed}")
@@ -115,6 +145,7 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 0)
         if not 0 <= self.warmup < 1:
             raise InputError(f"--warmup: expected a number >= 0 and < 1, found {self.warmup}")
+        profiled(self.profile)
         if self.checkpoint_every not in ("auto", "none") and not (
             self.checkpoint_every.isdecimal() and int(self.checkpoint_every) > 0
         ):
@@ -135,6 +166,14 @@ class TrainConfig:
                 self.center_momentum, self.max_delay,
             )  # fmt: skip
             check_log(self.logs())
+
+    def together(self, ranks: int) -> TrainConfig:
+        """Return the options with what `synchronous` means for so many ranks."""
+        if not self.synchronous:
+            return self
+        if self.group_size != 1:
+            raise InputError(f"--group-size: expected it or --synchronous, found both ({self.group_size})")
+        return dataclasses.replace(self, group_size=ranks, coupling="restart", pull=1.0)
 
     def links(self) -> LinkOptions:
         """Return the options that say how ranks meet."""

@@ -1,8 +1,8 @@
-"""What a training job is made of on one rank: device, model, optimizer, mini-batches."""
+"""What a training job is made of on one rank: device, chain, mini-batches."""
 
 from __future__ import annotations
 
-import math
+import importlib
 import os
 from dataclasses import dataclass
 
@@ -12,12 +12,11 @@ from torch import nn
 
 from lsam_hpc.distributed import LSAM
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim import masks
 from lsam_hpc.runlog import RunLog
 from lsam_hpc.train import data
 from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.config import TrainConfig
-from lsam_hpc.train.models import DEFAULT_MODEL, MODELS
+from lsam_hpc.train.parts import augmentation, make_base, sampler_options, total_steps
 
 
 @dataclass
@@ -28,7 +27,7 @@ class Chain:
     opt: LSAM
     batches: Batches
     dataset: data.Dataset
-    total: int  # steps of all ranks together
+    total: int  # steps of all chains together
 
 
 def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log: RunLog, comm: MPI.Intracomm) -> Chain:
@@ -41,52 +40,45 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
         log: is told of each exchange.
         comm: the ranks.
     """
-    base = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     opt = LSAM(
-        base,
-        rho=config.rho,
-        gamma=config.gamma,
-        coupling=config.coupling,  # type: ignore[arg-type]
+        make_base(config, model),
         pull=config.pull,
-        period=config.period,
-        stiffness=config.stiffness,
-        temperature=config.temperature,
-        center_momentum=config.center_momentum,
         schedule=config.schedule,  # type: ignore[arg-type]
         budget=config.budget,  # type: ignore[arg-type]
         seed=config.seed,
         observer=log.exchange,
         witness=log.witness,
         comm=comm,
-        ascent=config.ascent,  # type: ignore[arg-type]
-        metric=config.metric,  # type: ignore[arg-type]
-        mask=masks.Norm(model) if config.mask == "norm" else config.mask,
-        model=model,
+        **sampler_options(config, model),
         **config.links(),
     )
-    batches = Batches(dataset.train_x, dataset.train_y, config.batch_size, config.seed * comm.size + comm.rank)
-    total = config.steps or math.ceil(config.epochs * len(dataset.train_y) / config.batch_size)
-    return Chain(model, opt, batches, dataset, total)
+    batches = Batches(
+        dataset.train_x,
+        dataset.train_y,
+        config.batch_size,
+        config.seed * comm.size + comm.rank,
+        augmentation(config, dataset),
+    )
+    return Chain(model, opt, batches, dataset, total_steps(config, dataset))
 
 
-def make_model(config: TrainConfig, dataset: data.Dataset) -> nn.Module:
-    """Return the model that the options name, with the seed's weights."""
-    torch.manual_seed(config.seed)
-    _, channels, height, width = dataset.train_x.shape
-    model = MODELS[config.model or DEFAULT_MODEL[config.data]]((channels, height, width), dataset.classes)
-    if config.mask == "norm":
-        masks.Norm(model)  # says so before the run directory is made if there is nothing to perturb
-    return model
+def start_averaging(config: TrainConfig) -> None:
+    """Start what averages the gradients of a group, if it is not MPI; collective.
 
-
-def lr_factor(config: TrainConfig, step: int, total: int) -> float:
-    """Return what the learning rate is multiplied by at a total step: a linear rise, then a cosine or nothing."""
-    warmup = config.warmup * total
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if config.lr_schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / (total - warmup), 1)))
+    Raises:
+        InputError: it is asked for and not installed.
+    """
+    if config.group_size == 1 or config.reduce == "mpi":
+        return
+    try:
+        hvd = importlib.import_module("horovod.torch")
+    except ImportError as error:
+        if config.reduce == "horovod":
+            raise InputError(
+                f"--reduce horovod: expected Horovod (bash tools/install_horovod.sh), found: {error}"
+            ) from error
+        return
+    hvd.init(process_sets="dynamic")
 
 
 def pick_device(name: str, node: MPI.Comm) -> torch.device:

@@ -21,18 +21,20 @@ from tqdm import tqdm
 from lsam_hpc import rma
 from lsam_hpc.rundir import prepare
 from lsam_hpc.runlog import RunLog, describe
-from lsam_hpc.train import data
 from lsam_hpc.train.attempt import find
 from lsam_hpc.train.checkpoint import Checkpoints
 from lsam_hpc.train.config import TrainConfig, parse
-from lsam_hpc.train.job import Chain, lr_factor, make_chain, make_model, pick_device, share_cores
+from lsam_hpc.train.evaluation import SUBSET, evaluate
+from lsam_hpc.train.job import Chain, make_chain, pick_device, share_cores, start_averaging
+from lsam_hpc.train.parts import lr_factor, make_dataset, make_model, peak_lr
+from lsam_hpc.train.profile import Profile, profiled
 from lsam_hpc.train.saver import Saver, resume
 from lsam_hpc.train.signals import Ending, job_end
+from lsam_hpc.train.stragglers import Stragglers
 from lsam_hpc.train.table import table
 
 STOPPED = 3  # the exit code of a job that was stopped and can be resumed
 RANKS_LOST = 4  # of one that ended without some of its ranks
-SUBSET = 5000  # training images that the training loss and BatchNorm statistics are computed on at the end
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,22 +44,26 @@ def main(argv: Sequence[str]) -> int:
     options = dataclasses.asdict(config)
     for option, value in options.items():
         rma.same(comm, f"--{option.replace('_', '-')}", value)
+    config = rma.agree(comm, lambda: config.together(comm.size))
     rma.agree(comm, lambda: config.check_links(comm.size))
+    stragglers = rma.agree(comm, lambda: Stragglers(config.stragglers, comm.rank, comm.size, config.seed))
     end = comm.bcast(job_end() if comm.rank == 0 else None)  # one question to the batch system
     ending = rma.agree(comm, lambda: Ending([s for s in config.stop_signals.split(",") if s], end, config.end_margin))
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     share_cores(node)
     device = rma.agree(comm, lambda: pick_device(config.device, node))
     node.Free()
-    dataset = rma.agree(comm, lambda: data.load(config.data, config.data_dir))
+    dataset = rma.agree(comm, lambda: make_dataset(config))
     model = rma.agree(comm, lambda: make_model(config, dataset)).to(device)
+    rma.agree(comm, lambda: start_averaging(config))
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     now = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
-    run_dir = Path(config.out or f"runs/{config.data}-{now:%Y%m%d-%H%M%S}")
+    run_dir = Path(config.out or f"runs/{config.data.replace(':', '-')}-{now:%Y%m%d-%H%M%S}")
     before = find(config, run_dir, layout, comm)
     rma.agree(comm, lambda: prepare(run_dir, options, config.overwrite, comm.rank, before.resumed))
     attributes = describe(comm, json.dumps(options), config.seed, before.start or now, device)
     with rma.agree(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, config.logs(), before.earlier)) as log:
+        profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
         chain = make_chain(config, model, dataset.to(device), log, comm)
         if before.manifest is not None:
             resume(chain, before.state, before.center)
@@ -71,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
             log.writer.flush,
         )
         saver = Saver(config, checkpoints, chain, before.seconds)
-        stopped = _train(config, chain, log, saver, ending)
+        stopped = _train(config, chain, log, saver, ending, stragglers, profile)
         results, lost = _end(chain, run_dir, log, saver, stopped)
     if results and not stopped:
         print(table(results, lost))
@@ -86,20 +92,30 @@ def main(argv: Sequence[str]) -> int:
     return STOPPED if stopped else 0
 
 
-def _train(config: TrainConfig, chain: Chain, log: RunLog, saver: Saver, ending: Ending) -> bool:
+def _train(
+    config: TrainConfig,
+    chain: Chain,
+    log: RunLog,
+    saver: Saver,
+    ending: Ending,
+    stragglers: Stragglers,
+    profile: Profile,
+) -> bool:
     """Train; return whether it was stopped before its budget was spent."""
-    model, opt, total = chain.model, chain.opt, chain.total
+    model, opt, total, peak = chain.model, chain.opt, chain.total, peak_lr(config)
     asked = False
     with tqdm(total=total, unit="step", disable=opt.comm.rank > 0, mininterval=1 if sys.stderr.isatty() else 10) as bar:
         for step in opt.steps(total):
+            profile.before(opt.local_step)
             for group in opt.param_groups:
-                group["lr"] = config.lr * lr_factor(config, step, total)
+                group["lr"] = peak * lr_factor(config, step, total)
             x, y = next(chain.batches)
 
             def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
-                opt.zero_grad()
-                loss = functional.cross_entropy(model(x), y)
-                loss.backward()
+                with stragglers.a_pass(x.device):
+                    opt.zero_grad()
+                    loss = functional.cross_entropy(model(x), y)
+                    loss.backward()
                 return loss
 
             loss = opt.step(closure).item()
@@ -110,8 +126,11 @@ def _train(config: TrainConfig, chain: Chain, log: RunLog, saver: Saver, ending:
                 opt.stop()
             if bar.update(min(step + 1, total) - bar.n):
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        profile.close()
         if not opt.stopped:
             bar.update(total - bar.n)
+            if config.synchronous:
+                opt.exchange()  # the center is the sample as it is now, not as it was some steps ago
     return opt.stopped
 
 
@@ -150,20 +169,6 @@ def _end(
         results[gone]["steps"] = float(records["step"][gone])
     results[first] |= result
     return results if rank == first else [], opt.lost
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Return the mean cross-entropy and the error in % of a model in eval mode; its mode is kept."""
-    training = model.training
-    model.eval()
-    loss, wrong = 0.0, 0
-    for images, labels in zip(x.split(512), y.split(512), strict=True):
-        logits = model(images)
-        loss += functional.cross_entropy(logits, labels, reduction="sum").item()
-        wrong += int((logits.argmax(1) != labels).sum())
-    model.train(training)
-    return loss / len(y), 100 * wrong / len(y)
 
 
 def _save(model: nn.Module, path: Path) -> None:

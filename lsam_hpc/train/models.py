@@ -1,13 +1,19 @@
-"""The built-in models; one's own are passed to LSAM directly."""
+"""The models of `lsam train`: built in, or one's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-Shape = tuple[int, int, int]  # channels, height, width
+from lsam_hpc.errors import InputError
+from lsam_hpc.train.convnets import Shape, resnet18, vgg16, wrn16_8
+from lsam_hpc.train.formats import one_line
+from lsam_hpc.train.own import call
+from lsam_hpc.train.vit import vit
+
+__all__ = ["DEFAULT_MODEL", "MODELS", "Shape", "build", "cnn", "mlp", "resnet18", "vgg16", "vit", "wrn16_8"]
 
 
 def mlp(shape: Shape, classes: int) -> nn.Module:
@@ -33,34 +39,56 @@ def cnn(shape: Shape, classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-class _Block(nn.Module):
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "resnet18": resnet18,
+    "wrn16-8": wrn16_8,
+    "vgg16": vgg16,
+    "vit": vit,
+}
+DEFAULT_MODEL = {  # of one's own data: cnn
+    "digits": "mlp",
+    "mnist": "cnn",
+    "fashion-mnist": "cnn",
+    "cifar10": "resnet18",
+    "cifar100": "resnet18",
+    "svhn": "resnet18",
+    "folder": "resnet18",
+}
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = functional.relu(self.bn1(self.conv1(x)))
-        return functional.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
+def build(name: str | None, data: str, shape: Shape, classes: int) -> nn.Module:
+    """Return a model, checked on images of zeros.
 
-def resnet18(shape: Shape, classes: int) -> nn.Module:
-    """Return ResNet-18 for images of about 32 x 32: a 3 x 3 stem and no pooling after it.
+    Args:
+        name: of `MODELS`, or MODULE:FUNCTION: called with shape and classes, it returns an nn.Module whose outputs are
+            the logits, (B, classes). Default: the data set's in `DEFAULT_MODEL`, cnn for others.
+        data: name of the data set.
+        shape: of an image.
+        classes: of the data set.
 
-    Source: He et al. 2016 (arXiv 1512.03385), with the stem that is usual for CIFAR.
+    Raises:
+        InputError: one's own function fails, or the model does not fit the images.
     """
-    layers: list[nn.Module] = [nn.Conv2d(shape[0], 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    inputs = 64
-    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        layers += [_Block(inputs, width, stride), _Block(width, width, 1)]
-        inputs = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+    name = name or DEFAULT_MODEL.get(data, "cnn")
+    model = call("--model", name, shape, classes) if ":" in name else MODELS[name](shape, classes)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--model: expected an nn.Module from {name}, found {type(model).__name__}")
+    outputs = _tried(name, model, shape)
+    if not isinstance(outputs, Tensor) or outputs.shape != (2, classes):
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError(f"--model {name}: expected outputs of shape (2, {classes}) for two images, found {found}")
+    return model
 
 
-MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet18": resnet18}
-DEFAULT_MODEL = {"digits": "mlp", "fashion-mnist": "cnn", "cifar10": "resnet18"}
+@torch.no_grad()
+def _tried(name: str, model: nn.Module, shape: Shape) -> object:
+    training = model.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return model.eval()(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(f"--model {name}: expected one for images of {shape}, found {one_line(error)}") from error
+    finally:
+        model.train(training)

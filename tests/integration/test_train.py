@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from lsam_hpc.train import data
-from lsam_hpc.train.loop import evaluate
+from lsam_hpc.train.batches import Batches
+from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.train.models import mlp
 from lsam_hpc.trajectory import Run
 from tests.helpers.logs import make_run
@@ -36,11 +38,58 @@ def test_every_way_to_meet_trains(mpi, words, tmp_path):
     done = lsam(mpi, 4, "train", "--epochs", "60", "--out", str(tmp_path / "run"), *words.split())
     assert done.returncode == 0, done.stderr
     with Run(tmp_path / "run") as logs:
-        # One chain is at 1 to 2 % after as many steps as these; chance is at 90 %.
+        # One chain is at 1 to 2 % after 60 epochs, a group of four at 2 to 3 %; chance is at 90 %.
         assert logs.logs[0].result["center_test_error"] < 5
         if "group" not in words:
             tickets = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
             assert sorted(tickets) == list(range(2528))
+
+
+def test_synchronous_is_data_parallel_sam(mpi, tmp_path):
+    """Against a loop of plain tensors: own ascents, mean gradients, the center is the last sample."""
+    steps, rho, lr = 12, 0.1, 0.05
+    words = f"--synchronous --reduce mpi --steps {steps} --rho {rho} --lr {lr} --period 5 --lr-schedule constant"
+    words += " --warmup 0 --momentum 0 --weight-decay 0 --seed 2"
+    done = lsam(mpi, 2, "train", *words.split(), "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    dataset = data.load("digits", None)
+    torch.manual_seed(2)
+    model = mlp((1, 8, 8), 10)
+    params = list(model.parameters())
+    batches = [Batches(dataset.train_x, dataset.train_y, 32, 2 * 2 + rank) for rank in range(2)]
+    for _ in range(steps):
+        means = [torch.zeros_like(p) for p in params]
+        for own in batches:
+            x, y = next(own)
+            grads = torch.autograd.grad(functional.cross_entropy(model(x), y), params)
+            norm = torch.sqrt(sum(g.square().sum() for g in grads))
+            moves = [rho * g / norm for g in grads]
+            with torch.no_grad():
+                for p, move in zip(params, moves, strict=True):
+                    p.add_(move)
+            grads = torch.autograd.grad(functional.cross_entropy(model(x), y), params)
+            with torch.no_grad():
+                for p, move, mean, grad in zip(params, moves, means, grads, strict=True):
+                    p.sub_(move)
+                    mean.add_(grad / 2)
+        with torch.no_grad():
+            for p, mean in zip(params, means, strict=True):
+                p.sub_(lr * mean)
+    center = torch.load(tmp_path / "run" / "checkpoints" / "center.pt", weights_only=True)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(center[name], p.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_of_groups_is_one_pass_and_base_optimizers_and_stragglers_train(mpi, tmp_path):
+    words = "--epochs 4 --synchronous --optimizer lars --lr 2 --lr-scaling linear --stragglers=-1:1.5,pause:0.1:0.001"
+    words += " --snapshot-every 8 --snapshot-states center --snapshot-ranks first"
+    done = lsam(mpi, 2, "train", *words.split(), "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    with Run(tmp_path / "run") as logs:
+        for rank in logs.ranks:
+            assert len(logs.steps(rank)["iteration"]) == 85  # ceil(4 * 1347 / (2 * 32))
+            assert logs.steps(rank)["lr"].max() == pytest.approx(2 * 64 / 256, rel=0.01)
+            assert ("snapshot/center" in logs.log(rank).tables) == (rank == 0)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lsam_hpc import InputError
-from tests.helpers.batch import LIMIT, Batch
+from tests.helpers.batch import LIMIT, Batch, key
 from tests.helpers.hosts import NAMES, available, two_hosts
 
 pytestmark = pytest.mark.timeout(LIMIT * 6)
@@ -23,10 +23,10 @@ def _allowed():
 
 def across(mpi, ranks, tmp_path, bodies, **options):
     """Run bodies, functions of this file, on both hosts' ranks, one after the other."""
-    names = [body.__name__ for body in bodies]
+    tests = [(Path(__file__), body.__name__) for body in bodies]
     with two_hosts(**options) as hosts:
-        batch = Batch(hosts.across(mpi, ranks), ranks, Path(__file__), names, tmp_path)
-    whys = [f"{name}:\n{why}" for name in names if (why := batch.failure(name)) is not None]
+        batch = Batch(hosts.across(mpi, ranks), ranks, tests, tmp_path)
+    whys = [f"{name}:\n{why}" for file, name in tests if (why := batch.failure(key(file, name))) is not None]
     assert not whys, "\n".join(whys)
 
 

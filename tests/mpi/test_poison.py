@@ -14,7 +14,7 @@ from torch.nn import functional
 from lsam_hpc import LSAM
 from lsam_hpc.rma import barrier
 from lsam_hpc.train.data import Dataset, load
-from lsam_hpc.train.loop import evaluate
+from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.train.models import MODELS
 
 BAD = 3  # the rank

@@ -232,6 +232,8 @@ def test_refuses_another_model_and_another_job(tmp_path):
         check(found, [("w", (3, 2)), ("b", ())], CONFIG)
     with pytest.raises(InputError, match=r"--center-momentum: expected 0.0, as in the checkpoint, found 0.5"):
         check(found, LAYOUT, {**CONFIG, "center_momentum": 0.5})
+    with pytest.raises(InputError, match=r"--subset: expected None, as in the checkpoint, found 100"):
+        check(found, LAYOUT, {**CONFIG, "subset": 100})
 
 
 def test_batches_go_on_where_they_were_saved():

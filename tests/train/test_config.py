@@ -49,8 +49,22 @@ def test_a_flag_wins_over_the_file_s_other_way_to_say_how_long(tmp_path):
     [
         (["--rhoo", "1"], "--rhoo: expected a known option such as --rho, found an unknown one"),
         (["--zzz"], "--zzz: expected a known option, found an unknown one"),
-        (["--data", "imagenet"], "--data: expected one of digits, fashion-mnist, cifar10, found 'imagenet'"),
-        (["--model", "vit"], "--model: expected one of mlp, cnn, resnet18, found 'vit'"),
+        (
+            ["--data", "imagenet"],
+            "--data: expected one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder or MODULE:FUNCTION, "
+            "found 'imagenet'",
+        ),
+        (
+            ["--model", "bert"],
+            "--model: expected one of mlp, cnn, resnet18, wrn16-8, vgg16, vit or MODULE:FUNCTION, found 'bert'",
+        ),
+        (["--subset", "0"], "--subset: expected a finite number >= 1, found 0"),
+        (["--validation", "-1"], "--validation: expected a finite number >= 0, found -1"),
+        (["--label-noise", "1.5"], "--label-noise: expected a number from 0 to 1, found 1.5"),
+        (["--label-noise", "nan"], "--label-noise: expected a number from 0 to 1, found nan"),
+        (["--augment", "all"], "--augment: expected one of none, standard, found 'all'"),
+        (["--cutout", "-1"], "--cutout: expected a finite number >= 0, found -1"),
+        (["--data-seed", "-1"], "--data-seed: expected a finite number >= 0, found -1"),
         (["--rho", "-0.1"], "--rho: expected a finite number >= 0, found -0.1"),
         (["--rho", "nan"], "--rho: expected a finite number >= 0, found nan"),
         (["--rho", "large"], "--rho: invalid float value: 'large'"),

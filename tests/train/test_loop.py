@@ -7,8 +7,8 @@ import torch
 
 from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.config import TrainConfig
-from lsam_hpc.train.job import lr_factor
-from lsam_hpc.train.loop import evaluate
+from lsam_hpc.train.parts import lr_factor
+from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.train.models import MODELS
 
 

@@ -1,0 +1,89 @@
+"""Which training images are used, held out or given a wrong label: the same for all ranks and methods."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.train.dataset import Dataset
+
+OPTIONS = ("subset", "validation", "label_noise", "data_seed")  # of `select`, named as in a run's config
+_ORDER, _NOISE = 0, 1  # random streams of a seed
+
+
+def select(
+    dataset: Dataset, subset: int | None = None, validation: int = 0, label_noise: float = 0.0, data_seed: int = 0
+) -> Dataset:
+    """Return the part of a data set that a run uses.
+
+    All training images are put into a random order in any part of which each class has its share, but for an image or
+    two. The last `validation` of them take the place of the test set, and the first `subset` are trained
+    on: the same with and without a validation set, as long as both fit.
+
+    Args:
+        dataset: the whole.
+        subset: training images that are used. Default: all that are left.
+        validation: training images that become the test set; their labels stay right. Default: 0, the real test set.
+        label_noise: part of the remaining training labels that is replaced, each by one of the other classes, all
+            equally likely. Default: 0.
+        data_seed: of all of this.
+
+    Raises:
+        InputError: there are not so many images.
+    """
+    count = len(dataset.train_y)
+    if validation >= count:
+        raise InputError(f"--validation: expected fewer than the {count} training images, found {validation}")
+    if subset is not None and subset > count - validation:
+        rest = f", without the {validation} of --validation" if validation else ""
+        raise InputError(f"--subset: expected at most {count - validation} training images{rest}, found {subset}")
+    if validation or subset is not None:
+        order = torch.from_numpy(balanced_order(dataset.train_y.numpy(), data_seed))
+        held = order[count - validation :]
+        used = order[: count - validation if subset is None else subset]
+        x, y = dataset.train_x, dataset.train_y
+        if validation:
+            dataset = dataclasses.replace(dataset, test_x=x.subset(held), test_y=y[held])
+        dataset = dataclasses.replace(dataset, train_x=x.subset(used), train_y=y[used])
+    if label_noise:
+        noisy = with_label_noise(dataset.train_y.numpy(), dataset.classes, label_noise, data_seed)
+        dataset = dataclasses.replace(dataset, train_y=torch.from_numpy(noisy))
+    return dataset
+
+
+def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Return a random order of images, shape (N,), in any beginning of which each class has its share.
+
+    Args:
+        labels: shape (N,).
+        seed: of the order.
+    """
+    shuffled = np.random.default_rng([seed, _ORDER]).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, first, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    place = np.arange(len(labels)) - np.repeat(first, counts)
+    key = np.empty(len(labels))
+    key[by_class] = (place + 0.5) / np.repeat(counts, counts)  # classes at even distances over the whole order
+    return shuffled[np.argsort(key[shuffled], kind="stable")]
+
+
+def with_label_noise(labels: NDArray[np.int64], classes: int, part: float, seed: int) -> NDArray[np.int64]:
+    """Return labels of which a part, chosen at random, is wrong.
+
+    Args:
+        labels: shape (N,), 0 to classes - 1; at least two classes.
+        classes: a wrong label is any of the others with equal probability.
+        part: 0 to 1; round(part * N) labels are replaced.
+        seed: of the choice.
+    """
+    if classes < 2:
+        raise InputError(f"--label-noise: expected data of at least two classes, found {classes}")
+    chance = np.random.default_rng([seed, _NOISE])
+    chosen = chance.permutation(len(labels))[: round(part * len(labels))]
+    noisy = labels.copy()
+    noisy[chosen] = (noisy[chosen] + chance.integers(1, classes, len(chosen))) % classes
+    return noisy

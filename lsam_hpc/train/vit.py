@@ -1,0 +1,94 @@
+"""A Vision Transformer whose every operation can be differentiated twice, as the landscape programs do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.train.convnets import Shape
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        # torch's scaled_dot_product_attention has no second derivative in its fast forms.
+        weights = (q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5).softmax(-1)
+        mixed: Tensor = self.out((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
+        return mixed
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), _Attention(width, heads)
+        self.norm2, self.wide, self.narrow = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        change: Tensor = self.narrow(functional.gelu(self.wide(self.norm2(x))))
+        return x + change
+
+
+class VisionTransformer(nn.Module):
+    """A Vision Transformer with learned positions and a class token, without dropout.
+
+    Args:
+        shape: of an image; height and width are multiples of `patch`.
+        classes: outputs.
+        patch: side of the squares that become tokens, in pixels.
+        width: of a token.
+        depth: layers.
+        heads: of the attention; they divide the width.
+
+    Raises:
+        InputError: the images cannot be cut into whole squares.
+
+    Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), section 3.1; weights begin as in Touvron et al. 2021
+        (arXiv 2012.12877).
+    """
+
+    def __init__(self, shape: Shape, classes: int, patch: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        channels, high, wide = shape
+        if high % patch or wide % patch:
+            raise InputError(
+                f"--model vit: expected images whose sides are multiples of {patch}, found {high} x {wide}"
+            )
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + (high // patch) * (wide // patch), width))
+        self.layers = nn.Sequential(*(_Layer(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+        for weight in (self.token, self.positions, *(m.weight for m in self.modules() if isinstance(m, nn.Linear))):
+            nn.init.trunc_normal_(weight, std=0.02)
+        for linear in (m for m in self.modules() if isinstance(m, nn.Linear)):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the classes' logits, shape (B, classes)."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.positions
+        logits: Tensor = self.head(self.norm(self.layers(tokens))[:, 0])
+        return logits
+
+
+def vit(shape: Shape, classes: int) -> nn.Module:
+    """Return a small Vision Transformer for images of about 32 x 32: patches of 4, 5.4 million parameters.
+
+    Its width of 192, 12 layers and 3 heads are those of DeiT-Ti (Touvron et al. 2021, table 1).
+    """
+    return VisionTransformer(shape, classes, patch=4, width=192, depth=12, heads=3)
