@@ -1,0 +1,118 @@
+"""What a run reached: from its logs and the states that it kept."""
+
+from __future__ import annotations
+
+import math
+import typing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsam_hpc.compare.suite import Cell, Suite, snapshot_interval
+from lsam_hpc.landscape.andriushchenko2023 import sharpness
+from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.spectrum import eigenpairs
+from lsam_hpc.landscape.states import state
+from lsam_hpc.train import data
+from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.train.dataset import Dataset
+from lsam_hpc.train.evaluation import SUBSET, evaluate
+from lsam_hpc.train.parts import images_per_step, make_model, total_steps
+from lsam_hpc.train.selection import OPTIONS
+from lsam_hpc.trajectory import Run
+
+BATCH = 500  # images in an evaluation's batch
+RHO = 0.05  # radius of the worst case, L2
+
+
+class Point(typing.TypedDict):
+    """A point of a curve: the center as it was during training."""
+
+    epochs: float  # passes over the training set of all ranks together
+    seconds: float  # of training
+    test_error: float  # in %
+
+
+def interval(cell: Cell, points: int) -> int:
+    """Return after how many local steps a cell's center is to be kept, for a curve of so many points."""
+    config = _config(cell)
+    return snapshot_interval(total_steps(config, _data(config)), cell.ranks // config.group_size, points, config.period)
+
+
+def measure(run_dir: Path, cell: Cell, suite: Suite) -> tuple[dict[str, Any], list[Point]]:
+    """Return what a run ended with, and the curve of its center's error; all from what the run left.
+
+    Args:
+        run_dir: of a run that ended.
+        cell: that it is.
+        suite: says on how many images.
+    """
+    run, config = Run(run_dir), _config(cell)
+    ends = [found for rank in run.ranks if (found := run.result(rank)) is not None]
+    first = next(end for end in ends if not math.isnan(end["center_test_error"]))
+    exchanges = sum(end["exchanges"] for end in ends)
+    stale = sum(end["staleness_mean"] * end["exchanges"] for end in ends)
+    seconds = max(end["seconds"] for end in ends)
+    total = int(max(run.steps(rank)["total_iteration"].max() for rank in run.ranks)) + 1
+    result = {
+        **{name: first[name] for name in ("center_test_error", "center_train_loss")},
+        "seconds": seconds,
+        "total_steps": total,
+        "images_per_second": total * images_per_step(config) / seconds,
+        "staleness_mean": stale / exchanges if exchanges else 0.0,
+        "refused": sum(end["refused"] for end in ends),
+    }
+    dataset = _data(config)
+    curve = _curve(run, config, dataset, suite.curve_images)
+    if suite.sharpness_images:
+        result |= _flatness(run_dir, run, config, dataset, suite.sharpness_images)
+    return result, curve
+
+
+def _curve(run: Run, config: TrainConfig, dataset: Dataset, images: int) -> list[Point]:
+    """Return the errors of the centers that rank 0 kept, with BatchNorm's statistics from training images."""
+    kept, steps = run.snapshots(0, "center"), run.steps(0)
+    began = steps["time"][0]
+    objective = _objective(config, dataset, min(SUBSET, images))
+    test_x, test_y = dataset.test_x[:images], dataset.test_y[:images]
+    curve: list[Point] = []
+    for index, (step, time) in enumerate(zip(kept["iteration"], kept["time"], strict=True)):
+        row = min(int(np.searchsorted(steps["iteration"], step)), len(steps["iteration"]) - 1)
+        with objective.at(torch.from_numpy(run.snapshot(0, index, "center"))) as model:
+            _, error = evaluate(model, test_x, test_y)
+        done = int(steps["total_iteration"][row])
+        epochs = done * images_per_step(config) / len(dataset.train_y)
+        curve.append({"epochs": epochs, "seconds": float(time - began), "test_error": error})
+    return curve
+
+
+def _flatness(
+    run_dir: Path, run: Run, config: TrainConfig, dataset: Dataset, images: int
+) -> dict[str, float]:  # fmt: skip
+    """Return the sharpness of the final center and the largest eigenvalue of the Hessian there, on training images."""
+    objective = _objective(config, dataset, images)
+    center = objective.vector(state(run, str(run_dir / "checkpoints" / "center.pt")))
+    values, _ = eigenpairs(objective, center, 1)
+    worst = sharpness(objective, center, RHO, "worst", "l2", adaptive=False, normalise=False)
+    return {"top_eigenvalue": float(values[0]), "sharpness": worst.value}
+
+
+def _objective(config: TrainConfig, dataset: Dataset, images: int) -> Objective:
+    x, y = dataset.train_x[:images], dataset.train_y[:images]
+    return Objective(make_model(config, dataset), list(zip(x.split(BATCH), y.split(BATCH), strict=True)))
+
+
+def _config(cell: Cell) -> TrainConfig:
+    return TrainConfig(**cell.options, seed=cell.seed).together(cell.ranks)
+
+
+def _data(config: TrainConfig) -> Dataset:
+    return _loaded(config.data, config.data_dir, *(getattr(config, name) for name in OPTIONS))
+
+
+@cache
+def _loaded(name: str, directory: str | None, *selection: Any) -> Dataset:  # noqa: ANN401
+    return data.load(name, directory, *selection)

@@ -1,0 +1,264 @@
+"""A suite: which methods are trained on what, read from a YAML or TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.optionfile import convert, read_table, typed, unknown_option
+from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.train.stragglers import Stragglers
+
+Options = Mapping[str, Any]
+NAME = re.compile(r"[\w.+-]+")
+# What a cell's run is given besides: a suite does not choose these.
+OURS = {"out", "overwrite", "resume", "seed", "stragglers", "snapshot_every", "snapshot_states", "snapshot_ranks"}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How learning rates and radii are chosen: on images held out of the training set, with as many runs for all."""
+
+    validation: int  # images held out
+    budget: str
+    ranks: int
+    seeds: tuple[int, ...]
+    grids: Mapping[str, tuple[Options, ...]]  # method -> what is tried
+
+    @property
+    def trials(self) -> int:
+        """Settings that each method gets."""
+        return len(next(iter(self.grids.values())))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite."""
+
+    method: str
+    budget: str
+    ranks: int
+    seed: int
+    stragglers: str
+    options: Options  # of `lsam train`
+    trial: int | None = None  # of the tuning
+
+    @property
+    def name(self) -> str:
+        """Of its folder; different for different cells of a suite."""
+        which = "" if self.trial is None else f"-trial{self.trial}"
+        slow = re.sub(r"[^\w.]+", "_", self.stragglers)
+        return f"{self.budget}-{self.method}-np{self.ranks}-{slow}-seed{self.seed}{which}"
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        """What is compared with each other: the same budget, stragglers and ranks."""
+        return self.budget, self.stragglers, self.ranks
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Methods x budgets x rank counts x stragglers x seeds."""
+
+    train: Options  # options of `lsam train` that all runs share
+    methods: Mapping[str, Options]
+    budgets: Mapping[str, Options]
+    ranks: tuple[int, ...]
+    stragglers: tuple[str, ...]
+    seeds: tuple[int, ...]
+    reference: str  # the method that the others are compared with
+    images: int | None  # in a step of all ranks together; None: --batch-size on each
+    points: int  # of a curve
+    curve_images: int  # test images for each of these
+    sharpness_images: int  # training images for the sharpness of the final centers; 0: none
+    equal_seconds: bool  # besides, runs of as many seconds as the reference's
+    tune: Tuning | None
+
+    def cells(self, tuned: Mapping[str, Options]) -> Iterator[Cell]:
+        """Yield the runs at equal samples, those that are compared with each other one after the other.
+
+        Args:
+            tuned: method -> the options chosen for it.
+        """
+        for budget, stragglers, ranks in itertools.product(self.budgets, self.stragglers, self.ranks):
+            for seed, method in itertools.product(self.seeds, self.methods):
+                yield self._cell(method, budget, ranks, seed, stragglers, tuned.get(method, {}))
+
+    def trials(self) -> Iterator[Cell]:
+        """Yield the runs of the tuning."""
+        if self.tune is None:
+            return
+        for method, grid in self.tune.grids.items():
+            for (trial, chosen), seed in itertools.product(enumerate(grid), self.tune.seeds):
+                held_out = {**chosen, "validation": self.tune.validation}
+                cell = self._cell(method, self.tune.budget, self.tune.ranks, seed, "none", held_out)
+                yield dataclasses.replace(cell, trial=trial)
+
+    def _cell(self, method: str, budget: str, ranks: int, seed: int, stragglers: str, more: Options) -> Cell:
+        share = {} if self.images is None else {"batch_size": self.images // ranks}
+        options = {**self.train, **share, **self.budgets[budget], **self.methods[method], **more}
+        return Cell(method, budget, ranks, seed, stragglers, options)
+
+
+def read_suite(path: Path, data_dir: str | None = None) -> Suite:
+    """Return the suite that a file describes.
+
+    Args:
+        path: of the file.
+        data_dir: with the data set's files, in place of the file's own.
+
+    Raises:
+        InputError: the file cannot be read, or something in it is not as it should be.
+    """
+    found = read_table(path)
+    fields = {field.name for field in dataclasses.fields(Suite)}
+    for key in found:
+        if key not in fields:
+            raise InputError(f"{path}: {unknown_option(str(key), sorted(fields))}")
+
+    def names(key: str, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        value = found.get(key, default)
+        if not isinstance(value, dict) or not value or not all(NAME.fullmatch(str(name)) for name in value):
+            raise InputError(f"{path}: {key}: expected names of letters, digits and -+._ with options, found {value!r}")
+        return {str(name): value or {} for name, value in value.items()}
+
+    def many(key: str, default: list[Any], to: type) -> tuple[Any, ...]:
+        value = found.get(key, default)
+        try:
+            listed = tuple(convert(part, to) for part in value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: {key}: expected a list of {to.__name__}, found {value!r}") from error
+        if not listed or len(set(listed)) < len(listed):
+            raise InputError(f"{path}: {key}: expected a list of different {to.__name__}, found {value!r}")
+        return listed
+
+    def whole(key: str, default: int, least: int) -> int:
+        value = found.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{path}: {key}: expected a whole number >= {least}, found {value!r}")
+        return value
+
+    budgets = {name: _options(path, f"budgets: {name}", given) for name, given in names("budgets").items()}
+    methods, grids = {}, {}
+    for name, given in names("methods").items():
+        own = dict(given) if isinstance(given, dict) else {"": given}
+        grids[name] = _grid(path, name, own.pop("tune", None))
+        methods[name] = _options(path, f"methods: {name}", own)
+    train = _options(path, "train", found.get("train", {}))
+    suite = Suite(
+        train=train if data_dir is None else {**train, "data_dir": data_dir},
+        methods=methods,
+        budgets=budgets,
+        ranks=many("ranks", [4], int),
+        stragglers=many("stragglers", ["none"], str),
+        seeds=many("seeds", [0, 1, 2], int),
+        reference=str(found.get("reference", next(iter(methods)))),
+        images=None if found.get("images") is None else whole("images", 0, 1),
+        points=whole("points", 10, 1),
+        curve_images=whole("curve_images", 2000, 1),
+        sharpness_images=whole("sharpness_images", 512, 0),
+        equal_seconds=bool(found.get("equal_seconds", False)),
+        tune=None,
+    )
+    if suite.reference not in methods:
+        raise InputError(f"{path}: reference: expected one of {', '.join(methods)}, found {suite.reference!r}")
+    for ranks in suite.ranks:
+        if ranks < 1 or (suite.images or ranks) % ranks:
+            raise InputError(f"{path}: images: expected a multiple of the ranks, found {suite.images} for {ranks}")
+    tuned = {name: grid for name, grid in grids.items() if grid}
+    if found.get("tune") is None:
+        if tuned:
+            raise InputError(f"{path}: tune: expected how to tune {next(iter(tuned))}, found nothing")
+    else:
+        suite = dataclasses.replace(suite, tune=_tuning(path, found["tune"], tuned, suite))
+    for cell in [*suite.trials(), *suite.cells({})]:
+        _checked(path, cell)
+    return suite
+
+
+def _tuning(path: Path, found: object, grids: dict[str, tuple[Options, ...]], suite: Suite) -> Tuning:
+    known = {"validation", "budget", "ranks", "seeds"}
+    if not isinstance(found, dict) or not set(found) <= known or not isinstance(found.get("validation"), int):
+        raise InputError(f"{path}: tune: expected {', '.join(sorted(known))}, found {found!r}")
+    lengths = {name: len(grid) for name, grid in grids.items()}
+    if len(grids) < len(suite.methods) or len(set(lengths.values())) != 1:
+        raise InputError(f"{path}: tune: expected as many settings for each method, found {lengths or 'none'}")
+    budget, ranks = str(found.get("budget", next(iter(suite.budgets)))), found.get("ranks", suite.ranks[0])
+    if budget not in suite.budgets or not isinstance(ranks, int) or ranks < 1:
+        raise InputError(f"{path}: tune: expected a budget of the suite and a number of ranks, found {budget}, {ranks}")
+    seeds = found.get("seeds", [1000])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise InputError(f"{path}: tune: seeds: expected a list of numbers, found {seeds!r}")
+    if set(seeds) & set(suite.seeds):
+        raise InputError(f"{path}: tune: seeds: expected others than those of the runs, found {seeds}")
+    return Tuning(found["validation"], budget, ranks, tuple(seeds), grids)
+
+
+def _grid(path: Path, method: str, found: object) -> tuple[Options, ...]:
+    """Return the settings that `{lr: [0.1, 0.2], rho: [0, 0.1]}` stands for."""
+    if found is None:
+        return ()
+    if not isinstance(found, dict) or not all(isinstance(values, list) and values for values in found.values()):
+        raise InputError(f"{path}: methods: {method}: tune: expected lists of values by option, found {found!r}")
+    names = list(found)
+    settings = [dict(zip(names, values, strict=True)) for values in itertools.product(*found.values())]
+    return tuple(_options(path, f"methods: {method}: tune", setting) for setting in settings)
+
+
+def _options(path: Path, where: str, found: object) -> dict[str, Any]:
+    """Return options of `lsam train`, each of its type."""
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {where}: expected options of lsam train and their values, found {found!r}")
+    hints = typing.get_type_hints(TrainConfig)
+    return typed(f"{path}: {where}", found, {name: hint for name, hint in hints.items() if name not in OURS})
+
+
+def _checked(path: Path, cell: Cell) -> None:
+    if "epochs" in cell.options and "steps" in cell.options:
+        raise InputError(f"{path}: {cell.name}: expected epochs or steps, found both")
+    try:
+        config = TrainConfig(**cell.options, seed=cell.seed, stragglers=cell.stragglers)
+        config.check()
+        config.together(cell.ranks).check_links(cell.ranks)
+        Stragglers(cell.stragglers, 0, cell.ranks, cell.seed)
+    except InputError as error:
+        raise InputError(f"{path}: {cell.name}: {error}") from error
+
+
+def flags(options: Options) -> list[str]:
+    """Return options as the flags of `lsam train`."""
+    words = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words.append(f"--{flag}={value}")
+    return words
+
+
+def snapshot_interval(total: float, chains: int, points: int, period: int) -> int:
+    """Return after how many local steps a chain's center is kept, so that a run has so many points.
+
+    Args:
+        total: steps of all chains together.
+        chains: in the run.
+        points: that are wanted, apart from the last.
+        period: of the exchanges, at which states are kept.
+    """
+    return max(period, math.floor(total / chains / points))
+
+
+def settings(cell: Cell, names: Sequence[str] = ("lr", "rho", "pull", "period")) -> str:
+    """Return the options of a cell that tuning may have chosen, as text."""
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    shown = {name: cell.options.get(name, defaults[name]) for name in names}
+    return ", ".join(f"{name} {value:g}" for name, value in shown.items() if value is not None)

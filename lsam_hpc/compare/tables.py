@@ -1,0 +1,124 @@
+"""Tables of a suite's results: means and standard errors over the seeds, against the reference."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lsam_hpc.compare.run import Record
+from lsam_hpc.compare.suite import Cell, settings
+from lsam_hpc.files import appearing
+
+Group = tuple[str, str, int]  # budget, stragglers, ranks
+CELL = ("budget", "stragglers", "ranks", "method", "seed")
+
+
+def groups(records: Iterable[Record]) -> dict[Group, dict[str, list[Record]]]:
+    """Return what is compared with each other: group -> method -> its records, a seed each."""
+    found: dict[Group, dict[str, list[Record]]] = {}
+    for record in records:
+        cell = Cell(**record["cell"])
+        found.setdefault(cell.group, {}).setdefault(cell.method, []).append(record)
+    return found
+
+
+def markdown(records: Iterable[Record], reference: str) -> str:
+    """Return a table for each group as Markdown, the best error of each in bold.
+
+    Args:
+        records: of the runs.
+        reference: the method that the others are compared with.
+    """
+    parts = []
+    for (budget, stragglers, ranks), methods in groups(records).items():
+        slow = "" if stragglers == "none" else f", stragglers {stragglers}"
+        parts.append(f"**{budget}, {ranks} ranks{slow}**\n\n" + _table(methods, reference))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(methods: dict[str, list[Record]], reference: str) -> str:
+    target = statistics.fmean(_values(methods[reference], "center_test_error"))
+    flat = any("sharpness" in record["result"] for found in methods.values() for record in found)
+    head = ["method", "test error %", f"against {reference}", "train loss", "seconds", "images/s",
+            f"seconds to {target:.2f} %", *(["sharpness", "top eigenvalue"] if flat else []), "settings"]  # fmt: skip
+    best = min(statistics.fmean(_values(found, "center_test_error")) for found in methods.values())
+    rows = []
+    for method, found in methods.items():
+        errors = _values(found, "center_test_error")
+        error = mean_and_error(errors)
+        row = [method, f"**{error}**" if statistics.fmean(errors) == best else error]
+        row.append("" if method == reference else _against(errors, _values(methods[reference], "center_test_error")))
+        row += [mean_and_error(_values(found, "center_train_loss"), 4), mean_and_error(_values(found, "seconds"), 1)]
+        row += [f"{statistics.fmean(_values(found, 'images_per_second')):.0f}", _reached(found, target)]
+        row += [f"{statistics.fmean(_values(found, name)):.3g}" for name in ("sharpness", "top_eigenvalue") if flat]
+        rows.append([*row, settings(Cell(**found[0]["cell"]))])
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def mean_and_error(values: Sequence[float], digits: int = 2) -> str:
+    """Return a mean and its standard error as text; without the error if there is one value only."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {standard_error(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean of independent values; NaN of fewer than two."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def seconds_to(record: Record, target: float) -> float:
+    """Return after how many seconds of training the center's error was at most the target; infinity if never."""
+    times = [point["seconds"] for point in record["curve"] if point["test_error"] <= target]
+    if not times and record["result"]["center_test_error"] <= target:
+        times = [record["result"]["seconds"]]
+    return min(times, default=math.inf)
+
+
+def _reached(records: Sequence[Record], target: float) -> str:
+    times = [seconds_to(record, target) for record in records]
+    there = [time for time in times if time < math.inf]
+    if len(there) == len(times):
+        return f"{statistics.median(times):.1f}"
+    return f"{len(there)} of {len(times)} runs" if there else "never"
+
+
+def _against(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Return the relative difference of two means, and in how many standard errors of it they are apart."""
+    difference = statistics.fmean(ours) - statistics.fmean(theirs)
+    relative = f"{100 * difference / statistics.fmean(theirs):+.1f} %" if statistics.fmean(theirs) else ""
+    if len(ours) < 2 or len(theirs) < 2:
+        return relative
+    error = math.hypot(standard_error(ours), standard_error(theirs))
+    return f"{relative} ({abs(difference) / error:.1f} s.e.)" if error else relative
+
+
+def _values(records: Sequence[Record], name: str) -> list[float]:
+    return [record["result"].get(name, math.nan) for record in records]
+
+
+def write_runs(records: Sequence[Record], path: Path) -> None:
+    """Write a row per run as CSV."""
+    rows = [{**_cell(record), "settings": settings(Cell(**record["cell"])), **record["result"]} for record in records]
+    _write(rows, path)
+
+
+def write_curves(records: Sequence[Record], path: Path) -> None:
+    """Write a row per point of a curve as CSV."""
+    _write([{**_cell(record), **point} for record in records for point in record["curve"]], path)
+
+
+def _cell(record: Record) -> dict[str, object]:
+    return {name: record["cell"][name] for name in CELL}
+
+
+def _write(rows: Sequence[dict[str, object]], path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with appearing(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})

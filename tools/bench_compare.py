@@ -1,0 +1,48 @@
+"""`lsam bench compare --suite FILE --out DIR`: methods against each other, each tuned with the same budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lsam_hpc.arguments import Parser
+from lsam_hpc.compare.curves import draw
+from lsam_hpc.compare.run import Runner, launcher
+from lsam_hpc.compare.suite import read_suite
+from lsam_hpc.compare.tables import markdown, write_curves, write_runs
+from lsam_hpc.errors import InputError
+
+LAUNCHER = "mpirun -n {ranks}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what is left of a suite, then write its tables and curves; return the exit code."""
+    parser = Parser(prog="lsam bench compare", description="Train methods x seeds x ranks x stragglers, and compare.")
+    parser.add_argument("--suite", required=True, metavar="FILE", help="what is trained: docs/results.md shows one")
+    parser.add_argument("--out", required=True, metavar="DIR", help="for results; with some there, it goes on")
+    parser.add_argument("--data-dir", metavar="DIR", help="with the data set's files, in place of the suite's")
+    parser.add_argument("--launcher", default=LAUNCHER, metavar="WORDS", help="starts a job (default: %(default)s)")
+    given = parser.parse_args(argv)
+    suite, out = read_suite(Path(given.suite), given.data_dir), Path(given.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: expected a folder that can be written, found {out}: {error.strerror}") from error
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the ranks' share of the cores, the same for every method
+    runner = Runner(suite, out, launcher(given.launcher), lambda name: print(name, file=sys.stderr, flush=True))
+    tuned = runner.tuned()
+    records = runner.records(tuned)
+    table = markdown(records, suite.reference)
+    (out / "tuned.json").write_text(json.dumps(tuned, indent=2) + "\n")
+    (out / "tables.md").write_text(table)
+    if tuned:
+        write_runs(runner.trials(), out / "tuning.csv")
+    write_runs(records, out / "runs.csv")
+    write_curves(records, out / "curves.csv")
+    print(table)
+    for path in draw(records, out):
+        print(path)
+    return 0
