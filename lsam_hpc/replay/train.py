@@ -1,0 +1,162 @@
+"""The training job of `lsam train` with the event order of a simulated run, in one process."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.optim import Exchange
+from lsam_hpc.optim.center import LocalCenter
+from lsam_hpc.optim.coupler import shared_tensors
+from lsam_hpc.optim.flat import FlatVector
+from lsam_hpc.replay.chain import Chain, Player, Tickets
+from lsam_hpc.train import data
+from lsam_hpc.train.batches import Batches
+from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.train.evaluation import SUBSET, evaluate
+from lsam_hpc.train.parts import lr_factor, make_base, make_model, peak_lr, sampler_options
+
+if TYPE_CHECKING:
+    from lsam_hpc.simulate.events import Event
+
+# What the simulated order is known for.
+_ONLY = {
+    "topology": "center", "group_size": 1, "synchronous": False, "schedule": "async", "budget": "total",
+    "wire_dtype": "float32", "stragglers": "none",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a replayed run ended with.
+
+    Args:
+        center_train_loss: mean cross-entropy of the center, over the first training images.
+        center_test_error: of the center, in %.
+        sample_test_error: of the chains' samples, their mean, in %.
+        steps: of each chain.
+        exchanges: of each chain, as the optimizer recorded them.
+        refused: deltas that the guards refused.
+    """
+
+    center_train_loss: float
+    center_test_error: float
+    sample_test_error: float
+    steps: list[int]
+    exchanges: list[list[Exchange]]
+    refused: int
+
+    @property
+    def staleness(self) -> NDArray[np.int64]:
+        """Of every exchange: updates of others between its read and its add."""
+        return np.array([record.staleness for own in self.exchanges for record in own], np.int64)
+
+
+def play(players: Sequence[Player], events: Iterable[Event]) -> None:
+    """Take the players' chains through the events until all have ended.
+
+    Args:
+        players: by rank.
+        events: in the order of time; may be endless.
+
+    Raises:
+        InputError: an event does not follow from those before, or they end before the steps are taken.
+    """
+    going = set(range(len(players)))
+    for event in events:
+        if event.rank >= len(players):
+            raise InputError(f"events: expected ranks 0 to {len(players) - 1}, found {event.rank}")
+        player = players[event.rank]
+        player.take(event)
+        if player.ended:
+            going.discard(event.rank)
+            if not going:
+                break
+    if going:
+        tickets = players[0].chain.tickets
+        taken = sum(player.chain.local_step for player in players)
+        raise InputError(f"events: expected {tickets.total} steps and the exchanges of their chains, found {taken} "
+                         f"steps, and {len(going)} chains that had not ended")  # fmt: skip
+    for player in players:
+        player.finish()
+
+
+def train(config: TrainConfig, ranks: int, events: Iterable[Event], dataset: data.Dataset | None = None) -> Outcome:
+    """Train as `lsam train` does on so many ranks that step and exchange in the order of the events.
+
+    Args:
+        config: the training options; those of logs, checkpoints and signals are not used.
+        ranks: number of chains.
+        events: of a run simulated with the config's period, coupling, max_delay and overlap, long enough for its steps.
+        dataset: default: the config's, loaded.
+
+    Raises:
+        InputError: an option is one that the simulated order is not known for, or the events do not fit.
+    """
+    for name, only in _ONLY.items():
+        if (found := getattr(config, name)) != only:
+            raise InputError(f"--{name.replace('_', '-')}: expected {only} in a simulated order, found {found}")
+    dataset = dataset or data.load(config.data, config.data_dir)
+    first = make_model(config, dataset)
+    total = config.steps or math.ceil(config.epochs * len(dataset.train_y) / config.batch_size)
+    tickets = Tickets(total)
+    shared = [tensor for tensors in shared_tensors(make_base(config, first), first) for tensor in tensors]
+    center = LocalCenter(FlatVector(shared).gather(shared))
+    models = [first, *(copy.deepcopy(first) for _ in range(ranks - 1))]
+    records: list[list[Exchange]] = [[] for _ in models]
+    pull = 0.9 / ranks if config.pull is None else config.pull
+    chains = []
+    for rank, model in enumerate(models):
+        chains.append(Chain(
+            make_base(config, model), center, tickets, overlap=config.overlap, pull=pull, max_delay=config.max_delay,
+            max_jump=config.max_jump, seed=config.seed * ranks + rank, observer=records[rank].append,
+            **sampler_options(config, model),
+        ))  # fmt: skip
+    players = [
+        Player(chain, _Step(config, chain, model, Batches(dataset.train_x, dataset.train_y, config.batch_size, seed)))
+        for seed, (chain, model) in enumerate(zip(chains, models, strict=True), config.seed * ranks)
+    ]
+    play(players, events)
+    errors = [evaluate(model, dataset.test_x, dataset.test_y)[1] for model in models]
+    some_x, some_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
+    with chains[0].center(first, some_x.split(256)):
+        loss, _ = evaluate(first, some_x, some_y)
+        _, error = evaluate(first, dataset.test_x, dataset.test_y)
+    return Outcome(
+        center_train_loss=loss,
+        center_test_error=error,
+        sample_test_error=float(np.mean(errors)),
+        steps=[chain.local_step for chain in chains],
+        exchanges=records,
+        refused=sum(chain.refused for chain in chains),
+    )
+
+
+class _Step:
+    """Takes a step of one chain, as the training loop does."""
+
+    def __init__(self, config: TrainConfig, chain: Chain, model: nn.Module, batches: Batches) -> None:
+        self._config, self._chain, self._model, self._batches = config, chain, model, batches
+
+    def __call__(self, ticket: int) -> None:
+        chain = self._chain
+        for group in chain.param_groups:
+            group["lr"] = peak_lr(self._config) * lr_factor(self._config, ticket, chain.tickets.total)
+        x, y = next(self._batches)
+
+        def closure() -> Tensor:
+            chain.zero_grad()
+            loss = functional.cross_entropy(self._model(x), y)
+            loss.backward()
+            return loss
+
+        chain.step(closure)

@@ -1,0 +1,157 @@
+"""What each part of an exchange takes alone, and what it uses meanwhile."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lsam_hpc.simulate.describe import WIRE_BYTES, Job, Machine
+from lsam_hpc.simulate.fluid import Array
+
+WORK, HOLD, LINK, PASS_ON, READ, COMPUTE, ADD = range(7)  # kinds of work
+KINDS = 7
+CORES, MEMORY, OUT, IN = range(4)  # a node's resources
+RESOURCES = 4
+# A 16-bit wire: what rounding takes of both sides, as multiples of copying the float32 vector (lsam bench exchange).
+DECODE, ENCODE, FOLD = 0.75, 2.8, 2.5
+
+
+class Costs:
+    """Seconds, bytes and uses of a job's parts on a machine.
+
+    Args:
+        job: with its ranks placed on nodes in order.
+        machine: that has as many nodes as that takes.
+    """
+
+    def __init__(self, job: Job, machine: Machine) -> None:
+        self.job, self.machine = job, machine
+        self.nodes = -(-job.ranks // machine.ranks_per_node)
+        self.vector = 4.0 * job.parameters
+        self.weights, self._owners = self._spread()
+        shape = (self.nodes, KINDS)
+        self.seconds = np.zeros(shape)  # alone
+        self.own, self.far = np.zeros((*shape, RESOURCES)), np.zeros((*shape, RESOURCES))
+        self.moved = np.zeros((*shape, 2))  # bytes across the node's card, out and in
+        self.reached = np.zeros((*shape, 2))  # of other nodes' cards, if their weights add up to 1
+        self.own[:, :, CORES] = 1.0
+        self.seconds[:, WORK] = 1.0
+        self._local()
+        self._remote()
+        m = machine
+        self.capacity = np.array([m.cores, m.memory, m.nic, m.nic])
+        self.core = np.array([np.inf, np.inf, m.bisection * m.nic * self.nodes, m.bisection * m.nic * self.nodes])
+
+    def node(self, rank: int) -> int:
+        """Return the node of a rank."""
+        return rank // self.machine.ranks_per_node
+
+    def allreduce(self) -> float:
+        """Return the seconds that averaging a gradient over a group takes, less what hides behind the pass.
+
+        The faster of a ring and a tree, which has the ring's bandwidth and a logarithm of its waits, as NCCL chooses.
+
+        Source: Thakur et al. 2005, "Optimization of Collective Communication Operations in MPICH"; trees: Sanders et
+        al. 2009, "Two-tree algorithms for full bandwidth broadcast, reduction and scan".
+        """
+        job, m = self.job, self.machine
+        size = job.group_size
+        if size == 1:
+            return 0.0
+        inside = m.link or m.copy / 2
+        spans = size > m.ranks_per_node or m.ranks_per_node % size != 0
+        rate = min(inside, m.nic * min(1.0, m.bisection * 2)) if spans else inside
+        hop = m.latency if spans else m.latency / 2
+        ring = 2 * (size - 1) / size * self.vector / rate + 2 * (size - 1) * hop
+        tree = 2 * self.vector / rate + 2 * math.ceil(math.log2(size)) * hop
+        passes = 2 if job.group_ascent == "averaged" else 1
+        return passes * max(0.0, min(ring, tree) - job.hidden * job.step / 2)
+
+    def exchange_bytes(self) -> float:
+        """Return what one exchange reads and adds, as the log counts it."""
+        job = self.job
+        if job.topology != "center":
+            return 2 * self.vector * (job.degree if job.topology == "gossip" else 1)
+        return 2.0 * WIRE_BYTES[job.wire_dtype] * job.parameters
+
+    def _spread(self) -> tuple[Array, Array]:
+        """Return the part of what is read that lies on each node, and the owners there."""
+        job = self.job
+        count = np.zeros(self.nodes)
+        if job.topology == "leader":
+            count[0] = 1
+        else:
+            shards = job.ranks if job.topology == "gossip" or job.shards is None else job.shards
+            np.add.at(count, (np.arange(shards) * job.ranks // shards) // self.machine.ranks_per_node, 1)
+        return count / count.sum(), count
+
+    def _local(self) -> None:
+        """What stays on a node: staging and applying, the device's link, a group's copies, arithmetic."""
+        job, m = self.job, self.machine
+        copies = m.arithmetic
+        if job.topology == "center" and job.wire_dtype != "float32":
+            copies += DECODE + ENCODE
+        self._busy(COMPUTE, copies * self.vector / m.copy, m.copy)
+        if m.host_link:
+            self.seconds[:, HOLD] = m.held / 2 * self.vector / m.device_copy  # of the device's memory, which none shares
+            self._busy(LINK, self.vector / m.host_link, m.host_link)
+        else:
+            self._busy(HOLD, m.held / 2 * self.vector / m.copy, m.copy)
+        if job.group_size > 1:
+            near = min(job.group_size, m.ranks_per_node)
+            spans = job.group_size > near
+            seconds = self.vector / m.copy + (self.vector / m.rank_rate + m.latency if spans else 0.0)
+            self._busy(PASS_ON, seconds, (near - 1) * self.vector / seconds)
+
+    def _remote(self) -> None:
+        """What moves to and from the owners."""
+        job, m = self.job, self.machine
+        if job.topology == "center":
+            wire = WIRE_BYTES[job.wire_dtype] * job.parameters
+            half = job.wire_dtype != "float32"
+            others = self._owners.sum() - self._owners
+            away = others > 0
+            self._transfer(READ, wire, m.read_factor, 1.0, 2 * m.latency * away)
+            # Owners are added to in turn; on half a wire all inboxes are filled at once.
+            waits = (3 * m.latency + m.help) * away if half else others * (m.latency + m.help) + m.latency * away
+            self._transfer(ADD, wire, m.add_factor, 1.0 if half else m.add_passes, waits)
+            if half:
+                self.far[:, ADD, MEMORY] += FOLD * self.vector / self.seconds[:, ADD]
+        else:
+            away = self.weights < 1
+            self._transfer(READ, self.exchange_bytes() / 2, m.read_factor, 1.0, 2 * m.latency * away)
+            self._busy(ADD, self.vector / m.copy, m.copy)  # the own state is published in the own memory
+
+    def _busy(self, kind: int, seconds: float, memory: float) -> None:
+        self.seconds[:, kind] = seconds
+        self.own[:, kind, MEMORY] = memory
+
+    def _transfer(self, kind: int, size: float, factor: float, passes: float, waits: Array) -> None:
+        """Set what a read or an add of `size` bytes is; an add of more passes than one also reads.
+
+        Args:
+            kind: READ or ADD.
+            size: bytes, of all owners together.
+            factor: of the part on the own node.
+            passes: of an add.
+            waits: seconds, by node.
+        """
+        m = self.machine
+        near = size * self.weights
+        away = size - near
+        seconds = near * factor / m.copy + passes * away / min(m.rank_rate, m.nic) + waits
+        self.seconds[:, kind] = seconds
+        there, back = (OUT, IN) if kind == ADD else (IN, OUT)
+        extra = passes - 1
+        self.own[:, kind, MEMORY] = (near + passes * away) / seconds
+        self.own[:, kind, there] = away / seconds
+        self.own[:, kind, back] = extra * away / seconds
+        reach = np.where(away > 0, size / seconds, 0.0)
+        self.far[:, kind, MEMORY] = passes * reach
+        self.far[:, kind, back] = reach
+        self.far[:, kind, there] = extra * reach
+        way = there - OUT  # 0: out, 1: in
+        self.moved[:, kind, way], self.moved[:, kind, 1 - way] = away, extra * away
+        self.reached[:, kind, 1 - way] = np.where(away > 0, size, 0.0)
+        self.reached[:, kind, way] = extra * self.reached[:, kind, 1 - way]

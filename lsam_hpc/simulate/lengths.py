@@ -1,0 +1,52 @@
+"""How long steps take: drawn, rank by rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from lsam_hpc.simulate.describe import Job
+from lsam_hpc.simulate.fluid import Array
+
+BLOCK = 64  # steps that are drawn at a time
+
+
+def lengths(job: Job, ranks: range, seed: int) -> Iterator[tuple[Array, Array]]:
+    """Yield for each step of some ranks the seconds without work for a core, and those of work, shape (ranks,) each.
+
+    A rank's draws do not depend on how many other ranks there are, or on the groups that they are in.
+
+    Args:
+        job: whose steps.
+        ranks: of one chain.
+        seed: of the draws.
+    """
+    work_factors = job.factors if job.work_factors is None else job.work_factors
+    idle = np.array([job.factors.get(r, 1.0) for r in ranks]) * (job.step - job.work)
+    work = np.array([work_factors.get(r, 1.0) for r in ranks]) * job.work
+    if job.distribution == "constant" and not math.isfinite(job.pause_every):
+        while True:
+            yield idle, work
+    draws = [np.random.default_rng([seed % 2**64, rank]) for rank in ranks]
+    while True:
+        factor = np.stack([_factors(job, draw) for draw in draws], 1)
+        pauses = np.stack([_pauses(job, draw, (idle + work)[i]) for i, draw in enumerate(draws)], 1)
+        for f, p in zip(factor, pauses, strict=True):
+            yield idle * f + p, work * f
+
+
+def _factors(job: Job, draw: np.random.Generator) -> Array:
+    """Return factors of mean 1."""
+    if job.distribution == "lognormal":
+        return draw.lognormal(-(job.sigma**2) / 2, job.sigma, BLOCK)
+    return draw.exponential(1.0, BLOCK) if job.distribution == "exponential" else np.ones(BLOCK)
+
+
+def _pauses(job: Job, draw: np.random.Generator, step: float) -> Array:
+    """Return the seconds of the random pauses in each step."""
+    if not math.isfinite(job.pause_every) or job.pause == 0:
+        return np.zeros(BLOCK)
+    count = draw.poisson(step / job.pause_every, BLOCK)
+    return np.where(count > 0, draw.gamma(np.maximum(count, 1), job.pause), 0.0)

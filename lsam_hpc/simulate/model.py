@@ -1,0 +1,198 @@
+"""The job as SimPy processes: a training thread and an exchange thread for each chain."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import simpy
+
+from lsam_hpc.simulate import costs as cost
+from lsam_hpc.simulate.costs import Costs
+from lsam_hpc.simulate.describe import Job, Machine, check
+from lsam_hpc.simulate.events import Event, Kind
+from lsam_hpc.simulate.fluid import Fluid
+from lsam_hpc.simulate.lengths import lengths
+
+Process = Generator[simpy.Event, Any, None]
+
+
+@dataclass
+class Flight:
+    """An exchange on its way."""
+
+    step: int  # local steps done when it was staged
+    done: simpy.Event
+    held: float  # seconds of the training thread so far
+
+
+@dataclass
+class Chain:
+    """What became of a chain."""
+
+    index: int
+    ranks: range
+    node: int
+    steps: int = 0
+    ended: float = 0.0  # its last step
+    held: float = 0.0  # seconds of the training thread, waits included
+    waited: float = 0.0  # of these, for an exchange to end
+    marks: list[tuple[float, int]] = field(default_factory=list)  # (time, steps) when a sample has been staged
+    staleness: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of exchanges
+    delays: list[int] = field(default_factory=list)
+    version: int = 0  # of the center as read last
+
+
+class Model:
+    """A job on a machine, from its start.
+
+    Args:
+        job: what runs.
+        machine: that it runs on.
+        seed: of the random lengths.
+        listen: is told every event. Default: nobody.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    def __init__(self, job: Job, machine: Machine, seed: int = 0, listen: Callable[[Event], None] | None = None) -> None:
+        check(job, machine)
+        self.job, self.machine = job, machine
+        self.costs = Costs(job, machine)
+        self.env = simpy.Environment()
+        c = self.costs
+        self.fluid = Fluid(self.env, c.own, c.far, c.weights, c.capacity, c.core)
+        self.version = self.begun = 0  # adds that the center holds, and those that were begun
+        self.steps = 0  # of all ranks
+        self._half = job.wire_dtype != "float32"
+        self._allreduce = c.allreduce()
+        self._listen = listen
+        self._limit: int | None = None
+        self._reached = self.env.event()
+        size = job.group_size
+        self.chains = [Chain(i, range(i * size, (i + 1) * size), c.node(i * size)) for i in range(job.chains)]
+        for chain in self.chains:
+            jobs = simpy.Store(self.env)
+            self.env.process(self._train(chain, jobs, seed))
+            if job.period:
+                self.env.process(self._exchange(chain, jobs))
+
+    def run(self, seconds: float, steps: int | None = None) -> None:
+        """Go on until a simulated time, or until all ranks together have taken so many steps."""
+        self._limit = steps
+        until = self.env.timeout(seconds) if seconds != float("inf") else None
+        self.env.run(self._reached if until is None else self.env.any_of([self._reached, until]))
+
+    def _tell(self, chain: Chain, kind: Kind, step: int) -> None:
+        if self._listen is not None:
+            self._listen(Event(self.env.now, chain.index, kind, step))
+
+    def _train(self, chain: Chain, jobs: simpy.Store, seed: int) -> Process:
+        job = self.job
+        flying: deque[Flight] = deque()
+        since = 0
+        for idle, work in lengths(job, chain.ranks, seed):
+            yield from self._step(chain, idle, work)
+            chain.steps += 1
+            chain.ended = self.env.now
+            self.steps += job.group_size
+            since += 1
+            self._tell(chain, "step", chain.steps)
+            if self._limit is not None and self.steps >= self._limit and not self._reached.triggered:
+                self._reached.succeed()
+            # The ranks of a group take results in only where they wait for them.
+            while job.group_size == 1 and flying and flying[0].done.triggered:
+                yield from self._apply(chain, flying.popleft())
+            if not job.period or since < job.period:
+                continue
+            since = 0
+            while len(flying) >= job.max_delay:
+                began = self.env.now
+                yield flying[0].done
+                chain.waited += self.env.now - began
+                flying[0].held += self.env.now - began
+                yield from self._apply(chain, flying.popleft())
+            began = self.env.now
+            yield from self._hold(chain)
+            flight = Flight(chain.steps, self.env.event(), self.env.now - began)
+            self._tell(chain, "stage", chain.steps)
+            chain.marks.append((self.env.now, chain.steps))
+            flying.append(flight)
+            jobs.put(flight)
+
+    def _step(self, chain: Chain, idle: Any, work: Any) -> Process:  # noqa: ANN401
+        if not work.any():
+            yield self.env.timeout(float(idle.max()) + self._allreduce)
+        elif len(idle) == 1:
+            yield self.env.timeout(float(idle[0]))
+            yield self.fluid.work(chain.node, cost.WORK, float(work[0]))
+        else:
+            members = zip(chain.ranks, idle, work, strict=True)
+            yield self.env.all_of([self.env.process(self._member(r, float(i), float(w))) for r, i, w in members])
+            yield self.env.timeout(self._allreduce)
+
+    def _member(self, rank: int, idle: float, work: float) -> Process:
+        yield self.env.timeout(idle)
+        yield self.fluid.work(self.costs.node(rank), cost.WORK, work)
+
+    def _hold(self, chain: Chain) -> Process:
+        """Stage, or apply: half of what an exchange takes of the training thread."""
+        seconds = float(self.costs.seconds[chain.node, cost.HOLD])
+        if self.machine.host_link:
+            yield self.env.timeout(seconds)
+        else:
+            yield self.fluid.work(chain.node, cost.HOLD, seconds)
+
+    def _apply(self, chain: Chain, flight: Flight) -> Process:
+        began = self.env.now
+        chain.delays.append(chain.steps - flight.step)
+        yield from self._hold(chain)
+        chain.held += flight.held + self.env.now - began
+
+    def _do(self, chain: Chain, kind: int) -> simpy.Event:
+        return self.fluid.work(chain.node, kind, float(self.costs.seconds[chain.node, kind]))
+
+    def _exchange(self, chain: Chain, jobs: simpy.Store) -> Process:
+        """The exchange thread: one exchange after the other."""
+        elastic, linked, grouped = self.job.coupling == "elastic", self.machine.host_link > 0, self.job.group_size > 1
+        while True:
+            flight: Flight = yield jobs.get()
+            if linked:
+                yield self._do(chain, cost.LINK)
+            began = self.env.now
+            if grouped:
+                yield self._do(chain, cost.PASS_ON)
+            if elastic:
+                yield from self._read(chain, flight, tell=True)
+            yield self._do(chain, cost.COMPUTE)
+            yield from self._add(chain, flight)
+            if not elastic:
+                yield from self._read(chain, flight, tell=False)
+            chain.seconds.append(self.env.now - began)
+            if linked:
+                yield self._do(chain, cost.LINK)
+            flight.done.succeed()
+            self._tell(chain, "apply", flight.step)
+
+    def _read(self, chain: Chain, flight: Flight, tell: bool) -> Process:
+        chain.version = self.version
+        if tell:
+            self._tell(chain, "read", flight.step)
+        yield self._do(chain, cost.READ)
+        if self.job.group_size > 1:
+            yield self._do(chain, cost.PASS_ON)
+
+    def _add(self, chain: Chain, flight: Flight) -> Process:
+        before = self.begun
+        self.begun += 1
+        yield self._do(chain, cost.ADD)
+        if not self._half:
+            before = self.version
+        self.version += 1
+        # Without a shared center nobody else moves what a chain reads and adds to.
+        chain.staleness.append(before - chain.version if self.job.topology == "center" else 0)
+        self._tell(chain, "add", flight.step)

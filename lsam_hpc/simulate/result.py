@@ -1,0 +1,190 @@
+"""What a simulated run comes to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.simulate import costs as cost
+from lsam_hpc.simulate.describe import Job, Machine
+from lsam_hpc.simulate.model import Chain, Model
+
+EXCHANGES = 20  # that a chain makes, if nothing says how long to simulate
+STEPS = 200  # the same, where there are no exchanges
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, quantiles and largest of some numbers; NaN of none."""
+
+    mean: float
+    median: float
+    high: float  # 95 of 100 are not above it
+    most: float
+
+    @staticmethod
+    def of(values: ArrayLike) -> Spread:
+        """Return those of some numbers."""
+        found = np.asarray(values, float)
+        if not found.size:
+            return Spread(math.nan, math.nan, math.nan, math.nan)
+        median, high = np.quantile(found, (0.5, 0.95))
+        return Spread(float(found.mean()), float(median), float(high), float(found.max()))
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of a simulated run; rates are steps per second, and a step of a group counts for each of its ranks.
+
+    Args:
+        ranks: R.
+        nodes: N.
+        seconds: of simulated time.
+        rate: of all ranks together.
+        rank_rate: of each rank.
+        own: what the ranks would do alone, together.
+        exchanges: that ended.
+        staleness: center versions that others added between an exchange's read and its add.
+        histogram: exchanges of staleness 0, 1, 2, ...
+        exchange: seconds of an exchange.
+        alone: seconds of an exchange on an idle machine, the longest of all nodes.
+        delay: steps between a staging and its result.
+        held: seconds per step that the training thread is held up, waits included.
+        waited: of these, for exchanges to end.
+        exchange_bytes: that an exchange reads and adds.
+        busiest_link: bytes per second through the busiest network card, the fuller direction.
+        link_used: the same as a part of what it can.
+        busiest_node: bytes per second that the busiest node's memory serves.
+        memory_used: the same as a part of what it can.
+    """
+
+    ranks: int
+    nodes: int
+    seconds: float
+    rate: float
+    rank_rate: Spread
+    own: float
+    exchanges: int
+    staleness: Spread
+    histogram: tuple[int, ...]
+    exchange: Spread
+    alone: float
+    delay: Spread
+    held: float
+    waited: float
+    exchange_bytes: float
+    busiest_link: float
+    link_used: float
+    busiest_node: float
+    memory_used: float
+
+    @property
+    def efficiency(self) -> float:
+        """Rate as a part of the ranks' own rates."""
+        return self.rate / self.own
+
+
+def simulate(
+    job: Job, machine: Machine, seconds: float | None = None, steps: int | None = None, seed: int = 0
+) -> Result:
+    """Run a job on a machine, in simulation.
+
+    Args:
+        job: what runs.
+        machine: where.
+        seconds: of simulated time. Default: 20 exchanges of a chain, or 200 steps where there are none.
+        steps: of all ranks together, after which it stops.
+        seed: of the random lengths.
+
+    Raises:
+        InputError: a number is out of its range, or the time is too short for a step.
+    """
+    model = Model(job, machine, seed)
+    usual = job.step * float(np.median([_factor(job, r) for r in range(job.ranks)]))
+    limit = seconds
+    if limit is None:
+        limit = math.inf if steps is not None else usual * (EXCHANGES * job.period if job.period else STEPS)
+    model.run(limit, steps)
+    return result(model)
+
+
+def result(model: Model) -> Result:
+    """Return what a model has come to so far."""
+    job, costs, now = model.job, model.costs, model.env.now
+    chains = model.chains
+    if not any(c.steps for c in chains):
+        raise InputError(f"seconds: expected at least one step ({job.step:g} s), found {now:g}")
+    rates = np.array([_rate(c) for c in chains])
+    staleness = np.concatenate([np.array(c.staleness, int) for c in chains])
+    steps = sum(c.steps for c in chains)
+    cards, memory = _traffic(model)
+    capacity = costs.capacity
+    return Result(
+        ranks=job.ranks,
+        nodes=costs.nodes,
+        seconds=now,
+        rate=float(rates.sum()) * job.group_size,
+        rank_rate=Spread.of(rates),
+        own=own_rate(job),
+        exchanges=len(staleness),
+        staleness=Spread.of(staleness),
+        histogram=tuple(np.bincount(staleness).tolist()),
+        exchange=Spread.of(np.concatenate([c.seconds for c in chains])),
+        alone=alone(model),
+        delay=Spread.of(np.concatenate([c.delays for c in chains])),
+        held=sum(c.held for c in chains) / steps,
+        waited=sum(c.waited for c in chains) / steps,
+        exchange_bytes=costs.exchange_bytes() if job.period else 0.0,
+        busiest_link=cards / now,
+        link_used=cards / now / float(capacity[cost.OUT]),
+        busiest_node=memory / now,
+        memory_used=memory / now / float(capacity[cost.MEMORY]),
+    )
+
+
+def own_rate(job: Job) -> float:
+    """Return the steps per second of all ranks, each alone on its node and without exchanges."""
+    return sum(1 / (job.step * _factor(job, rank) + _paused(job, rank)) for rank in range(job.ranks))
+
+
+def alone(model: Model) -> float:
+    """Return the seconds of an exchange on an idle machine, on the node where it takes longest."""
+    if not model.job.period:
+        return math.nan
+    seconds = model.costs.seconds
+    parts = seconds[:, cost.READ] + seconds[:, cost.COMPUTE] + seconds[:, cost.ADD] + 2 * seconds[:, cost.PASS_ON]
+    return float(parts.max())
+
+
+def _factor(job: Job, rank: int) -> float:
+    """Return by how much a rank's steps are longer than `step`."""
+    factor = job.factors.get(rank, 1.0)
+    work = factor if job.work_factors is None else job.work_factors.get(rank, 1.0)
+    return (factor * (job.step - job.work) + work * job.work) / job.step
+
+
+def _paused(job: Job, rank: int) -> float:
+    return job.step * _factor(job, rank) / job.pause_every * job.pause
+
+
+def _rate(chain: Chain) -> float:
+    """Return steps per second: between stagings, if there are two, so that whole periods are counted."""
+    if len(chain.marks) > 2:
+        (first, before), (last, after) = chain.marks[0], chain.marks[-1]
+        return (after - before) / (last - first)
+    return chain.steps / chain.ended if chain.steps else 0.0
+
+
+def _traffic(model: Model) -> tuple[float, float]:
+    """Return the bytes through the busiest card's fuller direction, and those of the busiest node's memory."""
+    costs, done = model.costs, model.fluid.done.astype(float)
+    out = np.einsum("nk,nkw->nw", done, costs.reached)
+    cards = np.einsum("nk,nkw->nw", done, costs.moved) + costs.weights[:, None] * (out.sum(0) - out)
+    seconds = done * costs.seconds
+    near = np.einsum("nk,nk->n", seconds, costs.own[:, :, cost.MEMORY])
+    far = np.einsum("nk,nk->n", seconds, costs.far[:, :, cost.MEMORY])
+    return float(cards.max()), float((near + costs.weights * (far.sum() - far)).max())
