@@ -140,16 +140,16 @@ def test_killed_at_any_moment_of_writing_the_newest_complete_set_is_whole(tmp_pa
                     write(second, step)
                     write(first, step)
                     first.tend(at_once=True)
-                    if step == 1:
-                        os.write(told, b".")
+                    os.write(told, b".")
             finally:
                 os._exit(1)
         os.close(told)
-        os.read(ready, 1)
-        os.close(ready)
-        time.sleep(chance.uniform(0, 0.05))  # the moment of the kill, not a wait
+        for _ in range(chance.randint(1, 8)):
+            assert os.read(ready, 1)
+        time.sleep(chance.uniform(0, 0.02))  # the moment of the kill, not a wait
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(ready)
         found = newest(folder)
         clear(folder, found)
         for rank in range(2):

@@ -27,6 +27,17 @@ def test_wide_resnets_have_the_paper_s_sizes(depth, factor, millions):
         assert round(size(wide_resnet(CIFAR, 10, depth, factor)) / 1e6, 1) == millions  # its tables 2 and 4
 
 
+def test_a_wide_block_s_shortcut_is_the_image_or_begins_after_the_first_relu():
+    torch.manual_seed(0)
+    model = wide_resnet(CIFAR, 10, 16, 2).eval()  # BatchNorm is the identity before training
+    negative = -torch.rand(2, 16, 8, 8)  # nothing of it passes a ReLU
+    widens, same = model[1], model[2]
+    assert widens(negative).abs().max() == 0
+    assert widens(-negative).shape == (2, 32, 8, 8)
+    again = -torch.rand(2, 32, 8, 8)
+    assert torch.equal(same(again), again)
+
+
 def test_vision_transformers_have_the_papers_sizes():
     with torch.device("meta"):
         base = VisionTransformer((3, 224, 224), 1000, patch=16, width=768, depth=12, heads=12)
