@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import mpi4py
 import pytest
 
-from tests.helpers.batch import LIMIT, Batch
+from tests.helpers.batch import LIMIT, Batch, key
 from tests.helpers.mpis import Mpi, available
 
 # This process only starts MPI jobs; Open MPI 5 leaves a file in /dev/shm for each one that uses it outside mpirun.
 mpi4py.rc.initialize = False
 
-_batches: dict[tuple[Path, str, int], Batch] = {}
+_batches: dict[tuple[Path | None, str, int], Batch] = {}
+# Environment variables that pytest, scikit-learn (where it is imported) and torch's compiler (where it runs) set.
+_LIBRARIES = {
+    "PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+}  # fmt: skip
+_seconds: dict[str, float] = {}  # that each test took on the ranks
 _NAMES = ("openmpi", "mpich")
+_JOBS = {"mpi", "openmpi", "mpich", "cluster"}  # fixtures of tests that start jobs
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -25,11 +34,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("mpi_job", jobs, ids=[f"{name}-np{ranks}" for name, ranks in jobs])
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("mpi") is not None:
             # The first test of a batch waits for all of them.
             item.add_marker(pytest.mark.timeout(LIMIT * 20))
+            item.add_marker("jobs")
+        elif _JOBS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("jobs")
 
 
 @pytest.fixture
@@ -45,22 +58,50 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     mpi = available().get(name)
     if mpi is None:
         pytest.skip(f"no {name} here: tests/run.sh installs it and sets LSAM_TEST_MPICH")
-    key = (pyfuncitem.path, name, ranks)
-    if key not in _batches:
+    alone = _alone(pyfuncitem)
+    if (alone, name, ranks) not in _batches:
         together = [
-            item.originalname
+            (item.path, item.originalname)
             for item in pyfuncitem.session.items
             if isinstance(item, pytest.Function)
-            and item.path == pyfuncitem.path
             and item.get_closest_marker("mpi") is not None
             and item.callspec.params["mpi_job"] == (name, ranks)
+            and _alone(item) == alone
         ]
-        folder = pyfuncitem.funcargs["tmp_path_factory"].mktemp(f"{pyfuncitem.path.stem}-{name}-np{ranks}")
-        _batches[key] = Batch(mpi, ranks, pyfuncitem.path, together, folder)
-    why = _batches[key].failure(pyfuncitem.originalname)
+        folder = pyfuncitem.funcargs["tmp_path_factory"].mktemp(f"{name}-np{ranks}")
+        _batches[alone, name, ranks] = Batch(mpi, ranks, together, folder)
+    batch, test = _batches[alone, name, ranks], key(pyfuncitem.path, pyfuncitem.originalname)
+    _seconds[pyfuncitem.nodeid] = batch.seconds(test)
+    why = batch.failure(test)
     if why is not None:
         pytest.fail(why, pytrace=False)
     return True
+
+
+def _alone(item: pytest.Item) -> Path | None:
+    """Return the file of a test that shares its job with those of this file only."""
+    return item.path if item.get_closest_marker("alone") is not None else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if number := terminalreporter.config.getoption("durations"):
+        terminalreporter.section("slowest MPI tests: seconds on the ranks")
+        for seconds, test in sorted(((seconds, test) for test, seconds in _seconds.items()), reverse=True)[:number]:
+            terminalreporter.write_line(f"{seconds:.2f}s {test}")
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Fails a test that leaves environment variables behind: later tests' jobs would inherit them."""
+    before = dict(os.environ)
+    yield
+    now = dict(os.environ)
+    changed = [name for name in sorted({*before, *now} - _LIBRARIES) if before.get(name) != now.get(name)]
+    left = [f"{name}={now.get(name)!r}, before {before.get(name)!r}" for name in changed]
+    if left:
+        os.environ.clear()
+        os.environ.update(before)
+    assert not left, f"expected the environment as the test found it, found {'; '.join(left)}"
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@
 #   bash tests/run.sh -k center       arguments go to pytest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../tools/environment.sh"
-lsam_environment train,analysis,landscape,dev
+lsam_environment train,analysis,landscape,simulate,dev
 cd "$root"
 bash tools/install_horovod.sh "$python"
 
@@ -32,4 +32,13 @@ command -v chromium chromedriver > /dev/null || bash tests/debian.sh chromium ch
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "$@"
+
+# First what runs in one process, a worker per core; then what starts MPI jobs, which take the cores themselves.
+alone=0 jobs=0
+OMP_NUM_THREADS=1 python -m pytest -m "not jobs" --numprocesses "$(nproc)" --maxprocesses 8 --dist worksteal "$@" || alone=$?
+python -m pytest -m jobs "$@" || jobs=$?
+# 5: there were no tests of this kind.
+case "$alone $jobs" in
+  "0 0" | "0 5" | "5 0") ;;
+  *) exit 1 ;;
+esac

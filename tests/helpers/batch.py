@@ -1,18 +1,19 @@
-"""Runs the MPI tests of one file together, in one job per MPI and number of ranks.
+"""Runs MPI tests together, in one job per MPI and number of ranks: Python and torch take seconds to start on each rank.
 
 A test's body is what each rank runs. The job leaves a report per test and rank, which this side turns into the test's
-outcome; a rank that outlasts the limit of a test dumps its stacks, and the test that hung and the ranks are named.
+outcome; a rank that outlasts the limit of a test dumps its stacks, and the test that hung and the ranks are named. A
+test that fails ends its job, and those after it run in another one.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.helpers.mpis import Mpi, run
+from tests.helpers.mpis import ROOT, Mpi, run
 
 LIMIT = 90.0  # seconds for one test on all ranks
 
@@ -23,36 +24,58 @@ class Report:
 
     outcome: str
     text: str
+    seconds: float
+
+
+def key(file: Path, name: str) -> str:
+    """Return the name of a test's folder and reports."""
+    return ".".join([*file.relative_to(ROOT).with_suffix("").parts, name])
 
 
 class Batch:
-    """The outcomes of one job.
+    """The outcomes of one batch.
 
     Args:
         mpi: to run on.
         ranks: their number.
-        file: of the tests.
-        names: of the test functions, in order.
+        tests: the file and the name of each test function, in order.
         folder: for the reports.
     """
 
-    def __init__(self, mpi: Mpi, ranks: int, file: Path, names: Sequence[str], folder: Path) -> None:
+    def __init__(self, mpi: Mpi, ranks: int, tests: Sequence[tuple[Path, str]], folder: Path) -> None:
         self.ranks = ranks
         self.folder = folder
-        words = [mpi.python, "-m", "mpi4py", "-m", "tests.helpers.rank", str(file), str(folder), str(LIMIT), *names]
+        self.output: dict[str, str] = {}
+        left = [f"{file}::{name}" for file, name in tests]
+        keys = [key(file, name) for file, name in tests]
+        while left:
+            output = self._job(mpi, left)
+            ended = next((i for i, name in enumerate(keys) if not self.passed(name)), len(keys) - 1) + 1
+            self.output |= dict.fromkeys(keys[:ended], output)
+            left, keys = left[ended:], keys[ended:]
+
+    def _job(self, mpi: Mpi, tests: Sequence[str]) -> str:
+        words = [mpi.python, "-m", "mpi4py", "-m", "tests.helpers.ranks", str(self.folder), str(LIMIT), *tests]
         try:
-            done = run(mpi.command(ranks, *words), timeout=LIMIT * len(names) + 60)
-            self.output = f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+            done = run(mpi.command(self.ranks, *words), timeout=LIMIT * len(tests) + 60)
+            return f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         except subprocess.TimeoutExpired as error:
-            self.output = f"the job did not end\n{error.output}\n{error.stderr}"
+            return f"the job did not end\n{error.output}\n{error.stderr}"
+
+    def passed(self, name: str) -> bool:
+        """Return whether every rank passed the test with this key."""
+        return all(report is not None and report.outcome == "passed" for _, report in self.reports(name))
+
+    def seconds(self, name: str) -> float:
+        """Return how long the test with this key took on the slowest rank."""
+        return max((report.seconds for _, report in self.reports(name) if report is not None), default=0.0)
 
     def failure(self, name: str) -> str | None:
-        """Return why a test failed, or None if every rank passed it."""
-        reports = {rank: self._report(name, rank) for rank in range(self.ranks)}
-        if all(r is not None and r.outcome == "passed" for r in reports.values()):
+        """Return why the test with this key failed, or None if every rank passed it."""
+        if self.passed(name):
             return None
         lines = []
-        for rank, report in reports.items():
+        for rank, report in self.reports(name):
             if report is None:
                 lines.append(f"rank {rank}: did not come to this test")
             elif report.outcome == "started":
@@ -61,8 +84,10 @@ class Batch:
                 lines.append(f"rank {rank}: came to the test's end and waited for the others")
             elif report.outcome == "failed":
                 lines.append(f"rank {rank}: failed\n{report.text}")
-        return "\n".join([*lines, "--- the job's output", self.output[-6000:]])
+        return "\n".join([*lines, "--- the job's output", self.output[name][-6000:]])
 
-    def _report(self, name: str, rank: int) -> Report | None:
-        path = self.folder / f"{name}-{rank}.json"
-        return Report(**json.loads(path.read_text())) if path.exists() else None
+    def reports(self, name: str) -> Iterator[tuple[int, Report | None]]:
+        """Yield what each rank said of the test with this key."""
+        for rank in range(self.ranks):
+            path = self.folder / f"{name}-{rank}.json"
+            yield rank, Report(**json.loads(path.read_text())) if path.exists() else None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,21 +90,31 @@ def _segments() -> set[Path]:
     return {path for kind in kinds for path in Path("/dev/shm").glob(kind)}
 
 
-def _remove(paths: set[Path]) -> None:
-    """Remove files once no process has mapped them: ranks take a moment to die, and another job may still run."""
-    deadline = time.monotonic() + 5
+def _remove(paths: set[Path], seconds: float = 5.0) -> None:
+    """Remove files that no process holds: ranks take a moment to die, and another job may still run."""
+    deadline = time.monotonic() + seconds
     while paths:
-        mapped = "".join(_read(maps) for maps in Path("/proc").glob("[0-9]*/maps"))
-        for path in [path for path in paths if str(path) not in mapped]:
+        held = _held()
+        for path in paths - held:
             path.unlink(missing_ok=True)
-            paths.discard(path)
+        paths = paths & held
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)
 
 
-def _read(maps: Path) -> str:
-    try:
-        return maps.read_text()
-    except OSError:  # the process has ended
-        return ""
+def _held() -> set[Path]:
+    """Return the files in /dev/shm that processes have open or mapped.
+
+    Looked at in this order: a rank that starts makes a file, maps it and closes it. MPICH's ranks find the file by its
+    name, and hang for ever in MPI_Init if another job's cleaning has taken it away meanwhile.
+    """
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # the process has ended
+            for link in (process / "fd").iterdir():
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    found.add(link.readlink())
+            lines = (process / "maps").read_text().splitlines()
+            found |= {Path(line[line.index("/dev/shm") :]) for line in lines if "/dev/shm" in line}
+    return found

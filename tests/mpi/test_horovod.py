@@ -14,6 +14,8 @@ from lsam_hpc import LSAM, InputError
 from lsam_hpc.rma import barrier
 from tests.helpers.problems import batches, closure_of, flat, network
 
+pytestmark = pytest.mark.alone  # Horovod's thread runs until the process ends
+
 
 def lsam_horovod():
     import lsam_hpc.horovod as hvd

@@ -13,7 +13,7 @@ import pytest
 from lsam_hpc import InputError
 from lsam_hpc.rma import Center, barrier
 from lsam_hpc.rma.memory import check_shared_memory
-from tests.helpers.batch import Batch
+from tests.helpers.batch import Batch, key
 
 # A node whose /dev/shm holds 20 MB, for one job.
 SMALL = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=20m tmpfs /dev/shm && exec "$@"', "sh")
@@ -64,7 +64,8 @@ def test_a_node_with_little_room_gives_one_clear_line(mpi, tmp_path):
     if probe.returncode != 0:
         pytest.skip(f"mount namespaces are not allowed here: {probe.stderr.strip()}")
     small = replace(mpi, mpiexec=(*SMALL, *mpi.mpiexec))
-    why = Batch(small, 2, Path(__file__), ["in_twenty_megabytes"], tmp_path).failure("in_twenty_megabytes")
+    body = (Path(__file__), "in_twenty_megabytes")
+    why = Batch(small, 2, [body], tmp_path).failure(key(*body))
     assert why is None, why
 
 

@@ -99,13 +99,14 @@ def test_a_disturbed_job_goes_on(
 ) -> None:
     chance = random.Random(f"{how} {trial}")
     mpi = (openmpi, mpich)[(trial + ("signal", "preemption").count(how)) % 2]
-    command = TRAIN
-    if how == "time-limit":  # Slurm looks every 30 s whose time is up: half of this run must last longer
-        command = command.replace("-m lsam_hpc train", f"{ROOT}/tests/slurm/slow_train.py 0.06")
+    command, moment = TRAIN, int(PERIOD * chance.uniform(1.2, 3))
+    if how == "time-limit":  # Slurm looks every 30 s whose time is up: what is left of this run must last longer
+        seconds = 45 / ((STEPS - moment) / 2)
+        command = command.replace("-m lsam_hpc train", f"{ROOT}/tests/slurm/slow_train.py {moment // 2} {seconds:.3f}")
     script = edited("preemptible", folder, mpi, SRUN[mpi.name], command, nodes=2, ntasks_per_node=1, time="00:10:00")
     job = submitted(cluster, script, *(["--partition=low"] if how == "preemption" else []))
     if how != "nothing":
-        reached = job.until_step(int(PERIOD * chance.uniform(1.2, 3)), LIMIT)
+        reached = job.until_step(moment, LIMIT)
         disturb(cluster, job, how)
         went_on = continued(job)
         if how in ("signal", "time-limit"):
