@@ -62,6 +62,7 @@ class Options:
     sketch_states: str = _option("sample,center", "what is sketched, of sample, center and perturbation")
     snapshot_every: str = _option("none", "steps between full states, or log: after 1, 2, 4, 8, ... steps")
     snapshot_states: str = _option("sample,center", "what is kept in full, of sample, center and perturbation")
+    snapshot_ranks: str = _option("all", "whose states are kept in full: all, first")
     snapshot_dtype: str = _option("float32", "of snapshots on disk")
     snapshot_compression: str = _option("gzip", "of snapshots on disk")
     flush_seconds: float = _option(5.0, "how old a logged row may get before it is on disk")

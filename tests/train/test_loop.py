@@ -7,9 +7,9 @@ import torch
 
 from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.config import TrainConfig
-from lsam_hpc.train.parts import lr_factor
 from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.train.models import MODELS
+from lsam_hpc.train.parts import lr_factor
 
 
 @pytest.mark.parametrize(("name", "count"), [("mlp", 118_282), ("cnn", 57_130), ("resnet18", 11_173_962)])
