@@ -48,6 +48,8 @@ RULES = {
         {"h5py"},
     ),
     "compare": ({"errors", "files", "optionfile", "trajectory", "landscape", "train"}, {"h5py", "mpi4py", "horovod"}),
+    "simulate": ({"errors", "optionfile", "trajectory"}, {"torch", "mpi4py", "h5py", "horovod"}),
+    "replay": ({"errors", "text", "optim", "train", "simulate"}, {"h5py", "horovod"}),
     "preflight": ({"errors"}, {"torch", "numpy", "h5py", "horovod"}),
     "launch": (
         {"errors", "arguments", "text", "optionfile", "preflight", "rma", "horovod", "lsam_hpc"},
@@ -70,6 +72,9 @@ RULES = {
             "tools",
             "sketches",
             "compare",
+            "optionfile",
+            "simulate",
+            "replay",
         },
         {"h5py"},
     ),

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
+from lsam_hpc.tools.bench_base import Report, Row, caption, markdown
 from mpi4py import MPI
 
 from lsam_hpc.rma import Progress, barrier
 from lsam_hpc.rma.half import HalfCenter
 
+TITLE = "The helper thread"
 BLOCK = 0.1  # seconds of work that are measured at a time
 
 
-def measure(repeats: int) -> list[dict[str, str | float]]:
-    """Return a row per kind of helper, with the mean of all ranks; no rows on ranks above 0.
+def measure(repeats: int, quick: bool) -> list[Row]:
+    """Return a row per kind of helper, with the mean of all ranks; see `bench_base.Benchmark`.
 
     What is lost is the part of a core's throughput that goes to the helper, where no core is idle: from the CPU time of
     the rank's process for the same work with the helper and without. So other programs on the machine disturb it less
@@ -31,18 +33,34 @@ def measure(repeats: int) -> list[dict[str, str | float]]:
     comm = MPI.COMM_WORLD
     a, b = torch.randn(512, 512), torch.randn(16)
     kinds: dict[str, Callable[[], object]] = {"products": lambda: a @ a, "small operations": lambda: b + b}
-    lost = {kind: _lost(comm, repeats, _block(comm, work)) for kind, work in kinds.items()}
-    rows: list[dict[str, str | float]] = [
+    lost = {
+        kind: _lost(comm, repeats, _block(comm, work, BLOCK / 10 if quick else BLOCK)) for kind, work in kinds.items()
+    }
+    rows: list[Row] = [
         {"helper": helper, **{f"lost, {kind}, %": 100 * lost[kind][helper] for kind in kinds}}
         for helper in lost["products"]
     ]
     return rows if comm.rank == 0 else []
 
 
-def _block(comm: MPI.Intracomm, work: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that does the work for about BLOCK seconds, equally often on all ranks and at each call."""
+def page(reports: Sequence[Report]) -> str:
+    """Return the section of docs/performance.md; see `bench_base.Benchmark`."""
+    text = """\
+What the thread that keeps MPI going takes from a rank that computes, by the CPU time of the rank's process for the same
+work with it and without. It runs only where ranks span nodes or the MPI needs it, and with a half-precision wire.
+
+"""
+    text += "".join(f"{caption(report)}\n{markdown(report.rows)}\n" for report in reports)
+    return (
+        text
+        + "Nearly all of a round is the waking of a thread, so a round five times as often costs a few times as much.\n"
+    )
+
+
+def _block(comm: MPI.Intracomm, work: Callable[[], object], seconds: float) -> Callable[[], None]:
+    """Return a function that does the work for about so many seconds, equally often on all ranks and at each call."""
     count, began = 0, time.process_time()
-    while time.process_time() - began < BLOCK:
+    while time.process_time() - began < seconds:
         work()
         count += 1
     count = comm.bcast(count)

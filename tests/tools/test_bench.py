@@ -1,47 +1,114 @@
 """The benchmarks run and say what they measured; what they say of speed is not a test."""
 
 import json
+import sys
 
 import pytest
-from lsam_hpc.tools.bench import medians
+from lsam_hpc.tools import bench
+from lsam_hpc.tools.bench_base import Report, medians
 
 from lsam_hpc import InputError
 from lsam_hpc.cli import main
-from tests.helpers.mpis import run
+from tests.helpers.mpis import available, run
+
+QUICK = ("--quick", "--repeats", "1")
+# Several in one job, as most of the time goes into starting one.
+TOGETHER = """
+import sys
+from lsam_hpc.cli import main
+for name in sys.argv[2:]:
+    code = main(["bench", name, "--quick", "--repeats", "1", "--json", f"{sys.argv[1]}/{name}.json"])
+    assert code == 0, name
+"""
+
+
+def checked(path, ranks):
+    """Return a report that was written by a quick run, after looking at what every one holds."""
+    report = Report.read(path)
+    assert report.quick
+    assert report.machine["ranks"] == str(ranks)
+    assert report.command.endswith(f"lsam bench {report.benchmark} --repeats 1 --quick")
+    assert report.command.startswith("mpirun") == (ranks > 1)
+    page = bench.load(report.benchmark).page([report])
+    assert "the numbers mean nothing" in page
+    assert f"`{report.command}`" in page
+    return report
 
 
 @pytest.mark.slow
-def test_bench_optimizer_writes_its_numbers(tmp_path, capsys):
-    assert main(["bench", "optimizer", "--repeats", "1", "--json", str(tmp_path / "b.json")]) == 0
-    report = json.loads((tmp_path / "b.json").read_text())
-    assert [row["model"] for row in report["rows"]] == ["ResNet-18", "2,000 small tensors"]
-    assert all(
-        value > 0 for row in report["rows"] for key, value in row.items() if key in ("memcpy ms", "stale / base")
-    )
-    assert "ours / theirs" in capsys.readouterr().out
+@pytest.mark.parametrize("name", ["optimizer", "log"])
+def test_benchmarks_without_mpi(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # pytorch_optimizer would
+    assert main(["bench", name, *QUICK, "--json", str(tmp_path / "b.json")]) == 0
+    report = checked(tmp_path / "b.json", 1)
+    assert all(v != 0 for row in report.rows for v in row.values())
+    assert next(key for key in report.rows[0] if key) in capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "row"),
-    [("exchange", "training thread held up"), ("straggler", "own rates, summed"), ("progress", "1 ms")],
-)
-def test_benchmarks_of_several_ranks_write_their_numbers(name, row, mpi, tmp_path):
-    file = tmp_path / "b.json"
-    words = (mpi.python, "-m", "lsam_hpc", "bench", name, "--repeats", "1", "--json", str(file))
-    done = run(mpi.command(2, *words), timeout=240)
+def test_bench_train_times_lsam_train(tmp_path):
+    words = (sys.executable, "-m", "lsam_hpc", "bench", "train", *QUICK, "--json", str(tmp_path / "b.json"))
+    done = run([*words], timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads(file.read_text())["rows"]
-    assert any(row in str(next(iter(r.values()))) for r in rows)
+    rows = checked(tmp_path / "b.json", 1).rows
+    assert [row[""] for row in rows] == ["mlp, batch 32, SGD", "mlp, batch 32, LSAM"]
+    for row in rows:
+        ours, bare = row["lsam train, images/s"], row["bare loop, images/s"]
+        assert row["lsam train : bare"] == pytest.approx(ours / bare)
+        assert row["more per step, us"] == pytest.approx(1e6 * 32 * (1 / ours - 1 / bare))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["exchange", "straggler"])
-def test_benchmarks_of_several_ranks_want_several(name, mpi):
-    words = (mpi.python, "-m", "lsam_hpc", "bench", name)
-    one = run(mpi.command(1, *words), timeout=240)
+def test_benchmarks_of_several_ranks(tmp_path):
+    mpi = next(iter(available().values()))
+    firsts = {
+        "exchange": "training thread held up",
+        "straggler": "own rates, summed",
+        "progress": "1 ms",
+        "growth": 1000,
+    }
+    done = run(mpi.command(2, mpi.python, "-c", TOGETHER, str(tmp_path), *firsts), timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reports = {name: checked(tmp_path / f"{name}.json", 2) for name in firsts}
+    for name, first in firsts.items():
+        assert first in [next(iter(row.values())) for row in reports[name].rows]
+    assert done.stdout.count("repeats: 1") == len(firsts)  # of one rank
+    model, huge = reports["growth"].rows
+    assert model["SAM step ms"] > 0
+    assert "GB needed" in huge["skipped"]
+    assert huge["SAM step ms"] == ""
+
+
+@pytest.mark.slow
+def test_growth_counts_the_copies_of_a_model(tmp_path):
+    """Of 3 million parameters: what a stage keeps in memory is found again, with what ranks share counted once."""
+    mpi = next(iter(available().values()))
+    code = """
+import ctypes, sys
+import torch
+from mpi4py import MPI
+from lsam_hpc import rma
+from lsam_hpc.tools import bench_growth
+comm, size = MPI.COMM_WORLD, 3_000_000
+before = bench_growth._held(comm)
+own = torch.ones(size)
+with rma.Center(comm, size) as center:
+    center.read(own.numpy())
+    center.add(own.numpy())
+    rma.barrier(comm)
+    held = bench_growth._held(comm) - before
+total = comm.allreduce(held) / 4 / size
+assert abs(total - (comm.size + 1)) < 0.1, total
+"""
+    done = run(mpi.command(2, mpi.python, "-c", code), timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_benchmark_of_several_ranks_wants_several():
+    mpi = next(iter(available().values()))
+    one = run(mpi.command(1, mpi.python, "-m", "lsam_hpc", "bench", "exchange"), timeout=60)
     assert one.returncode == 2
-    assert one.stderr.count("expected 2 ranks or more") == 1
+    assert one.stderr.count("expected 2 ranks or more, as in mpirun -n 2 lsam bench exchange, found 1") == 1
 
 
 def test_medians_are_taken_in_turn_and_without_the_first_ones():
@@ -51,7 +118,7 @@ def test_medians_are_taken_in_turn_and_without_the_first_ones():
     assert set(found) == {"a", "b"}
 
 
-@pytest.mark.parametrize("argv", [["bench", "nothing"], ["bench", "optimizer", "--repeats", "0"]])
+@pytest.mark.parametrize("argv", [["bench", "nothing"], ["bench", "optimizer", "--repeats", "0"], ["bench", "report"]])
 def test_bad_usage(argv, capsys):
     try:
         code = main(argv)
@@ -59,3 +126,10 @@ def test_bad_usage(argv, capsys):
         code = None
     assert code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_report_outlasts_its_file(tmp_path):
+    report = Report("log", "lsam bench log", 3, False, {"ranks": "1"}, [{"": "a", "x": 0.1 + 0.2}])
+    report.write(tmp_path / "r.json")
+    assert Report.read(tmp_path / "r.json") == report
+    assert json.loads((tmp_path / "r.json").read_text())["rows"][0]["x"] == 0.1 + 0.2

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Measures all that docs/performance.md tells of and writes the page: bash docs/benchmarks/run.sh [RANKS...], with lsam and
+# its mpirun on the PATH. RANKS: of the growth benchmark; default: 1 2 4 8. It wants the machine for itself: any other work
+# shows in the numbers. 8 ranks of the largest model need 22 GB of memory; what does not fit is left out, and the page says
+# so. REPEATS=3 makes it short, to see that it runs.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+out=docs/benchmarks
+export OMP_NUM_THREADS=1
+flags=()
+if mpirun --version | grep -q "Open MPI"; then # it wants to be told of more ranks than cores
+  flags=(--bind-to none --oversubscribe)
+  export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx} # the wheel's UCX warns at each window
+fi
+
+bench() { # NAME RANKS REPEATS
+  local launch=()
+  if (($2 > 1)); then launch=(mpirun "${flags[@]}" -n "$2"); fi
+  echo "== $(date +%T) $1, ranks: $2"
+  "${launch[@]}" lsam bench "$1" --repeats "${REPEATS:-$3}" --json "$out/$1-$2.json"
+}
+
+bench optimizer 1 30
+bench train 1 30
+bench exchange 2 20
+bench exchange 4 20
+bench straggler 4 30
+bench horovod 2 30
+for ranks in ${*:-1 2 4 8}; do bench growth "$ranks" 30; done
+bench progress 2 30
+bench log 1 30
+lsam bench report "$out"
+echo "== $(date +%T) done"

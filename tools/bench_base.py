@@ -1,0 +1,170 @@
+"""What all benchmarks share: rows, medians taken in turn, the machine's description, and their part of the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from lsam_hpc.errors import InputError
+
+Row = dict[str, str | float]
+Timed = dict[str, tuple[Callable[[], object], Callable[[], object]]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run of a benchmark found.
+
+    Args:
+        benchmark: its name.
+        command: that ran it.
+        repeats: of which medians were taken.
+        quick: at sizes so small that the numbers mean nothing.
+        machine: what `machine` returns.
+        rows: name -> value, the same names in each row.
+    """
+
+    benchmark: str
+    command: str
+    repeats: int
+    quick: bool
+    machine: dict[str, str]
+    rows: list[Row]
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> Report:
+        """Return what `write` wrote.
+
+        Raises:
+            InputError: the file cannot be read, or holds something else.
+        """
+        try:
+            return Report(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: expected what lsam bench NAME --json writes, found: {error}") from error
+
+
+class Benchmark(Protocol):
+    """A module that measures something and writes of it."""
+
+    TITLE: str  # of its section of docs/performance.md
+
+    def measure(self, repeats: int, quick: bool) -> list[Row]:
+        """Return the rows; none on ranks above 0.
+
+        Args:
+            repeats: of which medians are taken.
+            quick: take sizes so small that only the way through is tried.
+        """
+
+    def page(self, reports: Sequence[Report]) -> str:
+        """Return the section of docs/performance.md, its numbers from the reports, in Markdown without the title."""
+
+
+def medians(repeats: int, timed: Mapping[str, tuple[Callable[[], object], Callable[[], object]]]) -> dict[str, float]:
+    """Return the median seconds of several things, measured in turn so that a slow moment meets all of them.
+
+    Args:
+        repeats: number of measurements of each, after a tenth as many that do not count.
+        timed: name -> (what is done before, untimed; what is timed).
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for repeat in range(-max(1, repeats // 10), repeats):
+        for name, (before, work) in timed.items():
+            before()
+            began = time.perf_counter()
+            work()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def ranks() -> tuple[int, str]:
+    """Return the number of ranks and the MPI library; (1, "none") where MPI was not started."""
+    if "mpi4py.MPI" not in sys.modules or not sys.modules["mpi4py.MPI"].Is_initialized():
+        return 1, "none"
+    from mpi4py import MPI
+
+    vendor, numbers = MPI.get_vendor()
+    return MPI.COMM_WORLD.size, f"{vendor} {'.'.join(map(str, numbers))}"
+
+
+def machine() -> dict[str, str]:
+    """Return what a reader needs to know of the machine, and of the moment: ask before measuring."""
+    import torch
+
+    models = [
+        line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")
+    ]
+    count, library = ranks()
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "mpi": library,
+        "ranks": str(count),
+        "load": f"{os.getloadavg()[0]:.2f}",
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def number(value: str | float) -> str:
+    """Return a cell's text: three digits that count, without an exponent where it can be."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def markdown(rows: Sequence[Row], names: Sequence[str] | None = None) -> str:
+    """Return rows as a table; columns that are empty everywhere are left out."""
+    names = [n for n in names or rows[0] if any(row[n] != "" for row in rows)]
+    lines = [names, ["---"] * len(names), *([number(row[n]) for n in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def caption(report: Report) -> str:
+    """Return what ran and where, a line to go over a table."""
+    about = report.machine
+    text = f"`{report.command}`, {about['date']}, load {about['load']} before it"
+    text += f"; {about['ranks']} ranks of {about['mpi']}" if int(about["ranks"]) > 1 else ""
+    return text + ("; **quick: the numbers mean nothing**" if report.quick else "") + ":\n"
+
+
+def aim(what: str, found: float, limit: float, at_most: bool = True) -> str:
+    """Return a line of a list: what was aimed at, what was found, and whether that will do."""
+    met = found <= limit if at_most else found >= limit
+    word = "at most" if at_most else "at least"
+    return f"* {what}: {number(found)}; the aim was {word} {number(limit)}: {'met' if met else '**missed**'}.\n"
+
+
+def row(report: Report, first: str) -> Row:
+    """Return the row whose first cell is a text."""
+    return next(r for r in report.rows if next(iter(r.values())) == first)
+
+
+def value(report: Report, first: str, name: str) -> float:
+    """Return a number of the row whose first cell is a text."""
+    found = row(report, first)[name]
+    return float(found)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,95 @@
+"""What `lsam bench growth` found, in words, tables and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from lsam_hpc.tools.bench_base import Report, Row, caption, markdown, number
+
+from lsam_hpc.landscape.figures import figure, save
+
+TITLE = "Growth"
+FIGURE = "growth"
+LARGE = 1_000_000  # parameters, from which on fixed costs are small
+BEYOND = 10_000_000  # from which on no cache holds them
+TIMES = ("memcpy ms", "SGD step ms", "LSAM step ms", "exchange ms", "held up ms")
+CENTER, LIMIT = "center more, models", "center's limit, models"
+
+
+def page(reports: Sequence[Report]) -> str:
+    """Return the section of docs/performance.md; see `bench_base.Benchmark`."""
+    text: str = """\
+What a rank holds and takes against the size of the model, with gradients given. Memory is in models of 4 bytes per
+parameter: SGD with momentum holds three (parameters, gradients, momentum); SAM, the center and the log's sketches come
+on top. What ranks share counts once, in parts. The aim for the center is two staging buffers and the rank's 1/R of y.
+Times are of a copy of the model, and of a step with an exchange every 4 steps; "held up" is the training thread's part
+of an exchange. All ranks work at once: with more of them than cores, they wait for a core.
+
+"""
+    for report in reports:
+        text += f"{caption(report)}\n{markdown(report.rows)}\n"
+    rows = [row for report in reports for row in report.rows if row["skipped"] == "" and row["parameters"] >= LARGE]
+    if not rows:
+        return text
+    text += f"![memory and times against the number of parameters](figures/{FIGURE}.png)\n\n"
+    most = max(float(row[CENTER]) / float(row[LIMIT]) for row in rows)
+    met = "met" if most <= 1.02 else "**missed**"
+    text += f"* From {LARGE:,} parameters on, the center holds at most {number(most)} of its limit of two buffers and "
+    text += f"1/R of a model: {met}.\n"
+    table = list(_exponents(reports))
+    if not table:
+        return text
+    worst, name = max((float(row[name]), name) for row in table for name in row if name != "ranks")
+    linear = "nothing grows faster than linearly" if worst <= 1.1 else "**this is more than linear**"
+    text += (
+        f"* From {BEYOND:,} parameters on, the largest exponent of the size is {number(worst)} ({name}): {linear}.\n"
+    )
+    text += "\nExponents of the size from there on; 1 is linear. Below, caches hold a part, also of what is copied.\n\n"
+    return f"{text}{markdown(table)}"
+
+
+def draw(reports: Sequence[Report], path: Path) -> None:
+    """Draw memory and times against the size, a line for each number of ranks.
+
+    Args:
+        reports: of this benchmark.
+        path: of the figure, .png or .svg.
+    """
+    with figure(9.5, 3.4, cols=3) as (drawing, axes):
+        axes = axes[0]
+        for report in reports:
+            rows = [row for row in report.rows if row["skipped"] == ""]
+            sizes = np.array([float(row["parameters"]) for row in rows])
+            count = int(report.machine["ranks"])
+            memory = sizes * np.array([float(row[CENTER]) for row in rows]) * 4e-6
+            label = f"{count} rank{'s' * (count > 1)}"
+            axes[0].loglog(sizes, memory, ".-", label=label)
+            for axis, name in zip(axes[1:], ("LSAM step ms", "exchange ms"), strict=True):
+                axis.loglog(sizes, [float(row[name]) for row in rows], ".-")
+        for axis, name in zip(axes, ("the center's memory per rank, MB", "LSAM step, ms", "exchange, ms"), strict=True):
+            low, high = axis.get_xlim()
+            bottom = axis.get_ylim()[0]
+            axis.loglog([low, high], [bottom, bottom * high / low], "--", color="0.6", lw=0.8, label="linear")
+            axis.set(xlabel="parameters", title=name, xlim=(low, high))
+        axes[0].legend()
+        save(drawing, path)
+
+
+def _exponents(reports: Sequence[Report]) -> Iterator[Row]:
+    for report in reports:
+        rows = [r for r in report.rows if r["skipped"] == "" and float(r["parameters"]) >= BEYOND]
+        if len(rows) < 2:
+            continue
+        sizes = np.array([float(row["parameters"]) for row in rows])
+        found: Row = {"ranks": report.machine["ranks"]}
+        found["memory"] = _slope(sizes, sizes * [float(row[CENTER]) for row in rows])
+        for name in TIMES:
+            found[name.removesuffix(" ms")] = _slope(sizes, [float(row[name]) for row in rows])
+        yield found
+
+
+def _slope(x: object, y: object) -> float:
+    """Return the exponent of the power law through points, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(np.asarray(x, float)), np.log(np.asarray(y, float)), 1)[0])

@@ -1,0 +1,180 @@
+"""`lsam bench simulate`: the simulator against real jobs on this machine, with what one and two ranks measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lsam_hpc.tools.bench_base import machine as describe_machine
+from lsam_hpc.tools.bench_base import number
+
+from lsam_hpc.arguments import Parser
+from lsam_hpc.errors import InputError
+from lsam_hpc.simulate.describe import Job, Machine
+from lsam_hpc.simulate.result import Result, simulate
+from lsam_hpc.text import columns
+
+PARAMETERS = 1_000_000
+PAUSE, PRODUCTS = 0.02, 4  # a pass: a pause as in `lsam bench straggler`, or so many products of matrices
+SLOWER = 4
+PERIOD = 4
+Start = Callable[[int, list[str]], list[str]]  # ranks, a Python program's arguments -> a command
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of job.
+
+    Args:
+        name: for the table.
+        pause: seconds of a pass in which the CPU idles.
+        products: of matrices in a pass.
+        slower: how many times longer the last rank's passes are.
+    """
+
+    name: str
+    pause: float
+    products: int
+    slower: float
+
+
+CASES = (
+    Case("pauses", PAUSE, 0, 1),
+    Case("pauses, one rank 4x", PAUSE, 0, SLOWER),
+    Case("computed", 0.0, PRODUCTS, 1),
+    Case("computed, one rank 4x", 0.0, PRODUCTS, SLOWER),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the jobs, print simulated against measured; return the exit code."""
+    parser = Parser(prog="lsam bench simulate", description="Compare the simulator with real jobs on this machine.")
+    parser.add_argument("--np", default="1,2,4,8", help="numbers of ranks (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each job (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers and the machine's description there")
+    given = parser.parse_args(argv)
+    try:
+        counts = [int(word) for word in given.np.split(",")]
+    except ValueError as error:
+        raise InputError(f"--np: expected numbers of ranks such as 1,2,4, found {given.np}") from error
+    about = describe_machine()
+    rows = [row for case in CASES for row in compare(case, counts, given.seconds, mpirun)]
+    print(columns([tuple(rows[0]), *(tuple(map(number, row.values())) for row in rows)]))
+    print(", ".join(f"{key}: {value}" for key, value in about.items()))
+    if given.json:
+        report = {"benchmark": "simulate", "machine": about, "rows": rows}
+        Path(given.json).write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def mpirun(ranks: int, words: list[str]) -> list[str]:
+    """Return the command that starts a Python program on ranks of this machine."""
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    if found is None:
+        raise InputError("bench simulate: expected mpirun on the PATH, found none")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    # Ranks may be more than cores here.
+    flags = ["--bind-to", "none", "--oversubscribe", "--mca", "osc", "^ucx"] if "Open MPI" in version else []
+    return [found, *flags, "-n", str(ranks), sys.executable, "-m", "mpi4py", *words]
+
+
+def compare(case: Case, counts: Sequence[int], seconds: float, start: Start) -> list[dict[str, str | float]]:
+    """Return a row for each number of ranks: simulated and measured throughput and mean staleness."""
+    rows: list[dict[str, str | float]] = []
+    for count in counts:
+        # Measured anew each time, so that other load on the machine meets both.
+        job, machine = measure(case, seconds / 2)
+        real = run(start, count, loop(case, seconds, PERIOD))
+        rows.append(row(case.name, count, real, predict(case, job, machine, count, seconds)))
+        print(*map(number, rows[-1].values()), sep=", ", file=sys.stderr, flush=True)
+    return rows
+
+
+def row(name: str, ranks: int, real: Rows, guess: Result) -> dict[str, str | float]:
+    """Return what was measured and what was simulated, side by side."""
+    rate = sum(r["rate"] for r in real)
+    exchanges = sum(r["exchanges"] for r in real)
+    stale, seconds = (
+        sum(r[what] * r["exchanges"] for r in real) / max(1, exchanges) for what in ("staleness", "seconds")
+    )
+    return {
+        "": name,
+        "ranks": float(ranks),
+        "steps/s": rate,
+        "simulated": guess.rate,
+        "error %": 100 * (guess.rate / rate - 1),
+        "staleness": stale,
+        "simulated ": guess.staleness.mean,
+        "error % ": 100 * (guess.staleness.mean / stale - 1) if stale else 0.0,
+        "exchanges": float(exchanges),
+        "exchange ms": 1e3 * seconds,
+        "simulated  ": 1e3 * guess.exchange.mean,
+        "load": os.getloadavg()[0],
+    }
+
+
+def predict(case: Case, job: Job, machine: Machine, ranks: int, seconds: float, nodes: int = 1) -> Result:
+    """Return the simulated run of so many ranks on so many nodes of such machines."""
+    last = {ranks - 1: case.slower}
+    job = replace(job, ranks=ranks, factors=last, work_factors=last if case.products else {})
+    return simulate(job, replace(machine, ranks_per_node=ranks // nodes), seconds)
+
+
+def measure(case: Case, seconds: float) -> tuple[Job, Machine]:
+    """Return what one rank does with and without exchanges, and two with the windows."""
+    balanced = replace(case, slower=1)
+    own = run(mpirun, 1, loop(balanced, seconds, 0))[0]
+    once = run(mpirun, 1, loop(balanced, seconds, PERIOD))[0]
+    windows = run(mpirun, 2, {"what": "exchange", "parameters": PARAMETERS, "repeats": 30, "products": PRODUCTS})
+    alone, together = windows[0], {k: max(w[k] for w in windows) for k in windows[0]}
+    copy = alone["copy alone"]
+    size = 4 * PARAMETERS
+    cores = min(2.0, max(1.0, 2 * alone["products alone"] / together["products together"]))
+    read, add = alone["read alone"] / copy, alone["add alone"] / copy
+    step = 1 / own["rate"]
+    job = Job(1, PARAMETERS, step, work=min(step, own["work"]) if case.pause else step, period=PERIOD)
+    machine = Machine(
+        "this", ranks_per_node=1, cores=cores * (os.cpu_count() or 2) / 2, copy=size / copy,
+        memory=max(2 * size / together["copy together"], size / copy),
+        nic=1e9, rank_rate=1e9, latency=1e-4, read_factor=read, add_factor=add,
+        arithmetic=max(0.0, once["seconds"] / copy - read - add), held=once["blocked"] / copy,
+    )  # fmt: skip
+    return job, machine
+
+
+def loop(case: Case, seconds: float, period: int) -> dict[str, Any]:
+    """Return what `bench_simulate_job` is told."""
+    return {"what": "loop", "seconds": seconds, "period": period, "pause": case.pause, "products": case.products,
+            "slower": case.slower, "parameters": PARAMETERS}  # fmt: skip
+
+
+def run(start: Start, ranks: int, what: dict[str, Any]) -> Rows:
+    """Run a job and return what each rank found."""
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        words = ["-m", "lsam_hpc.tools.bench_simulate_job", json.dumps(what), str(out)]
+        done = subprocess.run(
+            start(ranks, words), env={**os.environ, **root, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+            timeout=120 + 10 * what.get("seconds", 0), check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise InputError(
+                f"bench simulate: expected a job of {ranks} ranks to run, found: {done.stderr.strip()[-300:]}"
+            )
+        rows: Rows = json.loads(out.read_text())
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
