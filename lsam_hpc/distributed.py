@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -24,9 +23,9 @@ from lsam_hpc.optim.coupler import shared_tensors
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.hyper import BUDGETS, SCHEDULES, Budget, Coupling, Hyper, Schedule, check_hyperparameters
 from lsam_hpc.optim.options import AscentOptions, check_options
+from lsam_hpc.optim.smoothed import SmoothedLoss
 from lsam_hpc.optim.witness import Witness
 
-SMOOTHING = 0.9  # of the published loss, per step
 STOP = 1 << 40  # added to the tickets when all chains are to end: more than any budget
 
 
@@ -149,11 +148,11 @@ class LSAM(lsam.LSAM):
         self.comm = comm
         self.stopped = False  # `steps` ended because a rank called `stop`
         self._closed = False
-        self._smoothed: Tensor | None = None
-        self._loss = torch.full((), math.nan)
+        self._loss = SmoothedLoss()
         self.lockstep = schedule == "lockstep"
         self._equal_shares = budget == "per-rank" or self.lockstep
         self.links = Links(comm, host, link, schedule == "lockstep", seed)
+        del start, host  # a model's size of memory
         group = self.links.group
         if group is not None:
             ascent["average"] = group
@@ -251,23 +250,14 @@ class LSAM(lsam.LSAM):
 
     def observe(self, loss: Tensor | float) -> None:
         """Tell the others this chain's mini-batch loss; `step` does it, loops in phases do it for topology `leader`."""
-        with torch.no_grad():
-            new = torch.as_tensor(loss, dtype=torch.float32).detach()
-            if self._smoothed is None:
-                self._smoothed = self._loss.to(new.device)
-                self._loss = self._loss.pin_memory() if new.is_cuda else self._loss.clone()
-            old = self._smoothed
-            # One loss that overflowed says nothing of the next.
-            step = torch.where(old.isfinite(), old.lerp(new, 1 - SMOOTHING), new)
-            self._smoothed = torch.where(new.isfinite(), step, old)
-            self._loss.copy_(self._smoothed, non_blocking=True)  # nobody waits: it may be read a step late
+        self._loss.add(loss)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the chain's state and, under "center", y and its counts as they are now."""
         state = super().state_dict()
         y = torch.empty(self.links.center.size, dtype=self._coupler.dtype)
         self.links.center.look(y)
-        state["loss"] = self._loss.item()
+        state["loss"] = self._loss.value
         state["center"] = {"y": y, "version": self.links.center.version, "tickets": self.links.tickets.value % STOP}
         return state
 
@@ -296,15 +286,14 @@ class LSAM(lsam.LSAM):
         own = rma.agree(self.comm, check)
         rma.agree(self.comm, load)
         first = self.comm.bcast(own)
-        self._loss.fill_(state_dict["loss"])
-        self._smoothed = None
+        self._loss.set(state_dict["loss"])
         self.links.load(own if self.links.windows is None else first, state_dict["lsam"]["sample"], first["tickets"])
         self.links.peers.beat(self.local_step, self.total_step, state_dict["loss"])
         rma.barrier(self.comm)
 
     def _finish(self) -> None:
         super()._finish()
-        self.links.peers.beat(self.local_step, self.total_step, self._loss.item())
+        self.links.peers.beat(self.local_step, self.total_step, self._loss.value)
 
     def _claim(self) -> int:
         before = self.total_step

@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim import parallel
+from lsam_hpc.optim import parallel, radius0
 from lsam_hpc.optim.amp import Pass, forget, unscale, unscaled
 from lsam_hpc.optim.batchnorm import Frozen
 from lsam_hpc.optim.gradients import Gradients, check_dense, check_real, clear, present, take
@@ -142,7 +142,7 @@ class SAM(Optimizer):
 
         Args:
             closure: clears the gradients, computes the loss, calls backward (of `scaler.scale(loss)` with a scaler) and
-                returns the loss; called once or twice, on the same mini-batch.
+                returns the loss; called once (stale, or rho 0) or twice, on the same mini-batch.
             scaler: of mixed precision; the caller calls its `update` afterwards.
 
         Returns:
@@ -159,6 +159,9 @@ class SAM(Optimizer):
             loss, last, finite = parallel.passes(self, closure, scaler)
             # After an overflow the next step starts afresh, as the first one did.
             self.last, self._overflow = (last, False) if finite else (Gradients([], []), True)
+        elif self.ascent == "exact" and radius0.applies(self._rho, self.param_groups):
+            self._begin(scaler)
+            loss = radius0.one_pass(self, closure, scaler)
         else:
             loss = closure() if self.ascent == "exact" else None
             self.perturb(scaler)

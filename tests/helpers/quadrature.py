@@ -238,7 +238,7 @@ class Replicas:
     ) -> None:
         self.x = nn.Parameter(start.clone())
         self._gradient = gradient
-        self._ascents = itertools.cycle([True, False])
+        self._ascents = itertools.cycle([True, False] if rho else [False])  # without a radius there is one pass
         base = torch.optim.SGD([self.x], lr=lr)
         self.opt = LSAM(base, center, rho * math.sqrt(len(start)), coupling="kernel", **options)
 

@@ -499,3 +499,57 @@ def test_a_copy_is_whole_and_independent():
     opt.step(closure_of(model, opt, x, y))
     twin.step(closure_of(twin_model, twin, x, y))
     assert torch.equal(flat(model), flat(twin_model))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_without_a_radius_a_step_is_the_base_optimizer_s_in_one_pass(scaled):
+    torch.manual_seed(0)
+    model, calls = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)), []
+    plain = copy.deepcopy(model)
+    x, y = torch.randn(8, 6), torch.randint(3, (8,))
+    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.0, model=model)
+    base = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0) if scaled else None
+
+    def closure():
+        calls.append(1)
+        opt.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        (scaler.scale(loss) if scaler else loss).backward()
+        return loss
+
+    for step in range(5):
+        base.zero_grad()
+        functional.cross_entropy(plain(x), y).backward()
+        norm = torch.linalg.vector_norm(torch.cat([p.grad.ravel() for p in plain.parameters()]))
+        base.step()
+        opt.step(closure, scaler)
+        if scaler:
+            scaler.update()
+        assert len(calls) == step + 1
+        torch.testing.assert_close(opt.grad_norm, norm)
+        assert opt.perturbation_norm == 0
+    for ours, theirs in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0 if not scaled else 1e-5, atol=0 if not scaled else 1e-7)
+
+
+def test_a_radius_that_is_a_function_or_that_somebody_sets_counts():
+    model, calls = nn.Linear(3, 1), []
+    x = torch.randn(4, 3)
+    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=lambda step: float(step > 0))
+
+    def closure():
+        calls.append(1)
+        opt.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    opt.step(closure)
+    assert len(calls) == 4
+    assert opt.perturbation_norm > 0
+    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.0)
+    opt.param_groups[0]["rho"] = 0.1
+    opt.step(closure)
+    assert len(calls) == 6

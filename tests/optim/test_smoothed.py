@@ -1,0 +1,26 @@
+"""The smoothed loss against its closed form."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lsam_hpc.optim.smoothed import SmoothedLoss
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_an_exponential_mean_that_leaves_out_what_is_not_finite(kind):
+    losses = [3.0, math.inf, 1.0, math.nan, 2.0, 0.5]
+    mean = SmoothedLoss()
+    assert math.isnan(mean.value)
+    for loss in losses:
+        mean.add(kind(loss))
+    finite = np.array([loss for loss in losses if math.isfinite(loss)])
+    # The first has weight 0.9^3, each later one 0.1 * 0.9^(steps since).
+    weights = 0.9 ** np.arange(len(finite))[::-1] * np.array([1.0, 0.1, 0.1, 0.1])
+    assert weights.sum() == pytest.approx(1)
+    assert mean.value == pytest.approx(weights @ finite)
+    mean.set(7.0)
+    mean.add(kind(8.0))
+    assert mean.value == pytest.approx(7.1)
