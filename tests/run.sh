@@ -28,6 +28,7 @@ export LSAM_TEST_MPICH=$second
 # A Slurm and a browser, where they can be had; elsewhere their tests are skipped and say so.
 bash tests/slurm/install.sh || true
 command -v chromium chromedriver > /dev/null || bash tests/debian.sh chromium chromium-driver || true
+command -v valgrind > /dev/null || bash tests/debian.sh valgrind || true
 
 ruff check .
 ruff format --check .

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from lsam_hpc.arguments import Parser
@@ -36,18 +37,18 @@ MARK = "getpgid"  # in libc, called by nothing else here: callgrind writes its c
 
 def environment() -> dict[str, str]:
     """Return what the counts depend on besides the code."""
-    import h5py
     import numpy as np
     import torch
+    from mpi4py import MPI
 
     return {
         "machine": platform.machine(), "libc": " ".join(platform.libc_ver()), "python": platform.python_version(),
-        "torch": str(torch.__version__), "numpy": np.__version__, "h5py": h5py.__version__,
-        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "torch": str(torch.__version__), "numpy": np.__version__, "h5py": version("h5py"),
+        "mpi": " ".join(str(part) for part in MPI.get_vendor()), "vectors": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip
 
 
-def count() -> dict[str, dict[str, str] | dict[str, int]]:
+def count() -> tuple[dict[str, str], dict[str, int]]:
     """Return the environment under valgrind, and the instructions of each operation.
 
     Raises:
@@ -82,10 +83,13 @@ def count() -> dict[str, dict[str, str] | dict[str, int]]:
     by_name = dict(zip(found["operations"], counts, strict=True))
     nothing = by_name["nothing"]
     counted = {name: n - nothing for name, n in by_name.items() if name not in ("", "nothing")}
-    return {
-        "environment": found["environment"],
-        "instructions": {name: round(n / REPEATS) for name, n in counted.items()},
-    }
+    return found["environment"], {name: round(n / REPEATS) for name, n in counted.items()}
+
+
+def other(here: dict[str, str], there: dict[str, str]) -> str:
+    """Return in what another environment differs from the one of the figures, "" if in nothing."""
+    names = [name for name in there if here.get(name) != there[name]]
+    return ", ".join(f"{name}: figures of {there[name]}, here {here.get(name)}" for name in names)
 
 
 def differences(found: dict[str, int], figures: dict[str, int]) -> list[str]:
@@ -110,7 +114,7 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
     from lsam_hpc.optim.center import LocalCenter
     from lsam_hpc.optim.lsam import LSAM
     from lsam_hpc.sketches import DeviceSketch
-    from lsam_hpc.trajectory import CountSketch, TrajectoryWriter, schema
+    from lsam_hpc.trajectory import CountSketch, TrajectoryWriter, layer_groups, schema
 
     preflight.start()
     from mpi4py import MPI
@@ -138,7 +142,7 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
     lsam = LSAM(torch.optim.SGD(second, lr=1e-6, momentum=0.9), center, rho=0.05, pull=0.1, period=1)
     size = center.size
     vector = torch.randn(size)
-    sketch = DeviceSketch(CountSketch(size, [slice(0, size // 2), slice(size // 2, size)], 1024, 0), "cpu")
+    sketch = DeviceSketch(CountSketch(size, layer_groups([("p", (size,))], 1), 1024, 0), "cpu")
     row = {column.name: 1 for column in schema.STEP if column.name != "time"}
     attributes = {name: attribute.kind(1) for name, attribute in schema.ATTRIBUTES.items() if not attribute.written}
     writer = TrajectoryWriter(folder, 0, [("p", (size,))], attributes, 3600.0)
@@ -161,7 +165,7 @@ def run_operations(ready: Path) -> None:
         for operation in todo.values():
             for _ in range(3):
                 operation()  # what the first time does is no hot path
-        names = []
+        names: list[str] = []
         gc.collect()
         gc.disable()
         ready.touch()
@@ -204,17 +208,17 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.operations:
         run_operations(Path(given.operations))
-    found = count()
+    here, found = count()
     if given.write:
-        FIGURES.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{FIGURES}: {len(found['instructions'])} figures")
+        FIGURES.write_text(json.dumps({"environment": here, "instructions": found}, indent=1) + "\n")
+        print(f"{FIGURES}: {len(found)} figures")
         return 0
     figures = json.loads(FIGURES.read_text())
-    if found["environment"] != figures["environment"]:
-        print(f"no comparison: the figures are of {figures['environment']}, this is {found['environment']}")
+    if unlike := other(here, figures["environment"]):
+        print(f"no comparison: {unlike}")
         return 0
-    lines = differences(found["instructions"], figures["instructions"])  # type: ignore[arg-type]
-    print("\n".join(lines) or f"{len(figures['instructions'])} operations within {100 * TOLERANCE:.0f} %")
+    lines = differences(found, figures["instructions"])
+    print("\n".join(lines) or f"{len(found)} operations within {100 * TOLERANCE:.0f} % of their figures")
     return 1 if lines else 0
 
 

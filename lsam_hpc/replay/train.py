@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +22,16 @@ from lsam_hpc.train import data
 from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.evaluation import SUBSET, evaluate
-from lsam_hpc.train.parts import lr_factor, make_base, make_model, peak_lr, sampler_options
+from lsam_hpc.train.parts import (
+    augmentation,
+    lr_factor,
+    make_base,
+    make_dataset,
+    make_model,
+    peak_lr,
+    sampler_options,
+    total_steps,
+)
 
 if TYPE_CHECKING:
     from lsam_hpc.simulate.events import Event
@@ -105,10 +113,9 @@ def train(config: TrainConfig, ranks: int, events: Iterable[Event], dataset: dat
     for name, only in _ONLY.items():
         if (found := getattr(config, name)) != only:
             raise InputError(f"--{name.replace('_', '-')}: expected {only} in a simulated order, found {found}")
-    dataset = dataset or data.load(config.data, config.data_dir)
+    dataset = dataset or make_dataset(config)
     first = make_model(config, dataset)
-    total = config.steps or math.ceil(config.epochs * len(dataset.train_y) / config.batch_size)
-    tickets = Tickets(total)
+    tickets = Tickets(total_steps(config, dataset))
     shared = [tensor for tensors in shared_tensors(make_base(config, first), first) for tensor in tensors]
     center = LocalCenter(FlatVector(shared).gather(shared))
     models = [first, *(copy.deepcopy(first) for _ in range(ranks - 1))]
@@ -121,10 +128,11 @@ def train(config: TrainConfig, ranks: int, events: Iterable[Event], dataset: dat
             max_jump=config.max_jump, seed=config.seed * ranks + rank, observer=records[rank].append,
             **sampler_options(config, model),
         ))  # fmt: skip
-    players = [
-        Player(chain, _Step(config, chain, model, Batches(dataset.train_x, dataset.train_y, config.batch_size, seed)))
-        for seed, (chain, model) in enumerate(zip(chains, models, strict=True), config.seed * ranks)
-    ]
+    augment = augmentation(config, dataset)
+    players = []
+    for seed, (chain, model) in enumerate(zip(chains, models, strict=True), config.seed * ranks):
+        batches = Batches(dataset.train_x, dataset.train_y, config.batch_size, seed, augment)
+        players.append(Player(chain, _Step(config, chain, model, batches)))
     play(players, events)
     errors = [evaluate(model, dataset.test_x, dataset.test_y)[1] for model in models]
     some_x, some_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import deque
 from concurrent.futures import Future
 
 import numpy as np
@@ -15,7 +16,9 @@ from lsam_hpc.optim.center import LocalCenter
 from lsam_hpc.optim.lsam import LSAM
 from lsam_hpc.replay.chain import Chain, Player, Tickets
 from lsam_hpc.replay.train import play
+from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.simulate.events import Event
+from lsam_hpc.simulate.model import Model
 from tests.helpers.problems import Bowl, batches, closure_of, flat, network
 
 A, LR, PULL = 0.5, 0.25, 0.25
@@ -285,6 +288,28 @@ def test_staleness_and_delay_are_those_of_the_events(seed, ranks, period, max_de
                 read[rank] = [adds]
     assert [player.chain.local_step for player in players] == steps_of
     assert [[r.staleness for r in own] for own in records] == expected
+
+
+@pytest.mark.parametrize("coupling", ["elastic", "kernel"])
+def test_staleness_is_what_the_simulator_counted(coupling):
+    """Its own counts, of the same run, for those exchanges that the chains came to."""
+    job = Job(4, 20_000_000, 0.1, distribution="lognormal", sigma=0.3, period=2, coupling=coupling, factors={1: 3.0})
+    machine = Machine("slow", ranks_per_node=1, cores=4, copy=1e10, memory=4e10, nic=1e9, rank_rate=5e8, latency=1e-5)
+    told = deque()
+    model = Model(job, machine, 5, told.append)
+
+    def happening():
+        while True:
+            while told:
+                yield told.popleft()
+            model.env.step()
+
+    _, _, players, records = bowls([(4.0,)] * 4, 200, period=2, coupling=coupling)
+    play(players, happening())
+    found = [[r.staleness for r in own] for own in records]
+    assert max(map(max, found)) >= 2
+    for own, counted in zip(found, model.chains, strict=True):
+        assert own == counted.staleness[: len(own)]
 
 
 def test_a_fast_chain_takes_more_of_the_steps():

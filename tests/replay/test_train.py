@@ -58,7 +58,8 @@ def test_equals_the_optimizer_stepped_in_turn_to_the_bit(ranks):
         opt.step(closure)
     torch.nn.utils.vector_to_parameters(center.vector, models[0].parameters())
     with torch.no_grad():
-        wrong = models[0](digits.test_x).argmax(1) != digits.test_y
+        (images,) = digits.test_x.split(len(digits.test_y))
+        wrong = models[0](images).argmax(1) != digits.test_y
     assert found.center_test_error == 100 * wrong.sum().item() / len(digits.test_y)
     assert found.steps == [24 // ranks] * ranks
     assert [r.delta_norm for own in found.exchanges for r in own[:1]] == [r.delta_norm for r in records[:ranks]]

@@ -1,0 +1,82 @@
+"""`lsam simulate ... --train`: trains in the simulated order and prints what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.replay.train import Outcome, train
+from lsam_hpc.simulate.describe import Job, Machine
+from lsam_hpc.simulate.events import Event, events
+from lsam_hpc.text import columns
+from lsam_hpc.train.config import parse
+
+SIMULATED = ("period", "coupling", "max_delay")  # the simulation's options, that the training takes over
+
+
+def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str]) -> dict[str, Any]:
+    """Train in the order of a simulated job, print a table, and return its numbers.
+
+    Args:
+        job: with a center and without groups. Its wire type counts for the times only: deltas are added in float32.
+        machine: that it is simulated on.
+        seed: of the simulation.
+        argv: options of `lsam train`, but for those of `SIMULATED`.
+
+    Raises:
+        InputError: an option is out of its range, or not for a simulated order.
+    """
+    for name in SIMULATED:
+        flag = f"--{name.replace('_', '-')}"
+        if any(word == flag or word.startswith(f"{flag}=") for word in argv):
+            raise InputError(f"{flag}: expected before --train, where it is simulated too, found after it")
+    if job.period < 1 or job.group_size > 1:
+        raise InputError(f"--train: expected a period >= 1 and a group size of 1, found {job.period}, {job.group_size}")
+    config = dataclasses.replace(parse(argv), **{name: getattr(job, name) for name in SIMULATED})
+    clock = Clock(events(job, machine, seed=seed))
+    found = numbers(train(config, job.ranks, clock))
+    found["simulated_seconds"] = clock.now
+    print(columns([("", config.data), *(
+        (name.replace("_", " "), f"{value:.4g}") for name, value in found.items()
+    )]))  # fmt: skip
+    return found
+
+
+class Clock:
+    """Events as they come, and the time of the last one.
+
+    Args:
+        events: in order of time.
+    """
+
+    def __init__(self, events: Iterator[Event]) -> None:
+        self._events = events
+        self.now = 0.0
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in self._events:
+            self.now = event.time
+            yield event
+
+
+def numbers(end: Outcome) -> dict[str, float]:
+    """Return what is shown of a replayed run."""
+    delays = [record.delay for own in end.exchanges for record in own]
+    stale = end.staleness
+    return {
+        "center_test_error_%": end.center_test_error,
+        "center_train_loss": end.center_train_loss,
+        "samples'_test_error_%": end.sample_test_error,
+        "chains": len(end.steps),
+        "steps_of_the_slowest": min(end.steps),
+        "steps_of_the_fastest": max(end.steps),
+        "exchanges": len(stale),
+        "refused": end.refused,
+        "staleness_mean": float(np.mean(stale)) if len(stale) else 0.0,
+        "staleness_max": float(np.max(stale, initial=0)),
+        "delay_mean_steps": float(np.mean(delays)) if delays else 0.0,
+    }
