@@ -20,6 +20,7 @@ VERBS = {
     "submit": ("lsam_hpc.launch.submit", "write a batch script for a cluster's scheduler, and submit it"),
     "doctor": ("lsam_hpc.launch.doctor", "check what a run needs from the machine, alone or under mpirun or srun"),
     "bench": ("lsam_hpc.tools.bench", "measure: ours, a peer and the physical limit in one run"),
+    "simulate": ("lsam_hpc.tools.simulate", "tell what a run on another machine would do, or which options suit it"),
     "monitor": ("lsam_hpc.tools.monitor", "show where the ranks of a run are, while it goes on"),
     "inspect": ("lsam_hpc.tools.inspect_run", "print a summary of a run, or check all of it"),
     "merge": ("lsam_hpc.tools.merge", "write a run into one file, also one that was killed"),

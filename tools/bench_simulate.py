@@ -22,10 +22,8 @@ from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.simulate.result import Result, simulate
 from lsam_hpc.text import columns
 
-PARAMETERS = 1_000_000
 PAUSE, PRODUCTS = 0.02, 4  # a pass: a pause as in `lsam bench straggler`, or so many products of matrices
 SLOWER = 4
-PERIOD = 4
 Start = Callable[[int, list[str]], list[str]]  # ranks, a Python program's arguments -> a command
 Rows = list[dict[str, Any]]
 
@@ -39,17 +37,22 @@ class Case:
         pause: seconds of a pass in which the CPU idles.
         products: of matrices in a pass.
         slower: how many times longer the last rank's passes are.
+        period: local steps between exchanges.
+        parameters: of the model.
     """
 
     name: str
     pause: float
     products: int
     slower: float
+    period: int = 4
+    parameters: int = 1_000_000
 
 
 CASES = (
     Case("pauses", PAUSE, 0, 1),
     Case("pauses, one rank 4x", PAUSE, 0, SLOWER),
+    Case("pauses, 4 M, period 1", PAUSE, 0, 1, 1, 4_000_000),
     Case("computed", 0.0, PRODUCTS, 1),
     Case("computed, one rank 4x", 0.0, PRODUCTS, SLOWER),
 )
@@ -84,7 +87,7 @@ def mpirun(ranks: int, words: list[str]) -> list[str]:
         raise InputError("bench simulate: expected mpirun on the PATH, found none")
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
     # Ranks may be more than cores here.
-    flags = ["--bind-to", "none", "--oversubscribe", "--mca", "osc", "^ucx"] if "Open MPI" in version else []
+    flags = ["--bind-to", "none", "--oversubscribe"] if "Open MPI" in version else []
     return [found, *flags, "-n", str(ranks), sys.executable, "-m", "mpi4py", *words]
 
 
@@ -94,7 +97,7 @@ def compare(case: Case, counts: Sequence[int], seconds: float, start: Start) -> 
     for count in counts:
         # Measured anew each time, so that other load on the machine meets both.
         job, machine = measure(case, seconds / 2)
-        real = run(start, count, loop(case, seconds, PERIOD))
+        real = run(start, count, loop(case, seconds, case.period))
         rows.append(row(case.name, count, real, predict(case, job, machine, count, seconds)))
         print(*map(number, rows[-1].values()), sep=", ", file=sys.stderr, flush=True)
     return rows
@@ -134,15 +137,16 @@ def measure(case: Case, seconds: float) -> tuple[Job, Machine]:
     """Return what one rank does with and without exchanges, and two with the windows."""
     balanced = replace(case, slower=1)
     own = run(mpirun, 1, loop(balanced, seconds, 0))[0]
-    once = run(mpirun, 1, loop(balanced, seconds, PERIOD))[0]
-    windows = run(mpirun, 2, {"what": "exchange", "parameters": PARAMETERS, "repeats": 30, "products": PRODUCTS})
+    once = run(mpirun, 1, loop(balanced, seconds, case.period))[0]
+    windows = run(mpirun, 2, {"what": "exchange", "parameters": case.parameters, "repeats": 30, "products": PRODUCTS})
     alone, together = windows[0], {k: max(w[k] for w in windows) for k in windows[0]}
     copy = alone["copy alone"]
-    size = 4 * PARAMETERS
+    size = 4 * case.parameters
     cores = min(2.0, max(1.0, 2 * alone["products alone"] / together["products together"]))
     read, add = alone["read alone"] / copy, alone["add alone"] / copy
     step = 1 / own["rate"]
-    job = Job(1, PARAMETERS, step, work=min(step, own["work"]) if case.pause else step, period=PERIOD)
+    work = min(step, own["work"]) if case.pause else step
+    job = Job(1, case.parameters, step, work=work, period=case.period, distribution="lognormal", sigma=own["sigma"])
     machine = Machine(
         "this", ranks_per_node=1, cores=cores * (os.cpu_count() or 2) / 2, copy=size / copy,
         memory=max(2 * size / together["copy together"], size / copy),
@@ -155,7 +159,7 @@ def measure(case: Case, seconds: float) -> tuple[Job, Machine]:
 def loop(case: Case, seconds: float, period: int) -> dict[str, Any]:
     """Return what `bench_simulate_job` is told."""
     return {"what": "loop", "seconds": seconds, "period": period, "pause": case.pause, "products": case.products,
-            "slower": case.slower, "parameters": PARAMETERS}  # fmt: skip
+            "slower": case.slower, "parameters": case.parameters}  # fmt: skip
 
 
 def run(start: Start, ranks: int, what: dict[str, Any]) -> Rows:
@@ -165,8 +169,12 @@ def run(start: Start, ranks: int, what: dict[str, Any]) -> Rows:
         out = Path(folder) / "found.json"
         words = ["-m", "lsam_hpc.tools.bench_simulate_job", json.dumps(what), str(out)]
         done = subprocess.run(
-            start(ranks, words), env={**os.environ, **root, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-            timeout=120 + 10 * what.get("seconds", 0), check=False,
+            start(ranks, words),
+            env={**os.environ, **root, "OMP_NUM_THREADS": "1", "OMPI_MCA_osc": "^ucx"},
+            capture_output=True,
+            text=True,
+            timeout=120 + 10 * what.get("seconds", 0),
+            check=False,
         )  # fmt: skip
         if done.returncode:
             raise InputError(

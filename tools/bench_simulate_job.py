@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +68,15 @@ def _loop(
         records.clear()
         rma.barrier(comm)
         first, clock, cpu = opt.local_step, time.perf_counter(), time.process_time()
-        while time.perf_counter() - clock < seconds:
+        ends = [clock]
+        while ends[-1] - clock < seconds:
             opt.step(closure)
+            ends.append(time.perf_counter())
         elapsed, busy = time.perf_counter() - clock, time.process_time() - cpu
         steps = opt.local_step - first
+    lengths = np.diff(ends)
     return {
+        "sigma": math.sqrt(math.log1p(float(lengths.var() / lengths.mean() ** 2))),  # of a lognormal with this spread
         "rate": steps / elapsed, "work": busy / steps, "exchanges": len(records),
         "staleness": _mean([r.staleness for r in records]), "seconds": _mean([r.seconds for r in records]),
         "blocked": _mean([r.blocked for r in records]), "delay": _mean([r.delay for r in records]),
@@ -81,7 +87,8 @@ def _exchange(comm: MPI.Intracomm, parameters: int, repeats: int, products: int)
     """Time a copy, a read, an add and products of matrices: with rank 0 alone at work, and with all ranks together."""
     vector, out = np.full(parameters, 1e-6, np.float32), np.empty(parameters, np.float32)
     matrix = torch.eye(SIDE)
-    with rma.Center(comm, parameters) as center:
+    helper = rma.Progress(comm) if rma.reason(comm) else nullcontext()
+    with helper, rma.Center(comm, parameters) as center:
         ways = {
             "copy": lambda: np.copyto(out, vector),
             "read": lambda: center.read(out),

@@ -11,8 +11,8 @@ from lsam_hpc.simulate.fluid import Array
 
 WORK, HOLD, LINK, PASS_ON, READ, COMPUTE, ADD = range(7)  # kinds of work
 KINDS = 7
-CORES, MEMORY, OUT, IN = range(4)  # a node's resources
-RESOURCES = 4
+CORES, MEMORY, OUT, IN, WOKEN = range(5)  # a node's resources; WOKEN: its cores for those that they serve first
+RESOURCES = 5
 # A 16-bit wire: what rounding takes of both sides, as multiples of copying the float32 vector (lsam bench exchange).
 DECODE, ENCODE, FOLD = 0.75, 2.8, 2.5
 
@@ -36,12 +36,18 @@ class Costs:
         self.moved = np.zeros((*shape, 2))  # bytes across the node's card, out and in
         self.reached = np.zeros((*shape, 2))  # of other nodes' cards, if their weights add up to 1
         self.own[:, :, CORES] = 1.0
+        # A thread that mostly sleeps gets a core as soon as it wakes: the scheduler owes it time.
+        woken = [LINK, PASS_ON, READ, COMPUTE, ADD]
+        self.own[:, woken, WOKEN] = 1.0
+        self.first = np.zeros((KINDS, RESOURCES), bool)
+        self.first[woken, CORES] = True
         self.seconds[:, WORK] = 1.0
         self._local()
         self._remote()
         m = machine
-        self.capacity = np.array([m.cores, m.memory, m.nic, m.nic])
-        self.core = np.array([np.inf, np.inf, m.bisection * m.nic * self.nodes, m.bisection * m.nic * self.nodes])
+        self.capacity = np.array([m.cores, m.memory, m.nic, m.nic, m.cores])
+        across = m.bisection * m.nic * self.nodes
+        self.core = np.array([np.inf, np.inf, across, across, np.inf])
 
     def node(self, rank: int) -> int:
         """Return the node of a rank."""
@@ -94,7 +100,9 @@ class Costs:
             copies += DECODE + ENCODE
         self._busy(COMPUTE, copies * self.vector / m.copy, m.copy)
         if m.host_link:
-            self.seconds[:, HOLD] = m.held / 2 * self.vector / m.device_copy  # of the device's memory, which none shares
+            self.seconds[:, HOLD] = (
+                m.held / 2 * self.vector / m.device_copy
+            )  # of the device's memory, which none shares
             self._busy(LINK, self.vector / m.host_link, m.host_link)
         else:
             self._busy(HOLD, m.held / 2 * self.vector / m.copy, m.copy)
@@ -111,15 +119,15 @@ class Costs:
             wire = WIRE_BYTES[job.wire_dtype] * job.parameters
             half = job.wire_dtype != "float32"
             others = self._owners.sum() - self._owners
-            away = others > 0
+            away = np.where(others > 0, 1.0, 0.0)
             self._transfer(READ, wire, m.read_factor, 1.0, 2 * m.latency * away)
             # Owners are added to in turn; on half a wire all inboxes are filled at once.
-            waits = (3 * m.latency + m.help) * away if half else others * (m.latency + m.help) + m.latency * away
+            waits: Array = (3 * m.latency + m.help) * away if half else others * (m.latency + m.help) + m.latency * away
             self._transfer(ADD, wire, m.add_factor, 1.0 if half else m.add_passes, waits)
             if half:
                 self.far[:, ADD, MEMORY] += FOLD * self.vector / self.seconds[:, ADD]
         else:
-            away = self.weights < 1
+            away = np.where(self.weights < 1, 1.0, 0.0)
             self._transfer(READ, self.exchange_bytes() / 2, m.read_factor, 1.0, 2 * m.latency * away)
             self._busy(ADD, self.vector / m.copy, m.copy)  # the own state is published in the own memory
 

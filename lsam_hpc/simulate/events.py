@@ -21,11 +21,13 @@ class Event:
     * `"step"`: a local step ends; `step` counts it. Results that are there are taken in now, and if an exchange is due,
       the `"stage"` follows.
     * `"stage"`: its sample is copied for an exchange. Of this and what follows of the same exchange, `step` is the
-      number of local steps done at the staging. Results that came since the `"step"` (a chain with `max_delay` exchanges
-      in flight waits for one) are taken in before the sample is staged.
-    * `"read"`: the exchange's read of the center takes effect; elastic only: kernel and restart read right after `"add"`.
+      number of local steps done at the staging. Results that came since the `"step"` (a chain with `max_delay`
+      exchanges in flight waits for one) are taken in before the sample is staged.
+    * `"read"`: the exchange's read of the center takes effect; elastic only: kernel and restart read right after
+      `"add"`.
     * `"add"`: the exchange's delta is in the center.
-    * `"apply"`: its result is there for the training thread, which takes it in at the rank's next `"step"` or `"stage"`.
+    * `"apply"`: its result is there for the training thread, which takes it in at the rank's next `"step"` or
+      `"stage"`.
     """
 
     time: float  # seconds since the start

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import simpy
 from numpy.typing import NDArray
+from simpy.events import NORMAL, EventPriority
 
 Array = NDArray[np.float64]
-LATE = 2  # SimPy's priority for what is to happen after all else at the same moment
+LATE = EventPriority(2)  # SimPy's priority for what is to happen after all else at the same moment
 ROUNDS = 2  # of giving away what was left over
 NEAR = 1e-12  # relative: as good as done
+ROOM = 1 + 1e-9  # so much more than all is still all: sums are rounded
+LEAST = 0.05  # of a resource, for those that it serves last
+FRESH = 10_000  # changes after which they are made anew
 
 
 class Fluid:
@@ -35,17 +39,28 @@ class Fluid:
         weights: of the nodes, shape (nodes,); their sum is 1.
         capacity: of each resource of a node, shape (resources,).
         core: of the far uses of all pieces together, shape (resources,): what the network carries at once.
+        first: kinds that a resource of the own node serves first, shape (kinds, resources): they use it and are not
+            slowed by it, and the others share what they leave. Default: none.
     """
 
     def __init__(
-        self, env: simpy.Environment, own: Array, far: Array, weights: Array, capacity: Array, core: Array
+        self,
+        env: simpy.Environment,
+        own: Array,
+        far: Array,
+        weights: Array,
+        capacity: Array,
+        core: Array,
+        first: NDArray[np.bool_] | None = None,
     ) -> None:
         self._env = env
         self._own, self._far = own, far
         self._weights, self._capacity, self._core = weights, capacity, core
         nodes, kinds, _ = own.shape
         self._kinds = kinds
-        self._uses, self._reaches = own > 0, far > 0
+        before = np.zeros(own.shape[1:], bool) if first is None else first
+        self._uses, self._reaches = (own > 0) & ~before, far > 0
+        self._served = own * before
         self.done = np.zeros((nodes, kinds), np.int64)
         self._count = np.zeros((nodes, kinds))
         self._rate = np.ones((nodes, kinds))
@@ -54,6 +69,11 @@ class Fluid:
         self._pieces: list[list[tuple[float, int, simpy.Event]]] = [[] for _ in range(nodes * kinds)]
         self._order = itertools.count()
         self._at = 0.0
+        # At full rate: what is asked of each node by its own pieces, what they ask of others, and its sum.
+        self._asked, self._sent = np.zeros(own.shape[::2]), np.zeros(own.shape[::2])
+        self._total = np.zeros(own.shape[2])
+        self._changes = 0
+        self._free = True  # all go at full rate
         self._dirty = False
         self._timer: simpy.Event | None = None
 
@@ -73,7 +93,7 @@ class Fluid:
         pieces = self._pieces[node * self._kinds + kind]
         heapq.heappush(pieces, (self._clock[node, kind] + seconds, next(self._order), event))
         self._first[node, kind] = pieces[0][0]
-        self._count[node, kind] += 1
+        self._add(node, kind, 1)
         self._changed()
         return event
 
@@ -94,8 +114,13 @@ class Fluid:
     def _share(self, _: Any) -> None:  # noqa: ANN401
         """Set all rates anew and the timer to the next end."""
         self._dirty = False
-        self._rate = self._rates()
-        with np.errstate(invalid="ignore"):
+        if self._room():
+            if not self._free:
+                self._rate.fill(1.0)
+            self._free = True
+            left = (self._first - self._clock).min()
+        else:
+            self._rate, self._free = self._rates(), False
             left = ((self._first - self._clock) / self._rate).min()
         if not np.isfinite(left):
             self._timer = None
@@ -104,47 +129,64 @@ class Fluid:
         timer._ok = True
         timer.callbacks.append(self._end)
         self._timer = timer
-        self._env.schedule(timer, 1, max(0.0, float(left)))
+        self._env.schedule(timer, NORMAL, max(0.0, float(left)))
 
     def _end(self, timer: simpy.Event) -> None:
         if timer is not self._timer:  # rates have changed since
             return
         self._timer = None
         self._advance()
-        due = self._first <= self._clock + NEAR * np.maximum(1.0, self._clock)
-        if not due.any():  # rounding: the one that this was for
-            gap = (self._first - self._clock) / self._rate
-            due = gap == gap.min()
-        for node, kind in zip(*np.nonzero(due), strict=True):
-            pieces, clock = self._pieces[node * self._kinds + kind], max(self._clock[node, kind], self._first[node, kind])
+        gap = ((self._first - self._clock) if self._free else (self._first - self._clock) / self._rate).ravel()
+        # The least is due, whatever rounding has made of it, and what is as near.
+        for index in np.flatnonzero(gap <= max(float(gap.min()), 0.0) + NEAR * max(1.0, self._at)):
+            node, kind = divmod(int(index), self._kinds)
+            pieces = self._pieces[index]
+            clock = max(self._clock[node, kind], self._first[node, kind])
             while pieces and pieces[0][0] <= clock + NEAR * max(1.0, clock):
                 heapq.heappop(pieces)[2].succeed()
-                self._count[node, kind] -= 1
+                self._add(node, kind, -1)
                 self.done[node, kind] += 1
             self._first[node, kind] = pieces[0][0] if pieces else np.inf
         self._changed()
 
+    def _add(self, node: int, kind: int, pieces: int) -> None:
+        self._count[node, kind] += pieces
+        self._asked[node] += pieces * self._own[node, kind]
+        far = pieces * self._far[node, kind]
+        self._sent[node] += far
+        self._total += far
+        self._changes += 1
+
+    def _room(self) -> bool:
+        """Return whether all pieces can go at full rate."""
+        if self._changes > FRESH:  # sums and differences have gathered rounding errors
+            self._changes = 0
+            self._asked = np.einsum("nk,nkc->nc", self._count, self._own)
+            self._sent = np.einsum("nk,nkc->nc", self._count, self._far)
+            self._total = self._sent.sum(0)
+        load = self._asked + self._weights[:, None] * (self._total - self._sent)
+        return bool((load <= self._capacity * ROOM).all() and (self._total <= self._core * ROOM).all())
+
     def _rates(self) -> Array:
-        rate = np.ones_like(self._rate)
-        load, core = self._load(self._count)
-        if (load <= self._capacity).all() and (core <= self._core).all():
-            return rate
-        rate = rate / self._strain(load, core).clip(1.0)
+        rate: Array = 1.0 / self._strain(self._count).clip(1.0)
         for _ in range(ROUNDS):
-            strain = self._strain(*self._load(self._count * rate))
-            rate = np.minimum(1.0, rate / np.maximum(strain, NEAR))
+            rate = np.minimum(1.0, rate / np.maximum(self._strain(self._count * rate), NEAR))
         return rate
 
-    def _load(self, active: Array) -> tuple[Array, Array]:
-        """Return what is asked of each node's resources, and of the network."""
+    def _strain(self, active: Array) -> Array:
+        """Return, for each node and kind, by how much its worst resource is asked for more than it has for it.
+
+        Args:
+            active: pieces of each kind on each node, times their rates.
+        """
         out = np.einsum("nk,nkc->nc", active, self._far)
         total = out.sum(0)
-        load: Array = np.einsum("nk,nkc->nc", active, self._own) + self._weights[:, None] * (total - out)
-        return load, total
-
-    def _strain(self, load: Array, core: Array) -> Array:
-        """Return, for each node and kind, by how much its worst resource is asked for more than it has."""
-        node = load / self._capacity
-        far = np.maximum(self._weights @ np.maximum(node, NEAR), core / self._core)
+        near = np.einsum("nk,nkc->nc", active, self._own)
+        node = (near + self._weights[:, None] * (total - out)) / self._capacity
+        far = np.maximum(self._weights @ np.maximum(node, NEAR), total / self._core)
+        served = np.einsum("nk,nkc->nc", active, self._served)
+        left = np.maximum(self._capacity - served, LEAST * self._capacity)
+        node = np.where(served > 0, (node * self._capacity - served) / left, node)
         own: Array = np.where(self._uses, node[:, None, :], 0.0).max(2)
-        return np.maximum(own, np.where(self._reaches, far, 0.0).max(2))
+        worst: Array = np.maximum(own, np.where(self._reaches, far, 0.0).max(2))
+        return worst

@@ -59,13 +59,15 @@ class Model:
         InputError: a number is out of its range.
     """
 
-    def __init__(self, job: Job, machine: Machine, seed: int = 0, listen: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self, job: Job, machine: Machine, seed: int = 0, listen: Callable[[Event], None] | None = None
+    ) -> None:
         check(job, machine)
         self.job, self.machine = job, machine
         self.costs = Costs(job, machine)
         self.env = simpy.Environment()
         c = self.costs
-        self.fluid = Fluid(self.env, c.own, c.far, c.weights, c.capacity, c.core)
+        self.fluid = Fluid(self.env, c.own, c.far, c.weights, c.capacity, c.core, c.first)
         self.version = self.begun = 0  # adds that the center holds, and those that were begun
         self.steps = 0  # of all ranks
         self._half = job.wire_dtype != "float32"

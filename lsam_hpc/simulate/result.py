@@ -46,6 +46,7 @@ class Result:
         seconds: of simulated time.
         rate: of all ranks together.
         rank_rate: of each rank.
+        slowest: rate of the slowest chain.
         own: what the ranks would do alone, together.
         exchanges: that ended.
         staleness: center versions that others added between an exchange's read and its add.
@@ -67,6 +68,7 @@ class Result:
     seconds: float
     rate: float
     rank_rate: Spread
+    slowest: float
     own: float
     exchanges: int
     staleness: Spread
@@ -89,16 +91,22 @@ class Result:
 
 
 def simulate(
-    job: Job, machine: Machine, seconds: float | None = None, steps: int | None = None, seed: int = 0
+    job: Job,
+    machine: Machine,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    exchanges: int = EXCHANGES,
 ) -> Result:
     """Run a job on a machine, in simulation.
 
     Args:
         job: what runs.
         machine: where.
-        seconds: of simulated time. Default: 20 exchanges of a chain, or 200 steps where there are none.
+        seconds: of simulated time. Default: long enough for `exchanges`, or for 200 steps where there are none.
         steps: of all ranks together, after which it stops.
         seed: of the random lengths.
+        exchanges: of a usual chain, if neither seconds nor steps are given. Default 20.
 
     Raises:
         InputError: a number is out of its range, or the time is too short for a step.
@@ -106,9 +114,9 @@ def simulate(
     model = Model(job, machine, seed)
     usual = job.step * float(np.median([_factor(job, r) for r in range(job.ranks)]))
     limit = seconds
-    if limit is None:
-        limit = math.inf if steps is not None else usual * (EXCHANGES * job.period if job.period else STEPS)
-    model.run(limit, steps)
+    if limit is None and steps is None:
+        limit = exchanges * max(usual * job.period, alone(model)) if job.period else STEPS * usual
+    model.run(math.inf if limit is None else limit, steps)
     return result(model)
 
 
@@ -129,6 +137,7 @@ def result(model: Model) -> Result:
         seconds=now,
         rate=float(rates.sum()) * job.group_size,
         rank_rate=Spread.of(rates),
+        slowest=float(rates.min()),
         own=own_rate(job),
         exchanges=len(staleness),
         staleness=Spread.of(staleness),

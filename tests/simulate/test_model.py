@@ -1,0 +1,221 @@
+"""The simulated job against closed forms and cases that were worked by hand."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.simulate.describe import Job, Machine
+from lsam_hpc.simulate.events import events
+from lsam_hpc.simulate.model import Model
+from lsam_hpc.simulate.result import result, simulate
+
+# A copy of the vector takes 0.1 s for one thread, and for two at once too: 1,000 elements are 4,000 bytes.
+HOST = Machine("host", ranks_per_node=4, cores=100, copy=4e4, memory=4e6, nic=4e4, rank_rate=4e4, latency=0.0,
+               read_factor=1.0, add_factor=1.0, arithmetic=1.0, held=1.0)  # fmt: skip
+JOB = Job(ranks=1, parameters=1000, step=1.0, period=2)
+
+
+def test_one_rank_without_exchanges_takes_a_step_per_step_time():
+    found = simulate(replace(JOB, step=0.25, period=0), HOST, seconds=100.0)
+    assert found.rate == pytest.approx(4.0, rel=1e-12)
+    assert found.efficiency == pytest.approx(1.0, rel=1e-12)
+    assert found.exchanges == 0
+    assert math.isnan(found.staleness.mean)
+
+
+def test_one_chain_by_hand():
+    # Two steps, then 0.05 s to stage; the exchange takes 0.3 s beside the third step; its result takes 0.05 s.
+    told = [(round(e.time, 9), e.kind, e.step) for e in events(JOB, HOST, seconds=4.2)]
+    assert told == [
+        (1.0, "step", 1), (2.0, "step", 2), (2.05, "stage", 2), (2.05, "read", 2), (2.35, "add", 2), (2.35, "apply", 2),
+        (3.05, "step", 3), (4.1, "step", 4), (4.15, "stage", 4), (4.15, "read", 4),
+    ]  # fmt: skip
+    found = simulate(JOB, HOST, seconds=200.0)
+    assert found.rate == pytest.approx(2 / 2.1)
+    assert found.exchange.mean == pytest.approx(0.3)
+    assert found.alone == pytest.approx(0.3)
+    assert found.delay.mean == 1
+    assert found.held == pytest.approx(0.05, rel=0.03)
+    assert found.exchange_bytes == 2 * 4000
+
+
+def test_a_chain_waits_for_an_exchange_that_takes_longer_than_a_period():
+    # Staged, exchanged and taken in: 0.05 + 9 + 0.05 s from staging to staging, the two steps of 1 s beside it.
+    slow = replace(HOST, arithmetic=88.0)
+    found = simulate(JOB, slow, seconds=400.0)
+    assert found.rate == pytest.approx(2 / 9.1)
+    assert found.delay.mean == 2
+    assert found.waited == pytest.approx((9.0 - 2.0) / 2, rel=0.05)
+    # Two in flight do not help one exchange thread.
+    assert simulate(replace(JOB, max_delay=2), slow, seconds=900.0).rate == pytest.approx(2 / 9.0, rel=0.01)
+
+
+def test_staleness_of_two_chains_by_hand():
+    # Both stage at the same moments: the second add finds the first.
+    both = Model(replace(JOB, ranks=2), HOST)
+    both.run(60.0)
+    assert [sorted(pair) for pair in zip(*(c.staleness for c in both.chains), strict=True)] == [[0, 1]] * 28
+    # Steps of 1 and of 1.3 s: an exchange of 0.3 s meets the other's add in its last or first 0.3 s.
+    told = list(events(replace(JOB, ranks=2, factors={1: 1.3}), HOST, seconds=60.0))
+    version, read, expected = 0, {}, []
+    for event in told:
+        if event.kind == "read":
+            read[event.rank] = version
+        if event.kind == "add":
+            expected.append(version - read[event.rank])
+            version += 1
+    found = simulate(replace(JOB, ranks=2, factors={1: 1.3}), HOST, seconds=60.0)
+    assert found.histogram == tuple(np.bincount(expected))
+    assert 0 < found.staleness.mean < 0.5
+
+
+@pytest.mark.parametrize("coupling", ["kernel", "restart"])
+def test_other_couplings_read_after_they_add(coupling):
+    kinds = [e.kind for e in events(replace(JOB, coupling=coupling), HOST, seconds=4.0)]
+    assert kinds == ["step", "step", "stage", "add", "apply", "step"]
+    # Read at 2.25 s and added to at 4.35 s: in lockstep each chain misses the other's add in between, or before it.
+    model = Model(replace(JOB, ranks=2, coupling=coupling), HOST)
+    model.run(60.0)
+    assert all(c.staleness[3:] == [1] * len(c.staleness[3:]) for c in model.chains)
+
+
+def test_results_are_taken_in_within_the_wait():
+    order = list(events(JOB, replace(HOST, arithmetic=88.0), seconds=30.0))
+    stages = [i for i, e in enumerate(order) if e.kind == "stage"]
+    for before, after in itertools.pairwise(stages):
+        assert [e.kind for e in order[before + 1 : after]].count("apply") == 1
+
+
+def test_cores_are_shared_by_steps_that_need_them():
+    # Eight ranks on two cores: a quarter of a core each.
+    job = Job(ranks=8, parameters=1, step=1.0, work=1.0, period=0)
+    assert simulate(job, replace(HOST, ranks_per_node=8, cores=2), seconds=100.0).rate == pytest.approx(2.0)
+    # Half of the step idles: while they are all at the same point nothing is gained.
+    assert simulate(replace(job, work=0.5), replace(HOST, ranks_per_node=8, cores=2), 100.0).rate == pytest.approx(
+        8 / (0.5 + 0.5 * 4)
+    )
+
+
+def test_an_exchange_thread_gets_a_core_before_those_that_compute():
+    # Four ranks compute on one core; an exchange takes what it takes alone, 0.3 s, if its thread is served first.
+    job = Job(ranks=4, parameters=1000, step=1.0, work=1.0, period=3, distribution="lognormal", sigma=0.5)
+    found = simulate(job, replace(HOST, cores=1, held=0.0), seconds=400.0)
+    assert found.exchange.median == pytest.approx(0.3)
+    assert found.alone == pytest.approx(0.3)
+    # The core does all: steps of 1 s, and 0.3 s for every third.
+    assert found.rate == pytest.approx(1 / 1.1, rel=0.03)
+
+
+def test_bytes_are_two_vectors_an_exchange():
+    job = Job(ranks=4, parameters=1000, step=1.0, period=5, wire_dtype="bfloat16")
+    assert simulate(job, HOST).exchange_bytes == 2 * 2000
+    # Two nodes of two: half of each vector crosses; both ranks of a node, and the others' through the same card.
+    model = Model(replace(job, wire_dtype="float32"), replace(HOST, ranks_per_node=2))
+    model.run(102.0)
+    found = result(model)
+    assert found.nodes == 2
+    one_way = 4000 / 2 * 2  # of a node's own reads, each round; its adds to the other come in there as well
+    assert found.busiest_link * 102.0 == pytest.approx(2 * one_way * (found.exchanges / 4), rel=0.1)
+
+
+def test_synchronous_sam_waits_for_the_slowest():
+    job = Job(ranks=64, parameters=1, step=1.0, period=0, group_size=64, factors={5: 4.0})
+    machine = replace(HOST, link=1e30, nic=1e30)
+    assert simulate(job, machine, 400.0).rate == pytest.approx(64 / 4)
+    # The mean of the largest of n exponential lengths is the n-th harmonic number.
+    harmonic = sum(1 / k for k in range(1, 65))
+    found = simulate(replace(job, factors={}, distribution="exponential"), machine, 40_000.0)
+    steps = found.rate * 40_000 / 64
+    deviation = math.sqrt(sum(1 / k**2 for k in range(1, 65)) / steps) / harmonic
+    assert found.rate == pytest.approx(64 / harmonic, rel=4 * deviation)  # 4 sigmas: once in 16,000 seeds
+
+
+def test_an_allreduce_is_a_ring_less_what_hides():
+    job = Job(ranks=4, parameters=1000, step=1.0, period=0, group_size=4)
+    machine = replace(HOST, link=6000.0)
+    assert simulate(job, machine, 100.0).rate == pytest.approx(4 / (1 + 2 * 3 / 4 * 4000 / 6000))
+    assert simulate(replace(job, group_ascent="averaged"), machine, 100.0).rate == pytest.approx(4 / 3)
+    assert simulate(replace(job, hidden=1.0), machine, 100.0).rate == pytest.approx(4 / (1 + 1.0 - 0.5))
+
+
+def test_groups_exchange_as_one():
+    job = Job(ranks=4, parameters=1000, step=1.0, period=2, group_size=2)
+    model = Model(job, HOST)
+    model.run(50.0)
+    found = result(model)
+    assert len(model.chains) == 2
+    assert found.staleness.most <= 1
+    assert found.delay.mean == 2  # a group takes a result in at its next exchange
+
+
+def test_lognormal_steps_keep_their_mean():
+    job = Job(ranks=16, parameters=1, step=1.0, period=0, distribution="lognormal", sigma=0.5)
+    found = simulate(job, HOST, 1000.0)
+    assert found.rate == pytest.approx(16, rel=4 * math.sqrt(math.exp(0.25) - 1) / math.sqrt(16_000))
+    paused = simulate(replace(job, pause_every=10.0, pause=5.0), HOST, 4000.0)
+    assert paused.rate == pytest.approx(16 / 1.5, rel=0.05)
+
+
+@pytest.mark.parametrize("topology", ["gossip", "leader"])
+def test_other_topologies_have_no_staleness_of_a_center(topology):
+    job = Job(ranks=8, parameters=1000, step=1.0, period=2, topology=topology)
+    found = simulate(job, replace(HOST, ranks_per_node=2))
+    assert found.exchanges > 0
+    assert found.staleness.most == 0
+    with pytest.raises(InputError, match="topology: expected center"):
+        next(events(job, HOST))
+
+
+def test_a_leader_s_card_is_shared_by_all_who_read_it():
+    job = Job(ranks=8, parameters=1000, step=1.0, period=1, topology="leader")
+    model = Model(job, replace(HOST, ranks_per_node=1, arithmetic=0.0))
+    model.run(40.0)
+    # Seven vectors of 0.1 s out of one card, all asked for at once.
+    assert np.median(np.concatenate([c.seconds for c in model.chains[1:]])) == pytest.approx(0.7 + 0.1, rel=0.02)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(["lognormal", "exponential"]), st.integers(1, 5), st.integers(1, 3))
+def test_seeds_reproduce_and_events_are_in_order(seed, distribution, ranks, max_delay):
+    job = Job(ranks=ranks, parameters=1000, step=1.0, period=2, distribution=distribution, max_delay=max_delay)
+    told = list(events(job, HOST, steps=30, seed=seed))
+    assert told == list(events(job, HOST, steps=30, seed=seed))
+    assert told != list(events(job, HOST, steps=30, seed=seed + 1))
+    assert [e.time for e in told] == sorted(e.time for e in told)
+    assert sum(e.kind == "step" for e in told) == 30
+    for rank in range(ranks):
+        ours = [e for e in told if e.rank == rank]
+        assert [e.step for e in ours if e.kind == "step"] == list(range(1, 1 + sum(e.kind == "step" for e in ours)))
+        for before, after in (("stage", "read"), ("read", "add"), ("add", "apply")):
+            first, second = ([e.step for e in ours if e.kind == kind] for kind in (before, after))
+            assert second == first[: len(second)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"ranks": 0}, "ranks: expected a whole number >= 1, found 0"),
+        ({"step": math.nan}, "step: expected seconds > 0, found nan"),
+        ({"work": 2.0}, "work: expected seconds between 0 and the step's, found 2.0"),
+        ({"factors": {3: 2.0}}, "straggler: expected a rank below 1, found 3"),
+        ({"group_size": 2}, "group_size: expected a divisor of the 1 ranks, found 2"),
+        ({"coupling": "soft"}, "coupling: expected one of elastic, kernel, restart, found 'soft'"),
+        ({"coupling": "kernel", "max_delay": 2}, "max_delay: expected 1 with coupling kernel, found 2"),
+        ({"topology": "gossip", "wire_dtype": "float16"}, "wire_dtype: expected float32 without a shared center"),
+        ({"shards": 2}, "shards: expected 1 to 1, found 2"),
+    ],
+)
+def test_bad_jobs_are_refused(wrong, text):
+    with pytest.raises(InputError, match=text):
+        simulate(replace(JOB, **wrong), HOST)
+
+
+def test_too_short_a_time_is_refused():
+    with pytest.raises(InputError, match="seconds: expected at least one step"):
+        simulate(JOB, HOST, seconds=0.5)
