@@ -36,11 +36,12 @@ class Costs:
         self.moved = np.zeros((*shape, 2))  # bytes across the node's card, out and in
         self.reached = np.zeros((*shape, 2))  # of other nodes' cards, if their weights add up to 1
         self.own[:, :, CORES] = 1.0
-        # A thread that mostly sleeps gets a core as soon as it wakes: the scheduler owes it time.
+        # Beside steps that only compute, a thread that mostly sleeps gets a core as soon as it wakes: the scheduler
+        # owes it time. Steps that idle, as those with a device do, are owed as much.
         woken = [LINK, PASS_ON, READ, COMPUTE, ADD]
         self.own[:, woken, WOKEN] = 1.0
         self.first = np.zeros((KINDS, RESOURCES), bool)
-        self.first[woken, CORES] = True
+        self.first[woken, CORES] = job.work >= job.step
         self.seconds[:, WORK] = 1.0
         self._local()
         self._remote()
