@@ -48,6 +48,7 @@ def suite(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.jobs
 @pytest.mark.timeout(900)
 def test_two_tiny_settings(suite, tmp_path):
     out = tmp_path / "out"

@@ -252,7 +252,10 @@ class Live:
 
     def __init__(self, path):
         words = [sys.executable, "-m", "lsam_hpc.tools.monitor", str(path), "--interval", "0.05"]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        self.process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
+        )  # fmt: skip
         self._lines = Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
