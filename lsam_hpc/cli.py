@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rank() -> int:
-    return int(sys.modules["mpi4py.MPI"].COMM_WORLD.rank) if "mpi4py.MPI" in sys.modules else preflight.launched_rank()
+    found = sys.modules.get("mpi4py.MPI")
+    return int(found.COMM_WORLD.rank) if found is not None and found.Is_initialized() else preflight.launched_rank()
 
 
 def _abort_at_exit(status: int) -> None:

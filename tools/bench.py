@@ -45,6 +45,9 @@ def load(name: str) -> Benchmark:
 def main(argv: Sequence[str]) -> int:
     """Run a benchmark, print its table and write it as JSON if told to; return the exit code."""
     if argv and argv[0] in OTHERS:
+        import mpi4py
+
+        mpi4py.rc.initialize = False  # they read files or start jobs: MPI is theirs, and this process has no part in it
         return int(importlib.import_module(OTHERS[argv[0]]).main(argv[1:]))
     parser = Parser(
         prog="lsam bench",
