@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,6 @@ def main(argv: Sequence[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: expected a folder that can be written, found {out}: {error.strerror}") from error
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the ranks' share of the cores, the same for every method
     runner = Runner(suite, out, launcher(given.launcher), lambda name: print(name, file=sys.stderr, flush=True))
     tuned = runner.tuned()
     records = runner.records(tuned)

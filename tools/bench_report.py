@@ -49,9 +49,6 @@ def render(files: Sequence[Path]) -> str:
     Args:
         files: JSON files; notes in Markdown come last, as they are.
     """
-    import mpi4py
-
-    mpi4py.rc.initialize = False  # the benchmarks' modules load it, and nothing is measured
     reports = reports_of(files)
     text = f"{HEAD}\n\n{_filled(ABOUT)}\n\n" + _machines([report for found in reports.values() for report in found])
     for name, found in reports.items():

@@ -89,9 +89,7 @@ def _curve(run: Run, config: TrainConfig, dataset: Dataset, images: int) -> list
     return curve
 
 
-def _flatness(
-    run_dir: Path, run: Run, config: TrainConfig, dataset: Dataset, images: int
-) -> dict[str, float]:  # fmt: skip
+def _flatness(run_dir: Path, run: Run, config: TrainConfig, dataset: Dataset, images: int) -> dict[str, float]:
     """Return the sharpness of the final center and the largest eigenvalue of the Hessian there, on training images."""
     objective = _objective(config, dataset, images)
     center = objective.vector(state(run, str(run_dir / "checkpoints" / "center.pt")))

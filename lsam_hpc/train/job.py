@@ -72,12 +72,14 @@ def start_averaging(config: TrainConfig) -> None:
         return
     try:
         hvd = importlib.import_module("horovod.torch")
-    except ImportError as error:
-        if config.reduce == "horovod":
-            raise InputError(
-                f"--reduce horovod: expected Horovod (bash tools/install_horovod.sh), found: {error}"
-            ) from error
-        return
+    except ModuleNotFoundError as error:
+        if config.reduce == "auto":
+            return
+        raise InputError(
+            f"--reduce horovod: expected Horovod (bash tools/install_horovod.sh), found: {error}"
+        ) from error
+    except ImportError as error:  # it is there and does not fit: nobody should find that out by the clock
+        raise InputError(f"--reduce: expected a Horovod that can be loaded, or mpi, found: {error}") from error
     hvd.init(process_sets="dynamic")
 
 

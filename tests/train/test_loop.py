@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from lsam_hpc.errors import InputError
+from lsam_hpc.train import job
 from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.evaluation import evaluate
@@ -57,3 +59,29 @@ def test_evaluate_counts_errors_and_keeps_the_mode():
     right, wrong = math.log(math.e + 3) - 1, math.log(math.e + 3)
     assert loss == pytest.approx((1188 * right + 12 * wrong) / 1200, rel=1e-5)
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("reduce", "error", "told"),
+    [
+        ("auto", ModuleNotFoundError("no horovod"), None),
+        (
+            "auto",
+            ImportError("undefined symbol"),
+            "--reduce: expected a Horovod that can be loaded, or mpi, found: undef",
+        ),
+        ("horovod", ModuleNotFoundError("no horovod"), "--reduce horovod: expected Horovod"),
+        ("mpi", AssertionError("mpi needs none"), None),
+    ],
+)
+def test_a_horovod_that_is_missing_is_done_without_and_one_that_is_broken_is_told(monkeypatch, reduce, error, told):
+    def load(name):
+        raise error
+
+    monkeypatch.setattr(job.importlib, "import_module", load)
+    config = TrainConfig(group_size=2, reduce=reduce)
+    if told is None:
+        job.start_averaging(config)
+    else:
+        with pytest.raises(InputError, match=told):
+            job.start_averaging(config)
