@@ -30,7 +30,7 @@ class SmoothedLoss:
     def add(self, loss: Tensor | float) -> None:
         """Take in the loss of a step; one that is not finite is left out."""
         if not (isinstance(loss, Tensor) and loss.is_cuda):
-            new, old = float(loss), self.value
+            new, old = loss.detach().item() if isinstance(loss, Tensor) else loss, self.value
             if math.isfinite(new):
                 # One loss that overflowed says nothing of the next.
                 self.set(KEPT * old + (1 - KEPT) * new if math.isfinite(old) else new)

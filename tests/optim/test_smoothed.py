@@ -24,3 +24,13 @@ def test_an_exponential_mean_that_leaves_out_what_is_not_finite(kind):
     mean.set(7.0)
     mean.add(kind(8.0))
     assert mean.value == pytest.approx(7.1)
+
+
+def test_a_loss_that_has_a_gradient_is_taken_without_a_warning(recwarn):
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else torch warns once in a process
+    try:
+        SmoothedLoss().add(torch.ones((), requires_grad=True) * 2)
+    finally:
+        torch.set_warn_always(before)
+    assert [str(warning.message) for warning in recwarn] == []
