@@ -125,11 +125,13 @@ class Center:
         """
         check_vector("add", delta, self.size, self.dtype)
         with self._gate.change():
-            for rank in self._layout.order(self.comm.rank):
+            owners = tuple(self._layout.order(self.comm.rank))
+            for rank in owners:
                 for first, end, at in self._layout.chunks(rank):
                     place = (at, end - first, self._type)
                     self._window.Accumulate((delta[first:end], self._type), rank, place, MPI.SUM)
-                self._window.Flush(rank)
+            self._window.Flush_all()  # one wait for all owners' help: with a wait for each, an add grows with the ranks
+            for rank in owners:
                 self._versions.bump(rank, _SHARD)
             self._versions.flush()
             return self._versions.add(0, _TOTAL)

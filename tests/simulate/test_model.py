@@ -56,6 +56,17 @@ def test_a_chain_waits_for_an_exchange_that_takes_longer_than_a_period():
     assert simulate(replace(JOB, max_delay=2), slow, seconds=900.0).rate == pytest.approx(2 / 9.0, rel=0.01)
 
 
+def test_an_add_waits_for_the_slowest_owner_or_for_one_after_the_other():
+    # Four nodes; a copy, and each quarter of a read or an add, in its own time; an answer takes 0.01 + 2 * 0.02 s.
+    apart = replace(HOST, ranks_per_node=1, latency=0.01, help=0.02)
+    job = replace(JOB, ranks=4, step=100.0)
+    read, compute, answer = 0.1 + 2 * 0.01, 0.1, 0.01 + 2 * 0.02
+    assert simulate(job, apart, seconds=1000.0).alone == pytest.approx(read + compute + 0.1 + 3 * answer)
+    fetching = replace(apart, add_passes=2)
+    add = 0.1 / 4 + 2 * 0.3 / 4 + (3 * 4 + 3) * answer
+    assert simulate(job, fetching, seconds=1000.0).alone == pytest.approx(read + compute + add)
+
+
 def test_staleness_of_two_chains_by_hand():
     # Both stage at the same moments: the second add finds the first.
     both = Model(replace(JOB, ranks=2), HOST)

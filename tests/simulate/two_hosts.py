@@ -14,6 +14,7 @@ from dataclasses import replace
 from lsam_hpc.tools import bench_simulate as bench
 from lsam_hpc.tools.bench_base import number
 
+from lsam_hpc.simulate.costs import ADD_FLUSHES, ADD_ROUNDS
 from lsam_hpc.simulate.describe import Machine
 from lsam_hpc.text import columns
 from tests.helpers import mpis
@@ -63,7 +64,8 @@ def network(start, machine: Machine, parameters: int) -> Machine:
     rate = half / max(1e-6, big["read alone"] - small["read alone"] - local)
     passes = max(1.0, (big["add alone"] - small["add alone"] - local) * rate / half)
     latency = small["read alone"] / 2
-    helping = max(0.0, small["add alone"] - 2 * latency)
+    answers = ADD_FLUSHES + (ADD_ROUNDS if passes > 1 else 0)
+    helping = max(0.0, small["add alone"] / answers - latency) / 2
     return replace(machine, rank_rate=rate, nic=rate, latency=latency, help=helping, add_passes=passes)
 
 
