@@ -37,7 +37,6 @@ class Case:
         pause: seconds of a pass in which the CPU idles.
         products: of matrices in a pass.
         slower: how many times longer the last rank's passes are.
-        period: local steps between exchanges.
         parameters: of the model.
     """
 
@@ -45,14 +44,16 @@ class Case:
     pause: float
     products: int
     slower: float
-    period: int = 4
     parameters: int = 1_000_000
 
 
+# Passes of random length: with equal ones ranks stay as far apart as they happened to start, and so does the staleness.
+# An exchange at every step, so that there is enough staleness to count.
+SIGMA, PERIOD = 0.3, 1
 CASES = (
     Case("pauses", PAUSE, 0, 1),
     Case("pauses, one rank 4x", PAUSE, 0, SLOWER),
-    Case("pauses, 4 M, period 1", PAUSE, 0, 1, 1, 4_000_000),
+    Case("pauses, 4 M", PAUSE, 0, 1, 4_000_000),
     Case("computed", 0.0, PRODUCTS, 1),
     Case("computed, one rank 4x", 0.0, PRODUCTS, SLOWER),
 )
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the jobs, print simulated against measured; return the exit code."""
     parser = Parser(prog="lsam bench simulate", description="Compare the simulator with real jobs on this machine.")
     parser.add_argument("--np", default="1,2,4,8", help="numbers of ranks (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each job (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each job (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers and the machine's description there")
     given = parser.parse_args(argv)
     try:
@@ -94,10 +95,9 @@ def mpirun(ranks: int, words: list[str]) -> list[str]:
 def compare(case: Case, counts: Sequence[int], seconds: float, start: Start) -> list[dict[str, str | float]]:
     """Return a row for each number of ranks: simulated and measured throughput and mean staleness."""
     rows: list[dict[str, str | float]] = []
+    job, machine = measure(case, seconds)
     for count in counts:
-        # Measured anew each time, so that other load on the machine meets both.
-        job, machine = measure(case, seconds / 2)
-        real = run(start, count, loop(case, seconds, case.period))
+        real = run(start, count, loop(case, seconds, PERIOD))
         rows.append(row(case.name, count, real, predict(case, job, machine, count, seconds)))
         print(*map(number, rows[-1].values()), sep=", ", file=sys.stderr, flush=True)
     return rows
@@ -137,7 +137,7 @@ def measure(case: Case, seconds: float) -> tuple[Job, Machine]:
     """Return what one rank does with and without exchanges, and two with the windows."""
     balanced = replace(case, slower=1)
     own = run(mpirun, 1, loop(balanced, seconds, 0))[0]
-    once = run(mpirun, 1, loop(balanced, seconds, case.period))[0]
+    once = run(mpirun, 1, loop(balanced, seconds, PERIOD))[0]
     windows = run(mpirun, 2, {"what": "exchange", "parameters": case.parameters, "repeats": 30, "products": PRODUCTS})
     alone, together = windows[0], {k: max(w[k] for w in windows) for k in windows[0]}
     copy = alone["copy alone"]
@@ -146,7 +146,7 @@ def measure(case: Case, seconds: float) -> tuple[Job, Machine]:
     read, add = alone["read alone"] / copy, alone["add alone"] / copy
     step = 1 / own["rate"]
     work = min(step, own["work"]) if case.pause else step
-    job = Job(1, case.parameters, step, work=work, period=case.period, distribution="lognormal", sigma=own["sigma"])
+    job = Job(1, case.parameters, step, work=work, period=PERIOD, distribution="lognormal", sigma=own["sigma"])
     machine = Machine(
         "this", ranks_per_node=1, cores=cores * (os.cpu_count() or 2) / 2, copy=size / copy,
         memory=max(2 * size / together["copy together"], size / copy),
@@ -159,7 +159,7 @@ def measure(case: Case, seconds: float) -> tuple[Job, Machine]:
 def loop(case: Case, seconds: float, period: int) -> dict[str, Any]:
     """Return what `bench_simulate_job` is told."""
     return {"what": "loop", "seconds": seconds, "period": period, "pause": case.pause, "products": case.products,
-            "slower": case.slower, "parameters": case.parameters}  # fmt: skip
+            "slower": case.slower, "sigma": SIGMA, "parameters": case.parameters}  # fmt: skip
 
 
 def run(start: Start, ranks: int, what: dict[str, Any]) -> Rows:

@@ -37,7 +37,14 @@ def main(argv: list[str]) -> int:
 
 
 def _loop(
-    comm: MPI.Intracomm, seconds: float, period: int, pause: float, products: int, slower: float, parameters: int
+    comm: MPI.Intracomm,
+    seconds: float,
+    period: int,
+    pause: float,
+    products: int,
+    slower: float,
+    sigma: float,
+    parameters: int,
 ) -> dict[str, Any]:
     """Train for some seconds as `lsam bench straggler` does, each pass a pause and some products of matrices.
 
@@ -48,17 +55,20 @@ def _loop(
         pause: seconds of a pass in which the CPU idles.
         products: of matrices in a pass.
         slower: how many times longer the last rank's passes are.
+        sigma: of the passes' lengths, lognormal.
         parameters: of the model.
     """
     parameter = nn.Parameter(torch.zeros(parameters))
     factor = slower if comm.rank == comm.size - 1 else 1
     matrix = torch.eye(SIDE)
+    draw = np.random.default_rng(comm.rank)
     records: list[Exchange] = []
 
     def closure() -> None:
+        length = factor * draw.lognormal(-(sigma**2) / 2, sigma)
         if pause:
-            time.sleep(pause * factor)
-        for _ in range(round(products * factor)):
+            time.sleep(pause * length)
+        for _ in range(round(products * length)):
             torch.mm(matrix, matrix)
         parameter.grad = torch.full_like(parameter, 1e-6)
 

@@ -45,7 +45,7 @@ def main():
             for count in map(int, given.np.split(",")):
                 job, machine = bench.measure(case, given.seconds / 2)
                 machine = network(start, machine, case.parameters)
-                real = bench.run(start, count, bench.loop(case, given.seconds, case.period))
+                real = bench.run(start, count, bench.loop(case, given.seconds, bench.PERIOD))
                 guess = bench.predict(case, job, machine, count, given.seconds, nodes=2)
                 rows.append(bench.row(f"{case.name}, {given.rate}", count, real, guess))
                 print(*map(number, rows[-1].values()), sep=", ", file=sys.stderr, flush=True)

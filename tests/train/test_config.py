@@ -56,7 +56,8 @@ def test_a_flag_wins_over_the_file_s_other_way_to_say_how_long(tmp_path):
         ),
         (
             ["--model", "bert"],
-            "--model: expected one of mlp, cnn, resnet18, wrn16-8, vgg16, vit or MODULE:FUNCTION, found 'bert'",
+            "--model: expected one of mlp, cnn, cnn-tiny, resnet18, wrn16-8, vgg16, vit or MODULE:FUNCTION, "
+            "found 'bert'",
         ),
         (["--subset", "0"], "--subset: expected a finite number >= 1, found 0"),
         (["--validation", "-1"], "--validation: expected a finite number >= 0, found -1"),

@@ -81,6 +81,7 @@ def test_a_vision_transformer_is_torch_s_encoder():
     [
         ("mlp", 3072 * 128 + 128 + 128 * 128 + 128 + 1290),
         ("cnn", 57_130),
+        ("cnn-tiny", 3 * 16 * 9 + 32 + 16 * 32 * 9 + 64 + 32 * 64 * 9 + 128 + 650),
         ("resnet18", 11_173_962),  # in every published implementation for CIFAR
         ("wrn16-8", 10_961_370),  # 11.0 million in the paper
         ("vgg16", 14_728_266 - 4_224),  # as published, less the convolutions' biases, which BatchNorm takes away
