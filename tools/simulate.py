@@ -179,7 +179,7 @@ def _assumptions(job: Job, machine: Machine, measured: list[str], found: Result)
         f"{machine.name}: {machine.ranks_per_node} ranks and {machine.cores:g} cores a node; a thread copies "
         f"{_bytes(machine.copy)}/s, a node {_bytes(machine.memory)}/s; network {_bytes(machine.nic)}/s each way a "
         f"node, {_bytes(machine.rank_rate)}/s a rank, {1e6 * machine.latency:.3g} us, {100 * machine.bisection:.0f} % "
-        f"of it across; help {1e3 * machine.help:.3g} ms per owner, {machine.add_passes:g} passes for an add; {device}",
+        f"of it across; help {1e3 * machine.help:.3g} ms, {machine.add_passes:g} passes for an add; {device}",
         f"{job.parameters:,} parameters; steps of {job.step:.4g} s ({job.work:.3g} s of a core), {job.distribution}"
         + (f", sigma {job.sigma:.3g}" if job.distribution == "lognormal" else "")
         + "".join(f"; rank {r} {f:.3g} times longer" for r, f in sorted(job.factors.items()))
