@@ -138,7 +138,9 @@ def measure(case: Case, seconds: float) -> tuple[Job, Machine]:
     balanced = replace(case, slower=1)
     own = run(mpirun, 1, loop(balanced, seconds, 0))[0]
     once = run(mpirun, 1, loop(balanced, seconds, PERIOD))[0]
-    windows = run(mpirun, 2, {"what": "exchange", "parameters": case.parameters, "repeats": 30, "products": PRODUCTS})
+    windows = run(
+        mpirun, 2, {"what": "exchange", "parameters": case.parameters, "repeats": 30, "products": PRODUCTS, "rest": 0.0}
+    )
     alone, together = windows[0], {k: max(w[k] for w in windows) for k in windows[0]}
     copy = alone["copy alone"]
     size = 4 * case.parameters

@@ -93,8 +93,16 @@ def _loop(
     }  # fmt: skip
 
 
-def _exchange(comm: MPI.Intracomm, parameters: int, repeats: int, products: int) -> dict[str, float]:
-    """Time a copy, a read, an add and products of matrices: with rank 0 alone at work, and with all ranks together."""
+def _exchange(comm: MPI.Intracomm, parameters: int, repeats: int, products: int, rest: float) -> dict[str, float]:
+    """Time a copy, a read, an add and products of matrices: with rank 0 alone at work, and with all ranks together.
+
+    Args:
+        comm: the ranks.
+        parameters: of the center.
+        repeats: of each.
+        products: of matrices.
+        rest: seconds for which the others sleep beside rank 0, as ranks that train do not wait in MPI for one another.
+    """
     vector, out = np.full(parameters, 1e-6, np.float32), np.empty(parameters, np.float32)
     matrix = torch.eye(SIDE)
     helper = rma.Progress(comm) if rma.reason(comm) else nullcontext()
@@ -109,7 +117,8 @@ def _exchange(comm: MPI.Intracomm, parameters: int, repeats: int, products: int)
         for how in ("alone", "together"):
             takes_part = how == "together" or comm.rank == 0
             timed = {
-                name: (lambda: rma.barrier(comm), way if takes_part else lambda: None) for name, way in ways.items()
+                name: (lambda: rma.barrier(comm), way if takes_part else lambda: time.sleep(rest))
+                for name, way in ways.items()
             }
             found |= {f"{name} {how}": value for name, value in medians(repeats, timed).items()}
             rma.barrier(comm)

@@ -31,8 +31,7 @@ IMAGES = 1536  # few, as lsam train evaluates on them at its end
 SHAPE, CLASSES = (1, 28, 28), 10
 LR, MOMENTUM, WEIGHT_DECAY, RHO = 0.1, 0.9, 5e-4, 0.05  # lsam train's defaults
 OURS, BARE, RATIO = "lsam train, images/s", "bare loop, images/s", "lsam train : bare"
-# The base optimizer by itself: a stale ascent needs no pass of its own, and of length 0 it is none.
-ALONE = ("--rho", "0", "--ascent", "stale", "--pull", "0", "--period", "1000000000")
+ALONE = ("--rho", "0", "--pull", "0", "--period", "1000000000")  # the base optimizer by itself
 
 
 def measure(repeats: int, quick: bool) -> list[Row]:
@@ -73,9 +72,8 @@ has its ascent, its center and its sketches, against SAM's two passes written ou
     return (
         text
         + """\
-What the loop adds hardly depends on the model: each step counts its ticket, saves and moves the parameters even where
-the ascent is 0 long, makes the loss known to other ranks, and logs a row. Where a step takes milliseconds this does not
-show; shorter ones are for the quickstart and for tests.
+What the loop adds hardly depends on the model: each step counts its ticket, makes the loss known to other ranks,
+and logs a row. Where a step takes milliseconds this does not show; shorter ones are for the quickstart and for tests.
 """
     )
 

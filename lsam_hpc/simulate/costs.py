@@ -15,9 +15,10 @@ CORES, MEMORY, OUT, IN, WOKEN = range(5)  # a node's resources; WOKEN: its cores
 RESOURCES = 5
 # A 16-bit wire: what rounding takes of both sides, as multiples of copying the float32 vector (lsam bench exchange).
 DECODE, ENCODE, FOLD = 0.75, 2.8, 2.5
-# Answers that an add waits for: of the data, the shards' versions and the total; and for each owner where the MPI
-# locks, fetches, puts back and unlocks. Counted between two hosts with a helper that looks every 50 ms.
+# Answers that an add waits for: of the data, the shards' versions and the total; and for each message where the
+# MPI locks, fetches, puts back and unlocks. Counted between two hosts with a helper that looks every 50 ms.
 ADD_FLUSHES, ADD_ROUNDS = 3, 4
+MESSAGE = 1 << 20  # bytes of a message at most, as in rma.Center
 
 
 class Costs:
@@ -126,9 +127,10 @@ class Costs:
             away = np.where(others > 0, 1.0, 0.0)
             self._transfer(READ, wire, m.read_factor, 1.0, 2 * m.latency * away)
             # All owners' inboxes are filled at once (half a wire), or all owners add at once and the slowest to help is
-            # waited for; but an MPI that fetches, adds and puts back does so for one owner after the other.
+            # waited for; but an MPI that fetches, adds and puts back does so for one message after the other.
             reply = m.latency + 2 * m.help  # an answer is waited for from one look of the helper to the next
-            each = ADD_ROUNDS * others if m.add_passes > 1 else 0.0
+            messages = others * math.ceil(wire / self._owners.sum() / MESSAGE)
+            each = ADD_ROUNDS * messages if m.add_passes > 1 else 0.0
             waits: Array = (3 * m.latency + m.help if half else (each + ADD_FLUSHES) * reply) * away
             self._transfer(ADD, wire, m.add_factor, 1.0 if half else m.add_passes, waits)
             if half:

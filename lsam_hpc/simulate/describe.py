@@ -31,7 +31,7 @@ class Machine:
         latency: of one small one-sided operation, there and back.
         help: mean wait until a process on another node takes part in an add; 0 where the network's hardware adds.
         add_passes: how often an add moves each byte over the network: 1, or 2 and more where the MPI fetches, adds and
-            puts back, one owner after the other.
+            puts back, one message after the other.
         host_link: bytes between a device and its host; 0: ranks compute on the host.
         device_copy: bytes that a device copies in its own memory; unused without devices.
         link: bytes of an allreduce between the ranks of a node (its bus bandwidth).

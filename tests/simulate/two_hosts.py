@@ -21,13 +21,14 @@ from tests.helpers import mpis
 from tests.helpers.hosts import available, two_hosts
 
 SMALL = 1000  # parameters whose bytes take no time
+REST = 1.0  # seconds for which the other rank sleeps while one exchanges
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", default="1gbit", help="of the cable, as tc writes it")
     parser.add_argument("--np", default="2,4")
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=20.0)
     given = parser.parse_args()
     if why := available():
         sys.exit(f"no two hosts: {why}")
@@ -42,9 +43,9 @@ def main():
             return hosts.across(mpi, ranks).command(ranks, mpi.python, "-m", "mpi4py", *words)
 
         for case in bench.CASES[:2]:
+            job, machine = bench.measure(case, given.seconds)
+            machine = network(start, machine, case.parameters)
             for count in map(int, given.np.split(",")):
-                job, machine = bench.measure(case, given.seconds / 2)
-                machine = network(start, machine, case.parameters)
                 real = bench.run(start, count, bench.loop(case, given.seconds, bench.PERIOD))
                 guess = bench.predict(case, job, machine, count, given.seconds, nodes=2)
                 rows.append(bench.row(f"{case.name}, {given.rate}", count, real, guess))
@@ -56,7 +57,7 @@ def network(start, machine: Machine, parameters: int) -> Machine:
     """Return the machine with the network that one rank on each of two hosts finds."""
     times = {}
     for size in (SMALL, parameters):
-        what = {"what": "exchange", "parameters": size, "repeats": 10, "products": 1}
+        what = {"what": "exchange", "parameters": size, "repeats": 5, "products": 1, "rest": REST}
         times[size] = bench.run(start, 2, what)[0]
     small, big = times[SMALL], times[parameters]
     half = 4 * parameters / 2  # one shard is on the other host
