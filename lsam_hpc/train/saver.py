@@ -14,7 +14,7 @@ from lsam_hpc.train.checkpoint import Checkpoints, State
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.job import Chain
 
-POLL = 8  # local steps between two looks for a set that rank 0 has called: over a network each costs a round trip
+POLL = 8  # local steps between two looks for a set that has been called: over a network each costs a round trip
 FIRST_SECONDS = 1.0  # what a checkpoint is taken to cost before one was written
 
 
@@ -35,7 +35,7 @@ class Saver:
         self._earlier, self._began = seconds, time.perf_counter()
         self._every = int(config.checkpoint_every) if config.checkpoint_every.isdecimal() else None
         self._mtbf = 3600 * config.mtbf
-        # With a period that follows from what is measured, rank 0 says when a set is due.
+        # With a period that follows from what is measured, the lowest rank that is left says when a set is due.
         auto = config.checkpoint_every == "auto" and config.schedule != "lockstep"
         self._called = rma.Counter(opt.comm) if auto else None
         self._calls_at = self._began + self._interval()
@@ -79,7 +79,7 @@ class Saver:
             return number if number > self._last else None
         if self._called is None:
             return None
-        if self._opt.comm.rank == 0 and time.perf_counter() >= self._calls_at:
+        if time.perf_counter() >= self._calls_at and self._opt.comm.rank == self._first():
             self._calls_at = time.perf_counter() + self._interval()
             self._called.add(self._number() - self._called.value)
         if self._opt.local_step % POLL:  # by steps, not by time: a group's ranks must look together
@@ -92,6 +92,10 @@ class Saver:
         opt = self._opt
         return opt.local_step * opt.comm.size if opt.lockstep else opt.total_step
 
+    def _first(self) -> int:
+        """Return the lowest rank that is not silent."""
+        return min(set(range(self._opt.comm.size)) - set(self._opt.silent), default=0)
+
     def _interval(self) -> float:
         """Return the seconds between checkpoints that waste least.
 
@@ -101,8 +105,7 @@ class Saver:
 
     def _state(self) -> State:
         opt = self._opt.state_dict()
-        alive = set(range(self._opt.comm.size)) - set(self._opt.silent)
-        if self._opt.shares_center and self._opt.comm.rank > min(alive, default=0):
+        if self._opt.shares_center and self._opt.comm.rank > self._first():
             opt["center"]["y"] = None  # another file has it
         return {
             "opt": opt,
