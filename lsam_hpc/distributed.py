@@ -17,7 +17,8 @@ from typing_extensions import Unpack
 
 from lsam_hpc import rma
 from lsam_hpc.errors import InputError
-from lsam_hpc.links import LinkOptions, Links, check_links
+from lsam_hpc.linkoptions import LinkOptions, check_links
+from lsam_hpc.links import Links
 from lsam_hpc.optim import Exchange, lsam
 from lsam_hpc.optim.coupler import shared_tensors
 from lsam_hpc.optim.flat import FlatVector

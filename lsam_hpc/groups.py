@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,11 +14,9 @@ from torch import Tensor, distributed
 from lsam_hpc import rma
 from lsam_hpc.errors import InputError
 from lsam_hpc.exchange import array
+from lsam_hpc.linkoptions import GroupAscent
 from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.flat import FlatVector
-
-GroupAscent = Literal["own", "averaged"]
-GROUP_ASCENTS: tuple[GroupAscent, ...] = ("own", "averaged")
 
 
 class Group:

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
-from mpi4py import MPI
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim import Exchange
@@ -21,6 +20,8 @@ from lsam_hpc.trajectory.provenance import git_state, machine
 from lsam_hpc.trajectory.snapshot import COMPRESSIONS, DTYPES, check_states
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
     from lsam_hpc.distributed import LSAM
 
 Locking = Literal["auto", "on", "off", "best-effort"]
@@ -183,6 +184,8 @@ def describe(
         start: when it started, the same on every rank.
         device: where this rank trains.
     """
+    from mpi4py import MPI  # not before: programs that only check options need no MPI
+
     vendor, numbers = MPI.get_vendor()
     commit, dirty = comm.bcast(git_state() if comm.rank == 0 else None)
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,9 +13,6 @@ from lsam_hpc import rma
 from lsam_hpc.exchange import array
 from lsam_hpc.optim.guard import Guard
 from lsam_hpc.rma.graphs import Graph, neighbours
-
-Topology = Literal["center", "gossip", "leader"]
-TOPOLOGIES: tuple[Topology, ...] = ("center", "gossip", "leader")
 
 
 class _FromPeers:

@@ -22,9 +22,10 @@ RULES = {
     "landscape": ({"errors", "files", "trajectory", "optim", "rma"}, {"horovod"}),
     "exchange": ({"errors", "optim", "rma"}, {"h5py", "horovod"}),
     "topology": ({"optim", "rma", "exchange"}, {"h5py", "horovod"}),
-    "groups": ({"errors", "optim", "rma", "exchange"}, {"h5py", "horovod"}),
-    "links": ({"errors", "optim", "rma", "exchange", "topology", "groups"}, {"h5py", "horovod"}),
-    "distributed": ({"errors", "optim", "rma", "links"}, {"h5py", "horovod"}),
+    "groups": ({"errors", "optim", "rma", "exchange", "linkoptions"}, {"h5py", "horovod"}),
+    "linkoptions": ({"errors", "optim", "rma"}, {"mpi4py", "h5py", "horovod"}),
+    "links": ({"optim", "rma", "exchange", "topology", "linkoptions", "groups"}, {"h5py", "horovod"}),
+    "distributed": ({"errors", "optim", "rma", "linkoptions", "links"}, {"h5py", "horovod"}),
     "runlog": ({"errors", "optim", "trajectory", "sketches", "distributed"}, {"h5py", "horovod"}),
     "train": (
         {
@@ -38,13 +39,13 @@ RULES = {
             "rma",
             "runlog",
             "trajectory",
-            "links",
+            "linkoptions",
             "distributed",
         },
         {"h5py", "horovod"},
     ),
     "horovod": (
-        {"errors", "optionfile", "preflight", "rundir", "optim", "rma", "runlog", "links", "distributed"},
+        {"errors", "optionfile", "preflight", "rundir", "optim", "rma", "runlog", "linkoptions", "distributed"},
         {"h5py"},
     ),
     "compare": ({"errors", "files", "optionfile", "trajectory", "landscape", "train"}, {"h5py", "mpi4py", "horovod"}),
@@ -123,6 +124,12 @@ def test_the_optimizers_load_no_mpi():
     code = "import sys; from lsam_hpc import SAM; import lsam_hpc.optim; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert not {"mpi4py", "h5py", "horovod"} & set(loaded.split())
+
+
+def test_options_are_checked_and_suites_run_without_mpi():
+    code = "import sys, lsam_hpc.train.config, lsam_hpc.tools.bench_compare; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "mpi4py.MPI" not in loaded.split()
 
 
 def test_logs_are_read_and_exported_without_torch():

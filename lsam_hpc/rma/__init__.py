@@ -1,15 +1,22 @@
 """One-sided windows: mpi4py and numpy only, no torch.
 
-Everything but making and closing a window works without the other ranks' help.
+Everything but making and closing a window works without the other ranks' help. Importing the package loads no MPI; that
+is done when a name is first used.
 """
 
-from lsam_hpc.rma.center import Center
-from lsam_hpc.rma.collective import agree, barrier, same, wait
-from lsam_hpc.rma.counter import Counter
-from lsam_hpc.rma.half import HalfCenter
-from lsam_hpc.rma.memory import check_shared_memory
-from lsam_hpc.rma.peers import Peers
-from lsam_hpc.rma.progress import Progress, reason
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lsam_hpc.rma.center import Center
+    from lsam_hpc.rma.collective import agree, barrier, same, wait
+    from lsam_hpc.rma.counter import Counter
+    from lsam_hpc.rma.half import HalfCenter
+    from lsam_hpc.rma.memory import check_shared_memory
+    from lsam_hpc.rma.peers import Peers
+    from lsam_hpc.rma.progress import Progress, reason
 
 __all__ = [
     "Center",
@@ -24,3 +31,20 @@ __all__ = [
     "same",
     "wait",
 ]
+_HOMES = {
+    "Center": "center", "Counter": "counter", "HalfCenter": "half", "Peers": "peers", "Progress": "progress",
+    "agree": "collective", "barrier": "collective", "check_shared_memory": "memory", "reason": "progress",
+    "same": "collective", "wait": "collective",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found  # the next use finds it at once
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

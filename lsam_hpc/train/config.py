@@ -15,7 +15,7 @@ from typing import Any
 
 from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
-from lsam_hpc.links import CHOICES, LinkOptions, check_links
+from lsam_hpc.linkoptions import CHOICES, LinkOptions, check_links
 from lsam_hpc.optim.hyper import ASCENTS, BUDGETS, COUPLINGS, METRICS, SCHEDULES, check_hyperparameters
 from lsam_hpc.optionfile import kind, read_options, unknown_option
 from lsam_hpc.runlog import LOG_CHOICES, LogOptions, check_log
