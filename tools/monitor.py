@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +68,9 @@ def main(argv: Sequence[str]) -> int:
         with Run(given.run) as run:
             print(table(run.path, statuses(run, time.time())))
         return 0
-    try:
-        _watch(Path(given.run), given.interval)
-    except KeyboardInterrupt:
+    with _interrupts() as interrupts, suppress(KeyboardInterrupt):
+        _watch(Path(given.run), given.interval, interrupts)
+    if interrupts:
         print()
     return 0
 
@@ -95,10 +97,26 @@ def table(path: Path, ranks: Sequence[Status]) -> str:
     return "\n".join(lines)
 
 
-def _watch(path: Path, interval: float) -> None:
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Have Ctrl-C leave its number in a list too: an exception alone is lost if it meets a destructor."""
+    found: list[int] = []
+
+    def caught(number: int, frame: object) -> None:
+        found.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, caught)
+    try:
+        yield found
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _watch(path: Path, interval: float, interrupts: list[int]) -> None:
     began = time.monotonic()  # of waiting for files
     shown = ""
-    while True:
+    while not interrupts:
         over, looked = False, time.monotonic()
         try:
             with Run(path) as run:

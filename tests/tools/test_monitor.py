@@ -231,6 +231,17 @@ def test_silent_ranks_are_waited_for_for_five_minutes(tmp_path, capsys, monkeypa
     assert blocks[3].endswith("from rank 0 (node0), 1 (node1): stopped, or lost")
 
 
+def test_an_interrupt_that_is_lost_in_a_destructor_ends_it_too(tmp_path, monkeypatch):
+    class Interrupted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    path = stage(monkeypatch, tmp_path / "run", [[0.0]])
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    monkeypatch.setattr(monitor, "time", Clock(START, [(1.0, Interrupted)]))
+    assert monitor.main([str(path)]) == 0
+
+
 def test_it_rests_for_as_long_as_it_reads(tmp_path, monkeypatch):
     path = stage(monkeypatch, tmp_path / "run", [[0.0]])
     clock = Clock(START, [(100.0, nothing), (201.0, nothing)])
