@@ -79,9 +79,10 @@ class Saver:
             return number if number > self._last else None
         if self._called is None:
             return None
-        if time.perf_counter() >= self._calls_at and self._opt.comm.rank == self._first():
+        if time.perf_counter() >= self._calls_at:
             self._calls_at = time.perf_counter() + self._interval()
-            self._called.add(self._number() - self._called.value)
+            if self._opt.comm.rank == self._first():
+                self._called.add(self._number() - self._called.value)
         if self._opt.local_step % POLL:  # by steps, not by time: a group's ranks must look together
             return None
         called = self._opt.alike(lambda: self._called.value)  # type: ignore[union-attr]
