@@ -16,7 +16,7 @@ RESOURCES = 5
 # A 16-bit wire: what rounding takes of both sides, as multiples of copying the float32 vector (lsam bench exchange).
 DECODE, ENCODE, FOLD = 0.75, 2.8, 2.5
 # Answers that an add waits for: of the data, the shards' versions and the total; and for each message where the
-# MPI locks, fetches, puts back and unlocks. Counted between two hosts with a helper that looks every 50 ms.
+# MPI locks, fetches, puts back and unlocks. Counted by tests/simulate/answers.py.
 ADD_FLUSHES, ADD_ROUNDS = 3, 4
 MESSAGE = 1 << 20  # bytes of a message at most, as in rma.Center
 

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.rma.center import CHUNK_BYTES
+from lsam_hpc.simulate.costs import MESSAGE
 from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.simulate.events import events
 from lsam_hpc.simulate.model import Model
@@ -65,6 +67,10 @@ def test_an_add_waits_for_the_slowest_owner_or_for_one_after_the_other():
     fetching = replace(apart, add_passes=2)
     add = 0.1 / 4 + 2 * 0.3 / 4 + (3 * 4 + 3) * answer
     assert simulate(job, fetching, seconds=1000.0).alone == pytest.approx(read + compute + add)
+
+
+def test_messages_are_as_long_as_the_center_s():
+    assert MESSAGE == CHUNK_BYTES
 
 
 def test_staleness_of_two_chains_by_hand():
