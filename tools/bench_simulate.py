@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lsam_hpc.text import columns
 
 PAUSE, PRODUCTS = 0.02, 4  # a pass: a pause as in `lsam bench straggler`, or so many products of matrices
 SLOWER = 4
+LONGER = 10  # times as long as the real job does the simulated one run, so that chance is in the real one only
 Start = Callable[[int, list[str]], list[str]]  # ranks, a Python program's arguments -> a command
 Rows = list[dict[str, Any]]
 
@@ -45,6 +47,26 @@ class Case:
     products: int
     slower: float
     parameters: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a prediction is made of.
+
+    Args:
+        job: of one rank.
+        machine: this one.
+        products: seconds of a step's products of matrices, which are what a slow rank has more of.
+    """
+
+    job: Job
+    machine: Machine
+    products: float
+
+    def numbers(self) -> dict[str, float | str]:
+        """Return what was measured, by name."""
+        own = {name: getattr(self.job, name) for name in ("parameters", "step", "work", "sigma")}
+        return {**own, **asdict(self.machine), "products": self.products}
 
 
 # Passes of random length: with equal ones ranks stay as far apart as they happened to start, and so does the staleness.
@@ -75,7 +97,8 @@ def main(argv: Sequence[str]) -> int:
     print(columns([tuple(rows[0]), *(tuple(map(number, row.values())) for row in rows)]))
     print(", ".join(f"{key}: {value}" for key, value in about.items()))
     if given.json:
-        report = {"benchmark": "simulate", "machine": about, "rows": rows}
+        parts = {case.name: measure(alike(case), given.seconds).numbers() for case in CASES if case.slower == 1}
+        report = {"benchmark": "simulate", "machine": about, "rows": rows, "parts": parts}
         Path(given.json).write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
@@ -95,12 +118,17 @@ def mpirun(ranks: int, words: list[str]) -> list[str]:
 def compare(case: Case, counts: Sequence[int], seconds: float, start: Start) -> list[dict[str, str | float]]:
     """Return a row for each number of ranks: simulated and measured throughput and mean staleness."""
     rows: list[dict[str, str | float]] = []
-    job, machine = measure(case, seconds)
+    parts = measure(alike(case), seconds)
     for count in counts:
         real = run(start, count, loop(case, seconds, PERIOD))
-        rows.append(row(case.name, count, real, predict(case, job, machine, count, seconds)))
+        rows.append(row(case.name, count, real, predict(case, parts, count, seconds)))
         print(*map(number, rows[-1].values()), sep=", ", file=sys.stderr, flush=True)
     return rows
+
+
+def alike(case: Case) -> Case:
+    """Return the case whose parts are measured for this one."""
+    return replace(case, name="", slower=1)
 
 
 def row(name: str, ranks: int, real: Rows, guess: Result) -> dict[str, str | float]:
@@ -126,36 +154,59 @@ def row(name: str, ranks: int, real: Rows, guess: Result) -> dict[str, str | flo
     }
 
 
-def predict(case: Case, job: Job, machine: Machine, ranks: int, seconds: float, nodes: int = 1) -> Result:
-    """Return the simulated run of so many ranks on so many nodes of such machines."""
-    last = {ranks - 1: case.slower}
-    job = replace(job, ranks=ranks, factors=last, work_factors=last if case.products else {})
-    return simulate(job, replace(machine, ranks_per_node=ranks // nodes), seconds)
+def predict(case: Case, parts: Parts, ranks: int, seconds: float, nodes: int = 1) -> Result:
+    """Return the simulated run of so many ranks on a machine, or on so many nodes that share it."""
+    job, idle = parts.job, parts.job.step - parts.job.work
+    last = ranks - 1
+    job = replace(
+        job, ranks=ranks,
+        factors={last: case.slower if idle else 1.0},
+        work_factors={last: 1 + (case.slower - 1) * parts.products / job.work},
+    )  # fmt: skip
+    whole = parts.machine
+    cores, memory = max(1.0, whole.cores / nodes), max(whole.copy, whole.memory / nodes)
+    machine = replace(whole, ranks_per_node=ranks // nodes, cores=cores, memory=memory)
+    return simulate(job, machine, LONGER * seconds)
 
 
-def measure(case: Case, seconds: float) -> tuple[Job, Machine]:
-    """Return what one rank does with and without exchanges, and two with the windows."""
-    balanced = replace(case, slower=1)
-    own = run(mpirun, 1, loop(balanced, seconds, 0))[0]
-    once = run(mpirun, 1, loop(balanced, seconds, PERIOD))[0]
+@cache
+def measure(case: Case, seconds: float) -> Parts:
+    """Return what one rank does with and without exchanges, and two without and with the windows.
+
+    Args:
+        case: as `alike` returns it.
+        seconds: of each run.
+    """
+    own = run(mpirun, 1, loop(case, seconds, 0))[0]
+    once = run(mpirun, 1, loop(case, seconds, PERIOD))[0]
+    busy = loop(replace(case, pause=0.0), seconds / 2, 0)
+    one, two = (sum(rank["rate"] for rank in run(mpirun, ranks, busy)) for ranks in (1, 2))
     windows = run(
-        mpirun, 2, {"what": "exchange", "parameters": case.parameters, "repeats": 30, "products": PRODUCTS, "rest": 0.0}
+        mpirun,
+        2,
+        {
+            "what": "exchange",
+            "parameters": case.parameters,
+            "repeats": 50,
+            "products": max(1, case.products),
+            "rest": 0.0,
+        },
     )
-    alone, together = windows[0], {k: max(w[k] for w in windows) for k in windows[0]}
-    copy = alone["copy alone"]
+    alone, together = windows[0], max(rank["copy together"] for rank in windows)
+    copy = alone["copy"]
     size = 4 * case.parameters
-    cores = min(2.0, max(1.0, 2 * alone["products alone"] / together["products together"]))
-    read, add = alone["read alone"] / copy, alone["add alone"] / copy
+    cores = min(2.0, max(1.0, two / one))  # two ranks' work may slow each other down by more than the cores' number
+    read, add = alone["read"] / copy, alone["add"] / copy
     step = 1 / own["rate"]
     work = min(step, own["work"]) if case.pause else step
     job = Job(1, case.parameters, step, work=work, period=PERIOD, distribution="lognormal", sigma=own["sigma"])
     machine = Machine(
         "this", ranks_per_node=1, cores=cores * (os.cpu_count() or 2) / 2, copy=size / copy,
-        memory=max(2 * size / together["copy together"], size / copy),
+        memory=max(2 * size / together, size / copy),
         nic=1e9, rank_rate=1e9, latency=1e-4, read_factor=read, add_factor=add,
         arithmetic=max(0.0, once["seconds"] / copy - read - add), held=once["blocked"] / copy,
     )  # fmt: skip
-    return job, machine
+    return Parts(job, machine, 2 * alone["products"] if case.products else 0.0)
 
 
 def loop(case: Case, seconds: float, period: int) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _loop(
 
 
 def _exchange(comm: MPI.Intracomm, parameters: int, repeats: int, products: int, rest: float) -> dict[str, float]:
-    """Time a copy, a read, an add and products of matrices: with rank 0 alone at work, and with all ranks together.
+    """Time a copy, a read, an add and products of matrices with rank 0 alone at work, and a copy of all together.
 
     Args:
         comm: the ranks.
@@ -105,6 +105,13 @@ def _exchange(comm: MPI.Intracomm, parameters: int, repeats: int, products: int,
     """
     vector, out = np.full(parameters, 1e-6, np.float32), np.empty(parameters, np.float32)
     matrix = torch.eye(SIDE)
+
+    def meet() -> None:
+        rma.barrier(comm)
+
+    def sleep() -> None:
+        time.sleep(rest)
+
     helper = rma.Progress(comm) if rma.reason(comm) else nullcontext()
     with helper, rma.Center(comm, parameters) as center:
         ways = {
@@ -113,15 +120,12 @@ def _exchange(comm: MPI.Intracomm, parameters: int, repeats: int, products: int,
             "add": lambda: center.add(vector),
             "products": lambda: [torch.mm(matrix, matrix) for _ in range(products)],
         }
-        found: dict[str, float] = {}
-        for how in ("alone", "together"):
-            takes_part = how == "together" or comm.rank == 0
-            timed = {
-                name: (lambda: rma.barrier(comm), way if takes_part else lambda: time.sleep(rest))
-                for name, way in ways.items()
-            }
-            found |= {f"{name} {how}": value for name, value in medians(repeats, timed).items()}
-            rma.barrier(comm)
+        others = comm.rank > 0
+        found: dict[str, float] = medians(
+            repeats, {name: (meet, sleep if others else way) for name, way in ways.items()}
+        )
+        found |= medians(repeats, {"copy together": (meet, ways["copy"])})
+        meet()
     return found
 
 

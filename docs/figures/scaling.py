@@ -1,4 +1,4 @@
-"""Draws scaling.png: efficiency against ranks, LSAM and synchronous SAM, by `lsam_hpc.simulate`; about ten minutes.
+"""Draws scaling.png: efficiency of LSAM and synchronous SAM against ranks, simulated; six minutes of two cores.
 
 python docs/figures/scaling.py
 """
@@ -22,19 +22,18 @@ LEAST = 400  # exchanges of all chains together
 GOOD = 0.95
 RANKS = (1, 4, 16, 64, 256, 1024, 4096)
 EXCHANGES = 5  # of a chain; by then the network is as full as it gets
-# (machine, parameters) -> seconds of a step, and what mends it where it falls below 95 % at 1,024 ranks
-CASES = {
-    ("two-cores", 11_000_000): (2.0, {"wire_dtype": "bfloat16"}),
-    ("lumi-g", 11_000_000): (0.1, {"wire_dtype": "bfloat16"}),
-    ("juwels-booster", 11_000_000): (0.1, {"wire_dtype": "bfloat16"}),
-    ("two-cores", 1_000_000_000): (100.0, {"wire_dtype": "bfloat16"}),
-    ("lumi-g", 1_000_000_000): (2.0, {"wire_dtype": "bfloat16"}),
-    ("juwels-booster", 1_000_000_000): (2.0, {"wire_dtype": "bfloat16"}),
+CASES = {  # (machine, parameters) -> seconds of a step
+    ("two-cores", 11_000_000): 2.0,
+    ("lumi-g", 11_000_000): 0.1,
+    ("juwels-booster", 11_000_000): 0.1,
+    ("two-cores", 1_000_000_000): 100.0,
+    ("lumi-g", 1_000_000_000): 2.0,
+    ("juwels-booster", 1_000_000_000): 2.0,
 }
 NOTE = (
     "Assumed: lengths of steps (two passes, as the titles say) are lognormal, sigma 0.1. LSAM: period 4, float32 on "
     "the wire, max_delay 1, a shard on every rank. Synchronous SAM: one allreduce of float32 gradients per step, the "
-    "faster of ring and tree; half of a pass hides it. Dashed: what mends LSAM where it is below 95 % at 1,024 ranks. "
+    "faster of ring and tree; half of a pass hides it. Dashed: what mends LSAM where it falls below 95 %. "
     "Machines: lsam_hpc/simulate/machines/*.yaml, with sources; two-cores with one rank on a node. Nothing of it was "
     "measured on these machines."
 )
@@ -45,12 +44,12 @@ def point(machine: str, parameters: int, ranks: int, way: str) -> float:
     node = load(machine)
     if not node.host_link:
         node = replace(node, ranks_per_node=1)  # the second core is the exchange's
-    step, mended = CASES[machine, parameters]
+    step = CASES[machine, parameters]
     job = Job(ranks, parameters, step, distribution="lognormal", hidden=0.5)
     if way == "synchronous":
         job = replace(job, period=0, group_size=ranks)
     elif way == "mended":
-        job = replace(job, **{k: min(v, ranks) if k in ("group_size", "shards") else v for k, v in mended.items()})
+        job = replace(job, wire_dtype="bfloat16")
     # Few ranks take more steps each, so that their mean is as well known.
     few = max(EXCHANGES, LEAST // ranks)
     found = simulate(job, node, exchanges=few) if job.period else simulate(job, node, 4 * few * step)
@@ -62,15 +61,14 @@ def main() -> None:
     found: dict[tuple[str, int, int, str], float] = {}
     with ProcessPoolExecutor(2) as pool:
         for some in (("LSAM", "synchronous"), ("mended",)):
-            short = [case for case in CASES if some != ("mended",) or found[(*case, 1024, "LSAM")] < GOOD]
+            short = [c for c in CASES if some != ("mended",) or min(found[(*c, r, "LSAM")] for r in RANKS) < GOOD]
             keys = [(*case, ranks, way) for ranks in RANKS for case in short for way in some]
             found |= dict(zip(keys, pool.map(point, *zip(*keys, strict=True)), strict=True))
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.6), sharex=True, sharey=True)
-    for axis, ((machine, parameters), (step, mended)) in zip(axes.flat, CASES.items(), strict=True):
-        label = ", ".join(f"{name} {value}" for name, value in mended.items())
+    for axis, ((machine, parameters), step) in zip(axes.flat, CASES.items(), strict=True):
         for way, style, name in (("LSAM", "C0o-", "LSAM, period 4"), ("synchronous", "C1s-", "synchronous SAM"),
-                                 ("mended", "C2^--", f"LSAM, {label}")):  # fmt: skip
-            if (machine, parameters, 1024, way) not in found:
+                                 ("mended", "C2^--", "LSAM, wire_dtype bfloat16")):  # fmt: skip
+            if (machine, parameters, 1, way) not in found:
                 continue
             values = [100 * found[machine, parameters, ranks, way] for ranks in RANKS]
             axis.plot(RANKS, values, style, label=name, markersize=4)

@@ -11,8 +11,8 @@ from lsam_hpc.simulate.fluid import Array
 
 WORK, HOLD, LINK, PASS_ON, READ, COMPUTE, ADD = range(7)  # kinds of work
 KINDS = 7
-CORES, MEMORY, OUT, IN, WOKEN = range(5)  # a node's resources; WOKEN: its cores for those that they serve first
-RESOURCES = 5
+CORES, MEMORY, OUT, IN = range(4)  # a node's resources
+RESOURCES = 4
 # A 16-bit wire: what rounding takes of both sides, as multiples of copying the float32 vector (lsam bench exchange).
 DECODE, ENCODE, FOLD = 0.75, 2.8, 2.5
 # Answers that an add waits for: of the data, the shards' versions and the total; and for each message where the
@@ -40,19 +40,13 @@ class Costs:
         self.moved = np.zeros((*shape, 2))  # bytes across the node's card, out and in
         self.reached = np.zeros((*shape, 2))  # of other nodes' cards, if their weights add up to 1
         self.own[:, :, CORES] = 1.0
-        # Beside steps that only compute, a thread that mostly sleeps gets a core as soon as it wakes: the scheduler
-        # owes it time. Steps that idle, as those with a device do, are owed as much.
-        woken = [LINK, PASS_ON, READ, COMPUTE, ADD]
-        self.own[:, woken, WOKEN] = 1.0
-        self.first = np.zeros((KINDS, RESOURCES), bool)
-        self.first[woken, CORES] = job.work >= job.step
         self.seconds[:, WORK] = 1.0
         self._local()
         self._remote()
         m = machine
-        self.capacity = np.array([m.cores, m.memory, m.nic, m.nic, m.cores])
+        self.capacity = np.array([m.cores, m.memory, m.nic, m.nic])
         across = m.bisection * m.nic * self.nodes
-        self.core = np.array([np.inf, np.inf, across, across, np.inf])
+        self.core = np.array([np.inf, np.inf, across, across])
 
     def node(self, rank: int) -> int:
         """Return the node of a rank."""

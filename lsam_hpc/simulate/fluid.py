@@ -16,7 +16,6 @@ LATE = EventPriority(2)  # SimPy's priority for what is to happen after all else
 ROUNDS = 2  # of giving away what was left over
 NEAR = 1e-12  # relative: as good as done
 ROOM = 1 + 1e-9  # so much more than all is still all: sums are rounded
-LEAST = 0.05  # of a resource, for those that it serves last
 FRESH = 10_000  # changes after which they are made anew
 
 
@@ -39,8 +38,6 @@ class Fluid:
         weights: of the nodes, shape (nodes,); their sum is 1.
         capacity: of each resource of a node, shape (resources,).
         core: of the far uses of all pieces together, shape (resources,): what the network carries at once.
-        first: kinds that a resource of the own node serves first, shape (kinds, resources): they use it and are not
-            slowed by it, and the others share what they leave. Default: none.
     """
 
     def __init__(
@@ -51,16 +48,13 @@ class Fluid:
         weights: Array,
         capacity: Array,
         core: Array,
-        first: NDArray[np.bool_] | None = None,
     ) -> None:
         self._env = env
         self._own, self._far = own, far
         self._weights, self._capacity, self._core = weights, capacity, core
         nodes, kinds, _ = own.shape
         self._kinds = kinds
-        before = np.zeros(own.shape[1:], bool) if first is None else first
-        self._uses, self._reaches = (own > 0) & ~before, far > 0
-        self._served = own * before
+        self._uses, self._reaches = own > 0, far > 0
         self.done = np.zeros((nodes, kinds), np.int64)
         self._count = np.zeros((nodes, kinds))
         self._rate = np.ones((nodes, kinds))
@@ -96,6 +90,24 @@ class Fluid:
         self._add(node, kind, 1)
         self._changed()
         return event
+
+    def halt(self, node: int, kind: int, event: simpy.Event) -> float:
+        """Take a piece of work out again, and return how many of its seconds are left.
+
+        Args:
+            node: as it was begun with.
+            kind: the same.
+            event: of its end, which will not come.
+        """
+        self._advance()
+        pieces = self._pieces[node * self._kinds + kind]
+        place = next(i for i, piece in enumerate(pieces) if piece[2] is event)
+        ends, _, _ = pieces.pop(place)
+        heapq.heapify(pieces)
+        self._first[node, kind] = pieces[0][0] if pieces else np.inf
+        self._add(node, kind, -1)
+        self._changed()
+        return max(0.0, float(ends - self._clock[node, kind]))
 
     def _advance(self) -> None:
         now = self._env.now
@@ -184,9 +196,6 @@ class Fluid:
         near = np.einsum("nk,nkc->nc", active, self._own)
         node = (near + self._weights[:, None] * (total - out)) / self._capacity
         far = np.maximum(self._weights @ np.maximum(node, NEAR), total / self._core)
-        served = np.einsum("nk,nkc->nc", active, self._served)
-        left = np.maximum(self._capacity - served, LEAST * self._capacity)
-        node = np.where(served > 0, (node * self._capacity - served) / left, node)
         own: Array = np.where(self._uses, node[:, None, :], 0.0).max(2)
-        worst: Array = np.maximum(own, np.where(self._reaches, far, 0.0).max(2))
-        return worst
+        both: Array = np.maximum(own, np.where(self._reaches, far, 0.0).max(2))
+        return both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import simpy
 
 from lsam_hpc.simulate import costs as cost
+from lsam_hpc.simulate.cores import Cores, Thread
 from lsam_hpc.simulate.costs import Costs
 from lsam_hpc.simulate.describe import Job, Machine, check
 from lsam_hpc.simulate.events import Event, Kind
@@ -35,6 +37,8 @@ class Chain:
     index: int
     ranks: range
     node: int
+    threads: list[Thread]  # that train, one for each rank
+    exchanger: Thread
     steps: int = 0
     ended: float = 0.0  # its last step
     held: float = 0.0  # seconds of the training thread, waits included
@@ -67,7 +71,7 @@ class Model:
         self.costs = Costs(job, machine)
         self.env = simpy.Environment()
         c = self.costs
-        self.fluid = Fluid(self.env, c.own, c.far, c.weights, c.capacity, c.core, c.first)
+        self.fluid = Fluid(self.env, c.own, c.far, c.weights, c.capacity, c.core)
         self.version = self.begun = 0  # adds that the center holds, and those that were begun
         self.steps = 0  # of all ranks
         self._half = job.wire_dtype != "float32"
@@ -75,9 +79,21 @@ class Model:
         self._listen = listen
         self._limit: int | None = None
         self._reached = self.env.event()
+        # A training and an exchange thread for each rank of a node: they take turns if there are fewer cores.
+        count = math.ceil(machine.cores)
+        few = 2 * min(job.ranks, machine.ranks_per_node) > count
+        cores = [Cores(self.env, count) if few else None for _ in range(c.nodes)]
+
+        def thread(rank: int, waker: Thread | None = None) -> Thread:
+            return Thread(self.env, self.fluid, c.node(rank), cores[c.node(rank)], waker)
+
         size = job.group_size
-        self.chains = [Chain(i, range(i * size, (i + 1) * size), c.node(i * size)) for i in range(job.chains)]
-        for chain in self.chains:
+        self.chains: list[Chain] = []
+        for index in range(job.chains):
+            ranks = range(index * size, (index + 1) * size)
+            threads = [thread(rank) for rank in ranks]
+            chain = Chain(index, ranks, c.node(ranks[0]), threads, thread(ranks[0], waker=threads[0]))
+            self.chains.append(chain)
             jobs = simpy.Store(self.env)
             self.env.process(self._train(chain, jobs, seed))
             if job.period:
@@ -114,6 +130,7 @@ class Model:
             since = 0
             while len(flying) >= job.max_delay:
                 began = self.env.now
+                chain.threads[0].sleep()
                 yield flying[0].done
                 chain.waited += self.env.now - began
                 flying[0].held += self.env.now - began
@@ -128,26 +145,31 @@ class Model:
 
     def _step(self, chain: Chain, idle: Any, work: Any) -> Process:  # noqa: ANN401
         if not work.any():
+            chain.threads[0].sleep()
             yield self.env.timeout(float(idle.max()) + self._allreduce)
         elif len(idle) == 1:
-            yield self.env.timeout(float(idle[0]))
-            yield self.fluid.work(chain.node, cost.WORK, float(work[0]))
+            yield from self._member(chain.threads[0], float(idle[0]), float(work[0]))
         else:
-            members = zip(chain.ranks, idle, work, strict=True)
-            yield self.env.all_of([self.env.process(self._member(r, float(i), float(w))) for r, i, w in members])
+            members = zip(chain.threads, idle, work, strict=True)
+            yield self.env.all_of([self.env.process(self._member(t, float(i), float(w))) for t, i, w in members])
             yield self.env.timeout(self._allreduce)
 
-    def _member(self, rank: int, idle: float, work: float) -> Process:
-        yield self.env.timeout(idle)
-        yield self.fluid.work(self.costs.node(rank), cost.WORK, work)
+    def _member(self, thread: Thread, idle: float, work: float) -> Process:
+        if idle > 0:
+            thread.sleep()
+            yield self.env.timeout(idle)
+        yield from thread.work(cost.WORK, work)
+        if self.job.group_size > 1:
+            thread.sleep()
 
     def _hold(self, chain: Chain) -> Process:
         """Stage, or apply: half of what an exchange takes of the training thread."""
         seconds = float(self.costs.seconds[chain.node, cost.HOLD])
         if self.machine.host_link:
+            chain.threads[0].sleep()
             yield self.env.timeout(seconds)
         else:
-            yield self.fluid.work(chain.node, cost.HOLD, seconds)
+            yield from chain.threads[0].work(cost.HOLD, seconds)
 
     def _apply(self, chain: Chain, flight: Flight) -> Process:
         began = self.env.now
@@ -155,28 +177,31 @@ class Model:
         yield from self._hold(chain)
         chain.held += flight.held + self.env.now - began
 
-    def _do(self, chain: Chain, kind: int) -> simpy.Event:
-        return self.fluid.work(chain.node, kind, float(self.costs.seconds[chain.node, kind]))
+    def _do(self, chain: Chain, kind: int) -> Process:
+        return chain.exchanger.work(kind, float(self.costs.seconds[chain.node, kind]))
 
     def _exchange(self, chain: Chain, jobs: simpy.Store) -> Process:
         """The exchange thread: one exchange after the other."""
         elastic, linked, grouped = self.job.coupling == "elastic", self.machine.host_link > 0, self.job.group_size > 1
         while True:
+            if not jobs.items:
+                chain.exchanger.sleep()
             flight: Flight = yield jobs.get()
+            yield from chain.exchanger.awake()
             if linked:
-                yield self._do(chain, cost.LINK)
+                yield from self._do(chain, cost.LINK)
             began = self.env.now
             if grouped:
-                yield self._do(chain, cost.PASS_ON)
+                yield from self._do(chain, cost.PASS_ON)
             if elastic:
                 yield from self._read(chain, flight, tell=True)
-            yield self._do(chain, cost.COMPUTE)
+            yield from self._do(chain, cost.COMPUTE)
             yield from self._add(chain, flight)
             if not elastic:
                 yield from self._read(chain, flight, tell=False)
             chain.seconds.append(self.env.now - began)
             if linked:
-                yield self._do(chain, cost.LINK)
+                yield from self._do(chain, cost.LINK)
             flight.done.succeed()
             self._tell(chain, "apply", flight.step)
 
@@ -184,14 +209,14 @@ class Model:
         chain.version = self.version
         if tell:
             self._tell(chain, "read", flight.step)
-        yield self._do(chain, cost.READ)
+        yield from self._do(chain, cost.READ)
         if self.job.group_size > 1:
-            yield self._do(chain, cost.PASS_ON)
+            yield from self._do(chain, cost.PASS_ON)
 
     def _add(self, chain: Chain, flight: Flight) -> Process:
         before = self.begun
         self.begun += 1
-        yield self._do(chain, cost.ADD)
+        yield from self._do(chain, cost.ADD)
         if not self._half:
             before = self.version
         self.version += 1

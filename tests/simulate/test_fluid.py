@@ -47,6 +47,21 @@ def test_three_pieces_by_hand():
     assert found == pytest.approx([8.5, 6.0, 8.0])
 
 
+def test_a_piece_that_is_halted_leaves_its_share_and_knows_what_is_left():
+    env = simpy.Environment()
+    model = fluid(env, [[[1.0]]])
+    first, second = model.work(0, 0, 4.0), model.work(0, 0, 2.0)
+    env.run(2.0)  # 1 s done of each
+    assert model.halt(0, 0, first) == pytest.approx(3.0)
+    env.run(second)
+    assert env.now == pytest.approx(3.0)
+    again = model.work(0, 0, 3.0)
+    env.run(again)
+    assert env.now == pytest.approx(6.0)
+    assert not first.triggered
+    assert model.done[0, 0] == 2
+
+
 def test_room_for_all_makes_nobody_slower():
     env = simpy.Environment()
     model = fluid(env, [[[1.0]]], capacity=(3.0,))
