@@ -72,7 +72,7 @@ def test_allreduces_and_exchanges_do_not_disturb_each_other(comm):
             opt.step(closure_of(model, opt, x, y))
             total = hvd.allreduce(torch.full((1000,), float(comm.rank)), op=hvd.Sum, name=f"t{i}")
             assert torch.equal(total, torch.full((1000,), sum(range(comm.size)), dtype=torch.float32))
-        barrier(comm)
+        opt.meet()
         with opt.center(model):
             center = flat(model).numpy()
         assert np.isfinite(center).all()
