@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.compare.run import Record
+from lsam_hpc.compare.suite import slug
 from lsam_hpc.compare.tables import groups
 from lsam_hpc.landscape.figures import COLOURS, figure, save
 
@@ -31,7 +32,7 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
 
     paths = []
     for (budget, stragglers, ranks), methods in groups(records).items():
-        slow = "" if stragglers == "none" else "-stragglers"
+        slow = "" if stragglers == "none" else f"-{slug(stragglers)}"
         path = folder / f"{budget}-np{ranks}{slow}.png"
         with figure(9.0, 4.0, 1, 2) as (drawn, ((left, right),)):
             for panel, (axis, label) in zip((left, right), AXES.items(), strict=True):

@@ -55,8 +55,7 @@ class Cell:
     def name(self) -> str:
         """Of its folder; different for different cells of a suite."""
         which = "" if self.trial is None else f"-trial{self.trial}"
-        slow = re.sub(r"[^\w.]+", "_", self.stragglers)
-        return f"{self.budget}-{self.method}-np{self.ranks}-{slow}-seed{self.seed}{which}"
+        return f"{self.budget}-{self.method}-np{self.ranks}-{slug(self.stragglers)}-seed{self.seed}{which}"
 
     @property
     def group(self) -> tuple[str, str, int]:
@@ -231,6 +230,11 @@ def _checked(path: Path, cell: Cell) -> None:
         Stragglers(cell.stragglers, 0, cell.ranks, cell.seed)
     except InputError as error:
         raise InputError(f"{path}: {cell.name}: {error}") from error
+
+
+def slug(stragglers: str) -> str:
+    """Return what names stragglers in a file's name."""
+    return re.sub(r"[^\w.]+", "_", stragglers)
 
 
 def flags(options: Options) -> list[str]:

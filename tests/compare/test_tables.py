@@ -10,8 +10,8 @@ from lsam_hpc.compare.curves import band, draw
 from lsam_hpc.compare.tables import markdown, mean_and_error, seconds_to, standard_error, write_curves, write_runs
 
 
-def record(method, seed, error, seconds=10.0, curve=()):
-    cell = {"method": method, "budget": "short", "ranks": 4, "seed": seed, "stragglers": "none", "trial": None,
+def record(method, seed, error, seconds=10.0, curve=(), stragglers="none"):
+    cell = {"method": method, "budget": "short", "ranks": 4, "seed": seed, "stragglers": stragglers, "trial": None,
             "options": {"lr": 0.1, "rho": 0.05}}  # fmt: skip
     result = {"center_test_error": error, "center_train_loss": 0.5, "seconds": seconds, "images_per_second": 100.0}
     points = [{"epochs": float(at), "seconds": 2.0 * at, "test_error": found} for at, found in curve]
@@ -68,3 +68,9 @@ def test_csv_and_figures(tmp_path):
     assert len(list(csv.DictReader((tmp_path / "curves.csv").open()))) == 8
     (figure,) = draw(runs, tmp_path)
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_for_each_kind_of_stragglers(tmp_path):
+    kinds = ("none", "-1:3", "0:4,1:12")
+    runs = [record("sam", 0, 10.0, curve=[(1, 50.0), (2, 20.0)], stragglers=slow) for slow in kinds]
+    assert len(set(draw(runs, tmp_path))) == len(list(tmp_path.iterdir())) == 3
