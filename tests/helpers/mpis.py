@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def _probe(python: str) -> Mpi:
 
 def environment(**more: str) -> dict[str, str]:
     """Return the environment of a rank: one thread, Open MPI allowed as root and without its warning on UCX."""
+    _forget_launchers(Path(tempfile.gettempdir()))
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -82,6 +84,17 @@ def run(command: list[str], timeout: float, **more: str) -> subprocess.Completed
         if process.returncode != 0:
             _remove(_segments() - before)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _forget_launchers(folder: Path) -> None:
+    """Remove what launchers of Open MPI that were killed left in a folder.
+
+    They keep a file under their process id, and a later one with the same id (a suite makes tens of thousands of
+    processes) does not start where it finds one: "listener thread failed to start".
+    """
+    for path in folder.glob("ompi.*"):
+        if not (Path("/proc") / path.suffix[1:]).exists():
+            shutil.rmtree(path, ignore_errors=True)  # another user's, or another worker was here first
 
 
 def _segments() -> set[Path]:

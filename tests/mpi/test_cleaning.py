@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mpis import _remove
+from tests.helpers.mpis import _forget_launchers, _remove
 
 # As a rank that starts: the file is open first, then mapped.
 HOLDER = """
@@ -34,3 +34,14 @@ def test_shared_memory_that_a_process_holds_stays(how):
         holder.wait(timeout=60)
         _remove({path})
     assert not path.exists()
+
+
+def test_what_a_dead_launcher_left_goes_and_a_living_one_keeps_its_own(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as launcher:
+        folder = tmp_path / f"ompi.{launcher.pid}"
+        (folder / "0").mkdir(parents=True)
+        _forget_launchers(tmp_path)
+        assert (folder / "0").exists()
+        launcher.communicate(b"\n", timeout=60)
+    _forget_launchers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
