@@ -89,11 +89,12 @@ def run(command: list[str], timeout: float, **more: str) -> subprocess.Completed
 def _forget_launchers(folder: Path) -> None:
     """Remove what launchers of Open MPI that were killed left in a folder.
 
-    They keep a file under their process id, and a later one with the same id (a suite makes tens of thousands of
-    processes) does not start where it finds one: "listener thread failed to start".
+    They keep files in ompi.PID, and a later one with the same id (a suite makes tens of thousands of processes) does
+    not start where it finds them: "listener thread failed to start".
     """
     for path in folder.glob("ompi.*"):
-        if not (Path("/proc") / path.suffix[1:]).exists():
+        pid = path.name.removeprefix("ompi.")  # or HOST.UID, of processes without a launcher
+        if pid.isdigit() and not (Path("/proc") / pid).exists():
             shutil.rmtree(path, ignore_errors=True)  # another user's, or another worker was here first
 
 
