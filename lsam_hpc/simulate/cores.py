@@ -15,6 +15,7 @@ from lsam_hpc.simulate.fluid import Fluid
 # Who has a core keeps it for a slice at least; then the next tick of the clock, or another thread that wakes, takes it
 # away if somebody waits. Defaults of Linux 6.18: the slice (kernel/sched/fair.c) grows with the cores, up to eight.
 SLICE, TICK = 0.7e-3, 4e-3
+TURNS = 20  # in a step, where only threads that train take them: long steps need not take long to simulate
 
 
 @dataclass(eq=False)
@@ -30,16 +31,19 @@ class Core:
 class Cores:
     """The cores of a node, each with a queue of its own.
 
-    A thread that wakes takes an idle core, or waits for the one that it, or who woke it, had last. A core that is left
-    and has no queue takes from the longest one.
+    A thread that wakes takes an idle core, or waits for the one that it, or who woke it, had last; one that is new
+    waits where the queue is shortest. A core that is left and has no queue takes from the longest one, and a thread
+    whose slice is over goes to the shortest one if that evens them out.
 
     Args:
         env: the simulation.
         count: of the cores.
+        work: seconds of a step that need a core. Default 0: turns are always as short as Linux's.
     """
 
-    def __init__(self, env: simpy.Environment, count: int) -> None:
+    def __init__(self, env: simpy.Environment, count: int, work: float = 0.0) -> None:
         self._env = env
+        self._turn = max(TICK, work / TURNS)
         self._slice = SLICE * (1 + int(math.log2(min(count, 8))))
         self._cores = [Core() for _ in range(count)]
         self._place: dict[Thread, Core] = {}  # where a thread runs or waits
@@ -52,6 +56,7 @@ class Cores:
         core = min(self._cores, key=lambda core: (core.thread is not None, core is not near, len(core.waiting)))
         self._place[thread] = core
         core.waiting.append(thread)
+        core.watched &= thread.waker is None  # short turns from here on
         if core.thread is not None and self._env.now - core.since >= self._slice:
             self._put_off(core)
         self._start(core)
@@ -90,7 +95,8 @@ class Cores:
                     self._put_off(core)
                     self._start(core)
 
-        tick = TICK * math.ceil(max(self._env.now, since + self._slice) / TICK)
+        length = TICK if any(t.waker for t in (thread, *core.waiting) if t) else self._turn
+        tick = length * math.ceil(max(self._env.now, since + self._slice) / length)
         self._env.timeout(max(0.0, tick - self._env.now)).callbacks.append(look)
 
     def _put_off(self, core: Core) -> None:
@@ -103,6 +109,7 @@ class Cores:
         least.waiting.append(thread)
         self._place[thread] = least
         thread.stop()
+        least.watched &= thread.waker is None
         if not least.watched and least is not core:
             self._watch(least)
 

@@ -82,7 +82,7 @@ class Model:
         # A training and an exchange thread for each rank of a node: they take turns if there are fewer cores.
         count = math.ceil(machine.cores)
         few = 2 * min(job.ranks, machine.ranks_per_node) > count
-        cores = [Cores(self.env, count) if few else None for _ in range(c.nodes)]
+        cores = [Cores(self.env, count, job.work) if few else None for _ in range(c.nodes)]
 
         def thread(rank: int, waker: Thread | None = None) -> Thread:
             return Thread(self.env, self.fluid, c.node(rank), cores[c.node(rank)], waker)

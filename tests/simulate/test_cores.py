@@ -35,11 +35,11 @@ class Watched(Thread):
 class Node:
     """A node whose threads wake at given times, work and sleep again."""
 
-    def __init__(self, cores):
+    def __init__(self, cores, work=0.0):
         self.env = simpy.Environment()
         own = np.ones((1, 1, 1))
         self.fluid = Fluid(self.env, own, 0 * own, np.ones(1), np.array([float(cores)]), np.array([np.inf]))
-        self.cores, self.ends, self.running = Cores(self.env, cores), {}, set()
+        self.cores, self.ends, self.running = Cores(self.env, cores, work), {}, set()
 
     def thread(self, waker=None):
         return Watched(self.running, self.env, self.fluid, 0, self.cores, waker)
@@ -128,6 +128,17 @@ def test_a_core_that_is_left_takes_from_the_longest_queue():
     node.work("c", node.thread(one), 1, 4)
     # c waits for a's core, within a's slice; at 2 ms b's is free.
     assert node.run() == pytest.approx({"b": 2, "a": 6, "c": 6})
+
+
+def test_where_steps_are_long_turns_are_short_only_while_an_exchange_wants_some():
+    node = Node(1, work=20 * 20 * MS)
+    one = node.thread()
+    node.work("a", one, 0, 50)
+    node.work("b", node.thread(), 0, 50)
+    # Turns of 20 ms, and of 4 from 25 ms, when a's exchange queues up behind a, to 42 ms, when it is done.
+    # a: 0-20, 25-28, 36-40, 60-80, 100-103; b: 20-25, 32-36, 42-60, 80-100, 103-106; exchange: 28-32, 40-42.
+    node.work("exchange", node.thread(one), 25, 6)
+    assert node.run() == pytest.approx({"exchange": 42, "a": 103, "b": 106})
 
 
 @settings(max_examples=60, deadline=None)
