@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.repeats < 1:
         parser.error(f"--repeats: expected 1 or more, found {given.repeats}")
+    bench_base.check_out(given.json)
     needed = BENCHMARKS[given.name][1]
     if needed:
         preflight.start()

@@ -56,6 +56,12 @@ class Report:
             raise InputError(f"{path}: expected what lsam bench NAME --json writes, found: {error}") from error
 
 
+def check_out(path: str | None) -> None:
+    """Raise InputError for a file that could not be written once all is measured; None: none is wanted."""
+    if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+        raise InputError(f"--json: expected a file in a directory that exists, found {path}")
+
+
 class Benchmark(Protocol):
     """A module that measures something and writes of it."""
 

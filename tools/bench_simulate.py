@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lsam_hpc.tools.bench_base import check_out, number
 from lsam_hpc.tools.bench_base import machine as describe_machine
-from lsam_hpc.tools.bench_base import number
 
 from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
@@ -88,12 +89,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each job (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers and the machine's description there")
     given = parser.parse_args(argv)
-    try:
-        counts = [int(word) for word in given.np.split(",")]
-    except ValueError as error:
-        raise InputError(f"--np: expected numbers of ranks such as 1,2,4, found {given.np}") from error
+    ranks = counts(given.np)
+    check(given.seconds)
+    check_out(given.json)
     about = describe_machine()
-    rows = [row for case in CASES for row in compare(case, counts, given.seconds, mpirun)]
+    rows = [row for case in CASES for row in compare(case, ranks, given.seconds, mpirun)]
     print(columns([tuple(rows[0]), *(tuple(map(number, row.values())) for row in rows)]))
     print(", ".join(f"{key}: {value}" for key, value in about.items()))
     if given.json:
@@ -101,6 +101,23 @@ def main(argv: Sequence[str]) -> int:
         report = {"benchmark": "simulate", "machine": about, "rows": rows, "parts": parts}
         Path(given.json).write_text(json.dumps(report, indent=1) + "\n")
     return 0
+
+
+def counts(text: str) -> list[int]:
+    """Return the numbers of ranks that an option names."""
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise InputError(f"--np: expected numbers of ranks such as 1,2,4, found {text}")
+    return found
+
+
+def check(seconds: float) -> None:
+    """Raise InputError for a length of jobs that makes no sense."""
+    if not 1 <= seconds < math.inf:
+        raise InputError(f"--seconds: expected a number from 1 on, found {seconds:g}")
 
 
 def mpirun(ranks: int, words: list[str]) -> list[str]:

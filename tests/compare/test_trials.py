@@ -80,3 +80,4 @@ def test_says_what_is_wrong_in_one_line(trials, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(trials, "DATA", "digits")
     monkeypatch.setattr(trials, "SUBSET", 1000)
     assert "no/out.csv" in said(tmp_path, tmp_path / "no/out.csv")
+    assert "directory" in said(tmp_path, tmp_path)

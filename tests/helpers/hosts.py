@@ -124,6 +124,17 @@ def available() -> str | None:
         return f"namespaces are not allowed here: {error}"
 
 
+def limit(hosts: Hosts, rate: str) -> None:
+    """Limit the cable between two hosts, each way, to a rate as tc writes it.
+
+    Raises:
+        ConnectionError: tc refused it.
+    """
+    for words in hosts.enter:
+        cable = (*words, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf")
+        _call(*cable, "rate", rate, "burst", "256kb", "latency", "50ms")
+
+
 @contextmanager
 def _host(name: str, table: Path, shared_memory: str) -> Iterator[int]:
     """Start the process that keeps a host's namespaces, and yield its id."""

@@ -5,37 +5,38 @@
 docs/scaling.md tells of it where the simulator is too fast.
 """
 
-import argparse
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
-from tests.helpers import mpis
-from tests.helpers.hosts import available, two_hosts
+from lsam_hpc.arguments import Parser
+from lsam_hpc.errors import InputError
+from tests.helpers.hosts import limit, two_hosts
+from tests.simulate.two_hosts import one_line, open_mpi
 
 RANKS, SIZE, SECONDS = 4, 1_000_000, 5.0
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str]) -> int:
+    """Run the job on two hosts and print what it says; return the exit code."""
+    parser = Parser(prog="together", description=__doc__)
     parser.add_argument("--rate", default="1gbit", help="of the cable, as tc writes it")
-    parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    parser.add_argument("--job", action="store_true", help="be a rank of the job")
+    given = parser.parse_args(argv)
     if given.job:
         job()
-        return
-    if why := available():
-        sys.exit(f"no two hosts: {why}")
-    mpi = mpis.available()["openmpi"]
+        return 0
+    mpi = open_mpi()
     with two_hosts() as hosts:
-        for words in hosts.enter:
-            limit = [*words, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", given.rate]
-            subprocess.run([*limit, "burst", "256kb", "latency", "50ms"], check=True)
+        limit(hosts, given.rate)
         words = (mpi.python, "-m", "mpi4py", "-m", "tests.simulate.together", "--job")
         found = hosts.run(mpi, RANKS, *words, timeout=120)
-        print(found.stdout.strip() or found.stderr[-300:])
+    if found.returncode:
+        raise InputError(f"together: expected a job of {RANKS} ranks to run, found: {found.stderr.strip()[-300:]}")
+    print(found.stdout.strip())
+    return 0
 
 
 def job():
@@ -60,4 +61,4 @@ def job():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_line(main))

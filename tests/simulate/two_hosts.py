@@ -6,41 +6,44 @@ It needs root, as tests/helpers/hosts.py does. Latency, rate and passes of the n
 each host, at work alone; the rest as in `lsam bench simulate`.
 """
 
-import argparse
 import json
-import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lsam_hpc.tools import bench_simulate as bench
-from lsam_hpc.tools.bench_base import number
+from lsam_hpc.tools.bench_base import check_out, number
 
+from lsam_hpc.arguments import Parser
+from lsam_hpc.errors import InputError
 from lsam_hpc.simulate.costs import ADD_FLUSHES, ADD_ROUNDS
 from lsam_hpc.simulate.describe import Machine
 from lsam_hpc.text import columns
 from tests.helpers import mpis
-from tests.helpers.hosts import available, two_hosts
+from tests.helpers.hosts import available, limit, two_hosts
 
 SMALL = 1000  # parameters whose bytes take no time
 REST = 1.0  # seconds for which the other rank sleeps while one exchanges
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str]) -> int:
+    """Run the jobs, print simulated against measured; return the exit code."""
+    parser = Parser(prog="two_hosts", description=__doc__)
     parser.add_argument("--rate", default="1gbit", help="of the cable, as tc writes it")
     parser.add_argument("--np", default="2,4")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
-    given = parser.parse_args()
-    if why := available():
-        sys.exit(f"no two hosts: {why}")
-    mpi = mpis.available()["openmpi"]
+    given = parser.parse_args(argv)
+    counts = bench.counts(given.np)
+    if any(count % 2 for count in counts):
+        raise InputError(f"--np: expected even numbers of ranks, half of them for each host, found {given.np}")
+    bench.check(given.seconds)
+    check_out(given.json)
+    mpi = open_mpi()
     rows = []
     with two_hosts() as hosts:
-        for words in hosts.enter:
-            limit = [*words, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", given.rate]
-            subprocess.run([*limit, "burst", "256kb", "latency", "50ms"], check=True)
+        limit(hosts, given.rate)
 
         def start(ranks, words):
             return hosts.across(mpi, ranks).command(ranks, mpi.python, "-m", "mpi4py", *words)
@@ -49,7 +52,7 @@ def main():
         parts = bench.measure(bench.alike(cases[0]), given.seconds)
         parts = replace(parts, machine=network(start, parts.machine, cases[0].parameters))
         for case in cases:
-            for count in map(int, given.np.split(",")):
+            for count in counts:
                 real = bench.run(start, count, bench.loop(case, given.seconds, bench.PERIOD))
                 guess = bench.predict(case, parts, count, given.seconds, nodes=2)
                 rows.append(bench.row(f"{case.name}, {given.rate}", count, real, guess))
@@ -57,6 +60,30 @@ def main():
     print(columns([tuple(rows[0]), *(tuple(map(number, row.values())) for row in rows)]))
     if given.json:
         Path(given.json).write_text(json.dumps({"rows": rows, "parts": parts.numbers()}, indent=1) + "\n")
+    return 0
+
+
+def open_mpi() -> mpis.Mpi:
+    """Return the Open MPI that jobs on two hosts are started with.
+
+    Raises:
+        InputError: there is none, or there cannot be two hosts.
+    """
+    if why := available():
+        raise InputError(f"two hosts: {why}")
+    found = mpis.available().get("openmpi")
+    if found is None:
+        raise InputError(f"two hosts: expected Open MPI, found {', '.join(mpis.available())}")
+    return found
+
+
+def one_line(program: Callable[[Sequence[str]], int]) -> int:
+    """Return the exit code of a program whose bad input is one line."""
+    try:
+        return program(sys.argv[1:])
+    except (InputError, ConnectionError) as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 def network(start, machine: Machine, parameters: int) -> Machine:
@@ -77,4 +104,4 @@ def network(start, machine: Machine, parameters: int) -> Machine:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_line(main))

@@ -111,6 +111,26 @@ def test_a_benchmark_of_several_ranks_wants_several():
     assert one.stderr.count("expected 2 ranks or more, as in mpirun -n 2 lsam bench exchange, found 1") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (
+            ("log", "--json", "no/such/b.json"),
+            "--json: expected a file in a directory that exists, found no/such/b.json",
+        ),
+        (("log", "--json", "."), "--json: expected a file in a directory that exists, found ."),
+        (("log", "--repeats", "0"), "--repeats: expected 1 or more, found 0"),
+        (("simulate", "--json", "no/b.json"), "--json: expected a file in a directory that exists, found no/b.json"),
+        (("simulate", "--np", "2,x"), "--np: expected numbers of ranks such as 1,2,4, found 2,x"),
+        (("simulate", "--np", "0"), "--np: expected numbers of ranks such as 1,2,4, found 0"),
+        (("simulate", "--seconds", "nan"), "--seconds: expected a number from 1 on, found nan"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_measured(words, named, capsys):
+    assert main(["bench", *words]) == 2
+    assert capsys.readouterr().err == f"lsam bench: {named}\n"
+
+
 def test_medians_are_taken_in_turn_and_without_the_first_ones():
     order = []
     found = medians(20, {name: (lambda: None, lambda n=name: order.append(n)) for name in "ab"})
