@@ -72,8 +72,8 @@ has its ascent, its center and its sketches, against SAM's two passes written ou
     return (
         text
         + """\
-What the loop adds hardly depends on the model: each step counts its ticket, makes the loss known to other ranks,
-and logs a row. Where a step takes milliseconds this does not show; shorter ones are for the quickstart and for tests.
+Each step counts its ticket, makes the loss known to other ranks and logs a row: some tenths of a millisecond, and more
+with the exchanges and sketches of LSAM. Where a step takes tens of milliseconds this hardly shows.
 """
     )
 
