@@ -39,9 +39,6 @@ out=runs/$LSB_JOBNAME-$LSB_JOBID
 launch=(mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
 # MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). Others: docs/clusters.md.
 command=(lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --resume auto)
-# Ranks that import torch from a shared file system open thousands of small files each. An archive of the environment,
-# made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. Empty: none.
-pack=''
 requeues=3 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<
 

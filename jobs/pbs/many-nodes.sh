@@ -29,9 +29,6 @@ out=${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}
 launch=(mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
 # MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/clusters.md.
 command=(lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --resume auto)
-# Ranks that import torch from a shared file system open thousands of small files each. An archive of the environment,
-# made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. Empty: none.
-pack=''
 requeues=3 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<
 

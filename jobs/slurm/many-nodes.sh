@@ -34,6 +34,7 @@ command=(lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --r
 # Ranks that import torch from a shared file system open thousands of small files each. An archive of the environment,
 # made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. Empty: none.
 pack=''
+disk=/tmp # a folder that is each node's own
 requeues=3 # how often the job starts again at most, after it was stopped or killed
 # <<< to here <<<
 
@@ -48,7 +49,7 @@ setup || { echo "setup failed" >&2; exit 2; }
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it over from sbatch by itself
 if [ -n "$pack" ]; then
-  disk=/tmp/lsam-$SLURM_JOB_ID
+  disk=$disk/lsam-$SLURM_JOB_ID
   everywhere=(srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1)
   trap '"${everywhere[@]}" rm -rf "$disk" "$disk.tar"' EXIT
   sbcast --force "$pack" "$disk.tar" && "${everywhere[@]}" mkdir -p "$disk" &&

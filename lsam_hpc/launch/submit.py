@@ -39,6 +39,7 @@ HELP = {
     "sweep": "OPTION=VALUE,VALUE,...: one run for each value, in an array job",
     "chain": "number of jobs that go on one after another in the same run directory",
     "pack": "tar file of the environment, for the nodes' own disks (Slurm)",
+    "disk": "folder that is each node's own, for the environment that --pack names",
 }
 HINTS = {"system": str | None, **{k: v for k, v in typing.get_type_hints(Job).items() if k in HELP}}
 _WORD = re.compile(r"[\w.:@+%-]+")
@@ -138,6 +139,8 @@ def check(job: Job, system: str) -> None:
                          f"found {job.requeue}")  # fmt: skip
     if job.pack is not None and system != "slurm":
         raise InputError(f"--pack: expected Slurm, whose sbcast copies it, found {system}")
+    if not job.disk.startswith("/"):
+        raise InputError(f"--disk: expected a folder from / on, found {job.disk!r}")
 
 
 def _command(words: Sequence[str], given: dict[str, Any]) -> str:

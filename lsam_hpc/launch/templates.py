@@ -21,6 +21,7 @@ class System(Protocol):
     mpich: str  # and with MPICH or Intel MPI
     index: str  # which of a sweep's values is this element's
     attempts: str  # how often the job was started again
+    pack: str  # what has an environment copied to the nodes, empty if nothing does; {0}: the archive, {1}: where to
 
     def header(self, job: Job) -> list[str]:
         """Return the scheduler's options."""
@@ -51,10 +52,6 @@ _NETWORK = """\
 # export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: go on in software when the card's match list is full
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): the fast network's devices"""
-_PACK = """\
-# Ranks that import torch from a shared file system open thousands of small files each. An archive of the environment,
-# made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. Empty: none.
-pack={}"""
 _BODY = """\
 # A trap waits for what runs in the foreground, so the ranks run in the background. They are told once: a second signal
 # would end them at once.
@@ -119,7 +116,7 @@ def render(job: Job, system: str, path: str | None = None) -> str:
         lines += [f"# MPICH, Intel: launch=({batch.mpich}). Others: docs/clusters.md."]
     lines += [f"command=({command})"]
     if job.pack is not None:
-        lines += _PACK.format(shlex.quote(job.pack)).splitlines()
+        lines += batch.pack.format(shlex.quote(job.pack), shlex.quote(job.disk)).splitlines()
     lines += [f"requeues={job.requeue} # how often the job starts again at most, after it was stopped or killed"]
     lines += ["# <<< to here <<<", "", ""]
     begin = "\n".join(batch.begin(job))

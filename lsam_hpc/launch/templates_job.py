@@ -32,6 +32,7 @@ class Job:
     sweep: str | None = None  # option=value,value,...: an array job with one element for each value
     chain: int = 1  # jobs of which each goes on where the one before ended
     pack: str | None = None  # a tar file of the environment, for the nodes' own disks
+    disk: str = "/tmp"  # where it goes: a folder that is each node's own
 
     @property
     def ranks(self) -> int:

@@ -17,6 +17,7 @@ class Lsf:
     index = "$((LSB_JOBINDEX - 1))"
     chained = "bsub < {0}; bsub -w 'ended(lsam)' < {0}"
     attempts = '$(cat "$out.attempts" 2> /dev/null | wc -l)'
+    pack = ""
 
     def header(self, job: Job) -> list[str]:
         """Return the scheduler's options."""

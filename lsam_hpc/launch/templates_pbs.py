@@ -18,6 +18,7 @@ class Pbs:
     index = "$PBS_ARRAY_INDEX"
     chained = "first=$(qsub {0}); qsub -W depend=afterany:$first {0}"
     attempts = "${LSAM_ATTEMPT:-0}"
+    pack = ""
 
     def header(self, job: Job) -> list[str]:
         """Return the scheduler's options."""

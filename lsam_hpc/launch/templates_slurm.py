@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from lsam_hpc.launch.templates_job import Job, directives
 
+_PACK = """\
+# Ranks that import torch from a shared file system open thousands of small files each. An archive of the environment,
+# made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. Empty: none.
+pack={0}
+disk={1} # a folder that is each node's own"""
+
 
 class Slurm:
     """See `templates.System`."""
@@ -14,6 +20,7 @@ class Slurm:
     mpich = "srun --mpi=pmi2 --cpu-bind=cores"
     index = "$SLURM_ARRAY_TASK_ID"
     attempts = "${SLURM_RESTART_COUNT:-0}"
+    pack = _PACK
     chained = "sbatch {0} # several times: one job of a name runs at a time"
 
     def header(self, job: Job) -> list[str]:
@@ -63,7 +70,7 @@ class Slurm:
         if job.pack is not None:
             lines += [
                 'if [ -n "$pack" ]; then',
-                "  disk=/tmp/lsam-$SLURM_JOB_ID",
+                "  disk=$disk/lsam-$SLURM_JOB_ID",
                 '  everywhere=(srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1)',
                 '  trap \'"${everywhere[@]}" rm -rf "$disk" "$disk.tar"\' EXIT',
                 '  sbcast --force "$pack" "$disk.tar" && "${everywhere[@]}" mkdir -p "$disk" &&',

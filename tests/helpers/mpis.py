@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# Open MPI's launcher keeps files in ompi.PID, and does not start ("listener thread failed to start") where one that was
+# killed and had the same process id left them. A suite makes so many processes that their ids come again.
+_CLEARED = ("sh", "-c", 'rm -rf "${TMPDIR:-/tmp}/ompi.$$" && exec "$@"', "sh")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,12 @@ def _probe(python: str) -> Mpi:
     assert mpiexec, f"no mpiexec beside {python} or on the PATH"
     done = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=60, check=True)
     if "Open MPI" in done.stdout:
-        return Mpi("openmpi", python, (mpiexec, "--bind-to", "none", "--oversubscribe"))
+        return Mpi("openmpi", python, (*_CLEARED, mpiexec, "--bind-to", "none", "--oversubscribe"))
     return Mpi("mpich", python, (mpiexec,))
 
 
 def environment(**more: str) -> dict[str, str]:
     """Return the environment of a rank: one thread, Open MPI allowed as root and without its warning on UCX."""
-    _forget_launchers(Path(tempfile.gettempdir()))
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -84,18 +85,6 @@ def run(command: list[str], timeout: float, **more: str) -> subprocess.Completed
         if process.returncode != 0:
             _remove(_segments() - before)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-def _forget_launchers(folder: Path) -> None:
-    """Remove what launchers of Open MPI that were killed left in a folder.
-
-    They keep files in ompi.PID, and a later one with the same id (a suite makes tens of thousands of processes) does
-    not start where it finds them: "listener thread failed to start".
-    """
-    for path in folder.glob("ompi.*"):
-        pid = path.name.removeprefix("ompi.")  # or HOST.UID, of processes without a launcher
-        if pid.isdigit() and not (Path("/proc") / pid).exists():
-            shutil.rmtree(path, ignore_errors=True)  # another user's, or another worker was here first
 
 
 def _segments() -> set[Path]:

@@ -4,9 +4,10 @@
         job = cluster.submit("jobs/slurm/cpu-node.sh")
         cluster.until(job, "COMPLETED", seconds=60)
 
-Each node is a slurmd in Linux namespaces of its own: name, IPC, process ids, /dev/shm. So MPI takes them for different
-machines, and killing one is a crash of the node. It needs root and Debian's packages of Slurm, which are built with
-multiple-slurmd: tests/slurm/install.sh gets them, and `unavailable()` says why it cannot be had.
+Each node is a slurmd in Linux namespaces of its own: name, IPC, process ids, /dev/shm, and a disk for temporary files
+(`Cluster.disk`). So MPI takes them for different machines, and killing one is a crash of the node. It needs root and
+Debian's packages of Slurm, which are built with multiple-slurmd: tests/slurm/install.sh gets them, and `unavailable()`
+says why it cannot be had.
 
 All daemons are children of this process, in the foreground, and are told to end when it dies.
 """
@@ -43,7 +44,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
-TmpFS={folder}/tmp-%n
+TmpFS={folder}/disk
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -70,10 +71,10 @@ NodeName=DEFAULT CPUs={cpus} RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=600 PriorityTier=10 PreemptMode=OFF
 PartitionName=low Nodes=ALL MaxTime=600 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 """
-# What a node's first process does: its own /proc, name, /dev/shm and table of hosts, then the daemon.
+# What a node's first process does: its own /proc, name, /dev/shm, table of hosts and disk, then the daemon.
 _NODE = """\
 mount -t proc proc /proc && hostname {name} && mount -t tmpfs -o size=2g tmpfs /dev/shm &&
-mount --bind {folder}/hosts /etc/hosts && exec slurmd -D -N {name}
+mount --bind {folder}/hosts /etc/hosts && mount -t tmpfs tmpfs {disk} && exec slurmd -D -N {name}
 """
 
 
@@ -105,6 +106,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: int = 3, cpus: int = 4) -> None:
         self.folder, self.nodes, self._cpus = folder, [f"n{i + 1}" for i in range(nodes)], cpus
+        self.disk = folder / "disk"  # a name that all nodes have for a place of their own
         self._host = socket.gethostname().split(".")[0]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -123,7 +125,7 @@ class Cluster:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the environment of a command that speaks to this Slurm."""
-        return environment(SLURM_CONF=str(self.folder / "slurm.conf"), **more)
+        return environment(**{"SLURM_CONF": str(self.folder / "slurm.conf"), "TMPDIR": str(self.disk), **more})
 
     def call(self, *words: str, check: bool = True, **more: str) -> str:
         """Run a command of Slurm; return what it prints."""
@@ -166,7 +168,7 @@ class Cluster:
 
     def boot(self, name: str) -> None:
         """Start a node, also one that has crashed."""
-        script = _NODE.format(name=name, folder=self.folder)
+        script = _NODE.format(name=name, folder=self.folder, disk=self.disk)
         words = ["unshare", "--uts", "--ipc", "--mount", "--propagation", "private", "--pid", "--fork"]
         self._daemon(name, *words, "--kill-child=KILL", "sh", "-c", script)
 
@@ -187,7 +189,7 @@ class Cluster:
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
-        for name in ("munge", "state", "log", *(f"tmp-{node}" for node in self.nodes)):
+        for name in ("munge", "state", "log", "disk"):
             (self.folder / name).mkdir(mode=0o755)
         key = self.folder / "munge" / "key"
         key.touch(mode=0o600)

@@ -134,6 +134,7 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--nodes", "2"], r"command: expected lsam submit .*, found none"),
         (["--system", "torque", "--", "x"], r"--system: expected one of slurm, pbs, lsf, found 'torque'"),
         (["--system", "pbs", "--pack", "e.tar", "--", "x"], r"--pack: expected Slurm"),
+        (["--pack", "e.tar", "--disk", "scratch", "--", "x"], r"--disk: expected a folder from / on, found 'scratch'"),
     ],
 )
 def test_what_is_refused(words: list[str], told: str) -> None:

@@ -219,12 +219,15 @@ def test_the_environment_is_copied_to_the_nodes_own_disks(cluster: Cluster, mpic
     options = {"nodes": 2, "ntasks_per_node": 2, "gpus_per_node": None, "gpu_bind": None}
     path = edited("many-nodes", folder, mpich, SRUN["mpich"], command, **options)
     text = path.read_text()
-    assert text.count("pack=''") == 1
-    path.write_text(text.replace("pack=''", "pack=env.tar"))
+    for old, new in (("pack=''", "pack=env.tar"), ("disk=/tmp ", f"disk={cluster.disk} ")):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path.write_text(text)
     job = submitted(cluster, path)
     job.until("COMPLETED", seconds=LIMIT)
-    assert sorted(job.said.splitlines()) == [f"/tmp/lsam-{job.number} n{node}" for node in (1, 1, 2, 2)]
-    assert not list(Path("/tmp").glob(f"lsam-{job.number}*"))
+    assert sorted(job.said.splitlines()) == [f"{cluster.disk}/lsam-{job.number} n{node}" for node in (1, 1, 2, 2)]
+    words = ["srun", "--nodes=3", "--ntasks-per-node=1", "find", str(cluster.disk), "-name", f"lsam-{job.number}*"]
+    assert cluster.call(*words) == ""
 
 
 @pytest.mark.parametrize("which", ["openmpi", "mpich"])
