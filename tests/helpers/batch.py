@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.helpers.mpis import ROOT, Mpi, run
 
-LIMIT = 90.0  # seconds for one test on all ranks
+LIMIT = 240.0  # seconds for one test on all ranks
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def stepped(self):
     if at := os.environ.get("LSAM_TEST_AT"):
         with open(f"{at}-{self._opt.comm.rank}", "w") as file:
             file.write(str(self._opt.local_step))
-        time.sleep(0.01)  # as if a step took long: a checkpoint is written in far less than its period
+        time.sleep(0.02)  # as if a step took long: a checkpoint is written in far less than its period
     if who in (-1, self._opt.comm.rank) and self._opt.local_step == when:
         os.kill(os.getpid(), what)
 Saver.step = stepped
@@ -49,7 +49,7 @@ def resumed_at(done):
 
 def test_a_signal_to_one_rank_stops_all_and_no_step_is_lost_or_taken_twice(mpi, tmp_path):
     out, words = tmp_path / "run", ("--steps", "600", "--snapshot-every", "log", "--resume", "auto")
-    done = train(mpi, 3, out, *words, signalled=(1, 60, "SIGUSR1"))
+    done = train(mpi, 3, out, *words, signalled=(1, 60, "SIGUSR1"), LSAM_TEST_AT=str(tmp_path / "at"))
     assert done.returncode == 3, done.stderr
     assert "lsam-hpc: stopped (" in done.stderr
     taken = sum(len(Run(out).steps(r)["iteration"]) for r in range(3))

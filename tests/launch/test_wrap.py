@@ -45,7 +45,7 @@ def test_one_failing_rank_ends_the_job(mpi, route, tmp_path):
     done = run(mpi.command(2, mpi.python, *words), 60)
     ended = time.time()
     assert done.returncode != 0
-    assert ended - float(re.search(r"failing at ([\d.]+)", done.stdout)[1]) < 10
+    assert ended - float(re.search(r"failing at ([\d.]+)", done.stdout)[1]) < 40
     assert "RuntimeError: rank 1 on purpose" in done.stderr
     line = 1 + [text.strip()[:5] for text in script.read_text().splitlines()].index("raise")
     assert f'fails.py", line {line}' in done.stderr

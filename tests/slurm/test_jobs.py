@@ -112,7 +112,7 @@ def test_a_disturbed_job_goes_on(
         if how in ("signal", "time-limit"):
             assert went_on >= reached, job.said  # it wrote a checkpoint before it ended
         # What is due is written while the chains go on, so that a kill may come before a set is whole.
-        assert went_on >= reached - 1.25 * PERIOD, job.said
+        assert went_on >= reached - 2 * PERIOD, job.said
     job.until("COMPLETED", seconds=LIMIT)
     assert job.newest is not None
     assert (job.newest.step, job.newest.finished) == (STEPS, True)
@@ -120,7 +120,7 @@ def test_a_disturbed_job_goes_on(
         assert max(run.steps(rank)["total_iteration"].max() for rank in run.ranks) == STEPS - 1
         taken = sum(len(run.steps(rank)["loss"]) for rank in run.ranks)
     # Ranks write their files of a set one after another: after a kill, the few steps between are taken again or not.
-    slack = 0 if how in ("nothing", "signal", "time-limit") else PERIOD // 10
+    slack = 0 if how in ("nothing", "signal", "time-limit") else PERIOD // 4
     assert abs(taken - STEPS) <= slack, job.said
     error = error_of(job)
     if how == "nothing":
@@ -190,7 +190,7 @@ def test_a_chain_of_jobs_is_one_run(cluster: Cluster, openmpi: Mpi, folder: Path
     site.write_text('system = "slurm"\nlaunch = "srun --mpi=pmix"\ncpus-per-rank = 1\n')
     done = subprocess.run(
         [openmpi.python, "-m", "lsam_hpc", "submit", "--site", str(site), "--ranks-per-node", "2", "--chain", "3", "--",
-         *shlex.split("python -m lsam_hpc train --resume auto --out runs/lsam --flush-seconds 0.2 --steps 4000")],
+         *shlex.split("python -m lsam_hpc train --resume auto --out runs/lsam --flush-seconds 0.2 --steps 12000")],
         capture_output=True, text=True, timeout=60, cwd=folder, env=cluster.environment(PYTHONPATH=str(ROOT)),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -203,7 +203,7 @@ def test_a_chain_of_jobs_is_one_run(cluster: Cluster, openmpi: Mpi, folder: Path
         cluster.until(number, "COMPLETED", seconds=LIMIT, what=lambda: later.said)
     assert "going on from step" in later.said
     with Run(job.run) as run:
-        assert sum(len(run.steps(rank)["loss"]) for rank in run.ranks) == 4000
+        assert sum(len(run.steps(rank)["loss"]) for rank in run.ranks) == 12_000
 
 
 def test_the_environment_is_copied_to_the_nodes_own_disks(cluster: Cluster, mpich: Mpi, folder: Path) -> None:

@@ -10,10 +10,11 @@ from tests.helpers.mpis import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_200_kills(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.kills", str(tmp_path), "50", "0"],
-        capture_output=True, text=True, timeout=280, cwd=ROOT,
+        capture_output=True, text=True, timeout=800, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
