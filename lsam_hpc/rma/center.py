@@ -25,9 +25,9 @@ class Center:
     """A vector y of `size` elements in `Win.Allocate` memory, a shard on each rank.
 
     Making and closing it is collective; `read`, `add`, `version` and `versions` need no other rank's help. The window
-    is locked once, shared, for its whole life. Adds are atomic per element, so none is lost; a plain read that overlaps
-    an add may hold some of its elements and not others. A consistent read makes adds wait, and holds each wholly or not
-    at all.
+    is locked once, shared, for its whole life. Reads and adds are atomic per element: no add is lost, and a plain read
+    that overlaps one may hold some of its elements and not others. A consistent read makes adds wait, and holds each
+    wholly or not at all.
 
     Args:
         comm: the ranks that share it.
@@ -176,6 +176,8 @@ class Center:
         version = self.version
         for rank in self._layout.order(self.comm.rank):
             for first, end, at in self._layout.chunks(rank):
-                self._window.Get((out[first:end], self._type), rank, (at, end - first, self._type))
+                # Not Get, which may take some bytes of an element before an add and some after it (docs/exchange.md).
+                place = (at, end - first, self._type)
+                self._window.Get_accumulate((None, 0, self._type), (out[first:end], self._type), rank, place, MPI.NO_OP)
         self._window.Flush_all()
         return version

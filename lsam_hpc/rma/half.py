@@ -34,8 +34,8 @@ class HalfCenter:
 
     `read` gives y rounded to the nearest number of the wire. `gather` and `master` give it in float32.
 
-    Memory for P elements on R ranks, bytes per rank: 4 P/R shard, 2 P mirror and inboxes (shared memory), 4 P residual,
-    2 P staging.
+    Memory for P elements on R ranks, bytes per rank: 6 P/R shard and its rounded form, 2 P mirror and inboxes (shared
+    memory), 4 P residual, 2 P staging.
 
     Making and closing it is collective, and `gather` is. Several threads of a rank may use it; they take turns. Deltas
     must be finite: what is not stays for good.
@@ -125,7 +125,8 @@ class HalfCenter:
                 low, high = self._layout.bounds(rank)
                 for first, end, at in self._layout.chunks(rank):
                     place = (rank * (high - low) + at, end - first, BITS)
-                    self._owner.window.Get((self._staging[first:end].view(np.uint16), BITS), rank, place)
+                    found = (self._staging[first:end].view(np.uint16), BITS)
+                    self._owner.window.Get_accumulate((None, 0, BITS), found, rank, place, MPI.NO_OP)
             self._owner.window.Flush_all()
             for rank in range(self.comm.size):
                 for first, end, _ in self._layout.chunks(rank):

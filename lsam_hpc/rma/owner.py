@@ -64,6 +64,7 @@ class Owner:
         self._senders = {rank for rank in range(comm.size) if rank != comm.rank}
         low, high = layout.bounds(comm.rank)
         self._shard = np.zeros(high - low, np.float32) if start is None else start[low:high].copy()
+        self._rounded = np.empty(high - low, wire.dtype)  # the shard, on its way into the mirror
         nbytes = 2 * comm.size * (high - low)
         check_shared_memory(comm, nbytes, "the center")
         self.window = MPI.Win.Allocate(nbytes, 2, comm=comm)
@@ -124,7 +125,10 @@ class Owner:
     def _renew(self) -> None:
         """Make the mirror what the shard is, and then say how many adds it holds."""
         for first, end, at in self._layout.chunks(self._rank):
-            part = slice(at, at + end - first)
-            self._wire.encode(self._shard[part], self._rows[self._rank, part])
-        self.window.Sync()
+            rounded = self._rounded[at : at + end - first]
+            self._wire.encode(self._shard[at : at + end - first], rounded)
+            # Others read meanwhile: see `Center`'s read. Plain stores are not atomic to it.
+            place = (self._rank * self._rounded.size + at, end - first, BITS)
+            self.window.Accumulate((rounded.view(np.uint16), BITS), self._rank, place, MPI.REPLACE)
+        self.window.Flush(self._rank)
         self.cells.set(self._rank, self.held, self._folded)

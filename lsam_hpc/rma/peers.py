@@ -145,8 +145,9 @@ class Peers:
     def read(self, rank: int, out: NDArray[np.generic]) -> int:
         """Copy a rank's state into `out`.
 
-        The copy may mix two states that were published one after the other, if each try met a publication; `torn`
-        counts these.
+        The copy may mix two states that were published one after the other, even within an element, if each try met a
+        publication; `torn` counts these. Unlike the center's, this read takes no lock of MPI, so a rank that is killed
+        in it holds up nobody.
 
         Args:
             rank: whose.
