@@ -58,6 +58,16 @@ def test_digits():
     assert not data.mirror
 
 
+def test_digits_are_scikit_learns():
+    datasets = pytest.importorskip("sklearn.datasets")
+    truth, data = datasets.load_digits(), load("digits", None)
+    train = np.arange(len(truth.target)) % 4 != 3
+    np.testing.assert_array_equal(data.train_y, truth.target[train])
+    np.testing.assert_array_equal(data.test_y, truth.target[~train])
+    mean, std = truth.images[train].mean(), truth.images[train].std()
+    np.testing.assert_allclose(data.test_x[:][:, 0], (truth.images[~train] - mean) / std, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["fashion-mnist", "mnist"])
 def test_fashion_mnist_and_mnist(fashion, name):
     data = load(name, str(fashion))
