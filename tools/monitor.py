@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +70,12 @@ def main(argv: Sequence[str]) -> int:
         with Run(given.run) as run:
             print(table(run.path, statuses(run, time.time())))
         return 0
-    with _interrupts() as interrupts, suppress(KeyboardInterrupt):
-        _watch(Path(given.run), given.interval, interrupts)
-    if interrupts:
+    try:
+        with _interrupts() as interrupts:
+            interrupted = _watch(Path(given.run), given.interval, interrupts)
+    except KeyboardInterrupt:
+        interrupted = True
+    if interrupted:
         print()
     return 0
 
@@ -98,25 +103,29 @@ def table(path: Path, ranks: Sequence[Status]) -> str:
 
 
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Have Ctrl-C leave its number in a list too: an exception alone is lost if it meets a destructor."""
-    found: list[int] = []
+def _interrupts() -> Iterator[socket.socket]:
+    """Have the first Ctrl-C come as a byte to receive; a second one raises.
 
-    def caught(number: int, frame: object) -> None:
-        found.append(number)
-        raise KeyboardInterrupt
+    An exception that rises in a destructor is printed and lost.
+    """
+    ours, pythons = socket.socketpair()
+    with ours, pythons:
+        pythons.setblocking(False)
+        before = signal.getsignal(signal.SIGINT)
+        wakeup = signal.set_wakeup_fd(pythons.fileno())
+        signal.signal(signal.SIGINT, lambda number, frame: signal.signal(signal.SIGINT, before))
+        try:
+            yield ours
+        finally:
+            signal.signal(signal.SIGINT, before)
+            signal.set_wakeup_fd(wakeup)
 
-    before = signal.signal(signal.SIGINT, caught)
-    try:
-        yield found
-    finally:
-        signal.signal(signal.SIGINT, before)
 
-
-def _watch(path: Path, interval: float, interrupts: list[int]) -> None:
+def _watch(path: Path, interval: float, interrupts: socket.socket) -> bool:
+    """Return whether it ended by Ctrl-C, not with the run."""
     began = time.monotonic()  # of waiting for files
     shown = ""
-    while not interrupts:
+    while True:
         over, looked = False, time.monotonic()
         try:
             with Run(path) as run:
@@ -132,9 +141,15 @@ def _watch(path: Path, interval: float, interrupts: list[int]) -> None:
             _show(text)
             shown = text
         if over:
-            return
+            return False
         # Long logs take long to read: leave the machine to others for at least as long.
-        time.sleep(max(interval, time.monotonic() - looked))
+        if _rest(max(interval, time.monotonic() - looked), interrupts):
+            return True
+
+
+def _rest(seconds: float, interrupts: socket.socket) -> bool:
+    """Sleep; return early, and true, at Ctrl-C."""
+    return bool(select.select([interrupts], [], [], seconds)[0])
 
 
 def _show(text: str) -> None:

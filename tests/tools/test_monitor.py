@@ -163,13 +163,16 @@ def test_bad_usage(tmp_path, capsys, argv, message):
 
 
 class Clock:
-    """Stands for the time module: only sleep takes time, and events happen in it.
+    """Stands for the time module: only rests take time, and events happen in them.
 
     Args:
-        events: (seconds, function): what happens at the end of each sleep, and how long it took.
+        events: (seconds, function): what happens at the end of each rest, and how long it took.
     """
 
-    def __init__(self, now, events):
+    def __init__(self, monkeypatch, now, events):
+        self._rest = monitor._rest
+        monkeypatch.setattr(monitor, "time", self)
+        monkeypatch.setattr(monitor, "_rest", self.rest)
         self.now = now
         self.slept = []
         self._events = iter(events)
@@ -180,11 +183,12 @@ class Clock:
     def monotonic(self):
         return self.now
 
-    def sleep(self, asked):
+    def rest(self, asked, interrupts):
         self.slept.append(asked)
         seconds, event = next(self._events)
         self.now += seconds
         event()
+        return self._rest(0, interrupts)
 
 
 def nothing():
@@ -197,7 +201,7 @@ def test_files_that_stay_missing_are_named(tmp_path, capsys, monkeypatch):
     message = "found none for rank 1"
     with pytest.raises(InputError, match=message):
         monitor.main([str(path), "--once"])
-    monkeypatch.setattr(monitor, "time", Clock(0.0, [(59.0, nothing), (2.0, nothing)]))
+    Clock(monkeypatch, 0.0, [(59.0, nothing), (2.0, nothing)])
     with pytest.raises(InputError, match=message):
         monitor.main([str(path)])
     # Said at the start, and not again and again.
@@ -215,7 +219,7 @@ def test_a_file_may_be_away_for_a_while_later_on(tmp_path, capsys, monkeypatch):
         (50.0, lambda: aside.rename(file)),
         (151.0, nothing),
     ]
-    monkeypatch.setattr(monitor, "time", Clock(START, events))
+    Clock(monkeypatch, START, events)
     assert monitor.main([str(path)]) == 0
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert ["waiting" in block for block in blocks] == [False, False, True, False, False]
@@ -223,7 +227,7 @@ def test_a_file_may_be_away_for_a_while_later_on(tmp_path, capsys, monkeypatch):
 
 def test_silent_ranks_are_waited_for_for_five_minutes(tmp_path, capsys, monkeypatch):
     path = stage(monkeypatch, tmp_path / "run", [[0.0], [10.0]])
-    monkeypatch.setattr(monitor, "time", Clock(START + 40, [(250.0, nothing), (15.0, nothing), (10.0, nothing)]))
+    Clock(monkeypatch, START + 40, [(250.0, nothing), (15.0, nothing), (10.0, nothing)])
     assert monitor.main([str(path)]) == 0
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert [block.count("stopped, or lost") for block in blocks] == [0, 0, 1, 1]
@@ -231,20 +235,47 @@ def test_silent_ranks_are_waited_for_for_five_minutes(tmp_path, capsys, monkeypa
     assert blocks[3].endswith("from rank 0 (node0), 1 (node1): stopped, or lost")
 
 
-def test_an_interrupt_that_is_lost_in_a_destructor_ends_it_too(tmp_path, monkeypatch):
+def test_an_interrupt_in_a_destructor_ends_it_quietly(tmp_path, monkeypatch):
     class Interrupted:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
     path = stage(monkeypatch, tmp_path / "run", [[0.0]])
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
-    monkeypatch.setattr(monitor, "time", Clock(START, [(1.0, Interrupted)]))
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    clock = Clock(monkeypatch, START, [(1.0, Interrupted)])
+    before = signal.getsignal(signal.SIGINT)
     assert monitor.main([str(path)]) == 0
+    assert (len(clock.slept), lost, signal.getsignal(signal.SIGINT)) == (1, [], before)
+
+
+def test_a_second_interrupt_does_not_wait_for_the_look_to_end(tmp_path, monkeypatch):
+    path = stage(monkeypatch, tmp_path / "run", [[0.0]])
+    passed = []
+
+    def slow(run, now):
+        passed.append("before")
+        signal.raise_signal(signal.SIGINT)
+        passed.append("first")
+        signal.raise_signal(signal.SIGINT)
+        passed.append("second")
+
+    Clock(monkeypatch, START, [])
+    monkeypatch.setattr(monitor, "statuses", slow)
+    assert monitor.main([str(path)]) == 0
+    assert passed == ["before", "first"]
+
+
+def test_an_interrupt_ends_a_rest():
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    with monitor._interrupts() as interrupts:
+        timer.start()
+        assert monitor._rest(60.0, interrupts)
 
 
 def test_it_rests_for_as_long_as_it_reads(tmp_path, monkeypatch):
     path = stage(monkeypatch, tmp_path / "run", [[0.0]])
-    clock = Clock(START, [(100.0, nothing), (201.0, nothing)])
+    clock = Clock(monkeypatch, START, [(100.0, nothing), (201.0, nothing)])
     takes = iter([0.5, 7.0, 0.0])
 
     def slow(run, now):
@@ -253,7 +284,6 @@ def test_it_rests_for_as_long_as_it_reads(tmp_path, monkeypatch):
 
     statuses = monitor.statuses
     monkeypatch.setattr(monitor, "statuses", slow)
-    monkeypatch.setattr(monitor, "time", clock)
     assert monitor.main([str(path)]) == 0
     assert clock.slept == [2.0, 7.0]
 
