@@ -249,7 +249,15 @@ def test_an_interrupt_in_a_destructor_ends_it_quietly(tmp_path, monkeypatch):
     assert (len(clock.slept), lost, signal.getsignal(signal.SIGINT)) == (1, [], before)
 
 
-def test_a_second_interrupt_does_not_wait_for_the_look_to_end(tmp_path, monkeypatch):
+@pytest.fixture
+def foreground():
+    """Has Ctrl-C raise; in a background job it would be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_does_not_wait_for_the_look_to_end(tmp_path, monkeypatch, foreground):
     path = stage(monkeypatch, tmp_path / "run", [[0.0]])
     passed = []
 
