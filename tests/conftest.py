@@ -10,7 +10,7 @@ import mpi4py
 import pytest
 
 from tests.helpers.batch import LIMIT, Batch, key
-from tests.helpers.mpis import NAMES, Mpi, available
+from tests.helpers.mpis import Mpi, available
 
 # This process only starts MPI jobs; Open MPI 5 leaves a file in /dev/shm for each one that uses it outside mpirun.
 mpi4py.rc.initialize = False
@@ -22,13 +22,14 @@ _LIBRARIES = {
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
 }  # fmt: skip
 _seconds: dict[str, float] = {}  # that each test took on the ranks
+_NAMES = ("openmpi", "mpich")
 _JOBS = {"mpi", "openmpi", "mpich", "cluster"}  # fixtures of tests that start jobs
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("mpi")
     if marker is not None:
-        jobs = [(name, ranks) for name in NAMES for ranks in marker.kwargs["np"]]
+        jobs = [(name, ranks) for name in _NAMES for ranks in marker.kwargs["np"]]
         metafunc.fixturenames.append("mpi_job")
         metafunc.parametrize("mpi_job", jobs, ids=[f"{name}-np{ranks}" for name, ranks in jobs])
 
@@ -108,7 +109,7 @@ def _factory(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Makes tmp_path_factory known to every test, for the batches."""
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=_NAMES)
 def mpi(request: pytest.FixtureRequest) -> Mpi:
     """Each of the MPIs in turn."""
     if request.param not in available():

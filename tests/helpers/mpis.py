@@ -8,16 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-NAMES = ("openmpi", "mpich")
 ROOT = Path(__file__).resolve().parents[2]
 # Open MPI's launcher keeps files in ompi.PID, and does not start ("listener thread failed to start") where one that was
 # killed and had the same process id left them. A suite makes so many processes that their ids come again.
@@ -34,14 +29,6 @@ class Mpi:
 
     def command(self, ranks: int, *words: str) -> list[str]:
         return [*self.mpiexec, "-n", str(ranks), *words]
-
-
-def in_turn(names: str, values: Sequence[Any]) -> pytest.MarkDecorator:
-    """Parametrize a test whose cases differ above MPI: each runs on one of the MPIs, in turn."""
-    cases = [
-        pytest.param(NAMES[i % 2], *(value if isinstance(value, tuple) else (value,))) for i, value in enumerate(values)
-    ]
-    return pytest.mark.parametrize(f"mpi, {names}", cases, indirect=["mpi"])
 
 
 @cache

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lsam_hpc.trajectory import Run
-from tests.helpers.mpis import ROOT, in_turn, run
+from tests.helpers.mpis import ROOT, run
 
 SCRIPTS = ROOT / "tests" / "horovod" / "scripts"
 
@@ -67,7 +67,7 @@ def test_adasum_is_refused(mpi, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@in_turn("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_imagenet_with_checkpoint_and_resume(mpi, ranks, tmp_path):
     checkpoints = ("imagenet.py", "--checkpoint-format", str(tmp_path / "checkpoint-{epoch}.pth"), "--epochs")
     first = wrapped(mpi, ranks, tmp_path / "a", *checkpoints, "4")
@@ -86,7 +86,8 @@ def test_imagenet_with_checkpoint_and_resume(mpi, ranks, tmp_path):
         assert accuracy(back) > 80
 
 
-@in_turn("words, ranks", [(words, ranks) for words in ((), ("--amp", "--fp16-allreduce")) for ranks in (2, 4)])
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("words", [(), ("--amp", "--fp16-allreduce")])
 def test_synthetic_benchmark(mpi, ranks, words, tmp_path):
     if once(mpi, ranks):
         assert "loss went down: True" in plain(mpi, ranks, "synthetic.py", *words).stdout
@@ -98,7 +99,7 @@ def test_synthetic_benchmark(mpi, ranks, words, tmp_path):
         assert logs.steps(0)["loss"].max() < 10
 
 
-@in_turn("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_elastic_state(mpi, ranks, tmp_path):
     if once(mpi, ranks):
         assert "steps 60" in plain(mpi, ranks, "elastic.py").stdout

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lsam_hpc.trajectory import Run, verify
-from tests.helpers.mpis import in_turn, run
+from tests.helpers.mpis import run
 
 KILLS = int(os.environ.get("LSAM_JOB_KILLS", "2"))
 # A rank sends itself (or all of them themselves) a signal after so many local steps.
@@ -84,7 +84,7 @@ def test_in_lockstep_a_stopped_job_ends_as_an_undisturbed_one_to_the_bit(mpi, tm
 
 
 @pytest.mark.slow
-@in_turn("seed", range(KILLS))
+@pytest.mark.parametrize("seed", range(KILLS))
 def test_a_killed_job_goes_on_and_loses_a_period_at_most(mpi, seed, tmp_path):
     chance, out, period = random.Random(seed), tmp_path / "run", 100
     words = ("--steps", "1200", "--checkpoint-every", str(period), "--resume", "auto", "--budget", "per-rank")

@@ -16,14 +16,14 @@ from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.train.models import mlp
 from lsam_hpc.trajectory import Run
 from tests.helpers.logs import make_run
-from tests.helpers.mpis import in_turn, run
+from tests.helpers.mpis import run
 
 
 def lsam(mpi, ranks, *words, timeout=240):
     return run(mpi.command(ranks, mpi.python, "-m", "lsam_hpc", *words), timeout)
 
 
-@in_turn(
+@pytest.mark.parametrize(
     "words",
     [
         "--topology gossip --degree 2 --graph exponential",
@@ -156,7 +156,7 @@ def test_the_quickstart_reaches_3_percent(mpi, tmp_path):
         assert logs.logs[0].result["center_test_error"] <= 3.0
 
 
-@in_turn("coupling", ["kernel", "restart"])
+@pytest.mark.parametrize("coupling", ["kernel", "restart"])
 def test_the_other_couplings_learn_too(mpi, coupling, tmp_path):
     # A kernel's stiffness and pull as in docs/algorithm.md; chance is 90 %.
     options = ("--coupling", coupling, "--pull", "0.5", "--steps", "1500")
@@ -188,8 +188,8 @@ def bad(done, message):
     assert "Traceback" not in done.stderr
 
 
-@in_turn(
-    "words, message",
+@pytest.mark.parametrize(
+    ("words", "message"),
     [
         (["--rhoo", "1"], "--rhoo: expected a known option such as --rho"),
         (["--data", "imagenet"], "--data: expected one of digits, mnist,"),
