@@ -117,8 +117,8 @@ def _interrupts() -> Iterator[socket.socket]:
         try:
             yield ours
         finally:
+            signal.set_wakeup_fd(wakeup)  # first: what follows may raise, and the sockets close
             signal.signal(signal.SIGINT, before)
-            signal.set_wakeup_fd(wakeup)
 
 
 def _watch(path: Path, interval: float, interrupts: socket.socket) -> bool:
