@@ -9,6 +9,7 @@ from pathlib import Path
 import mpi4py
 import pytest
 
+from tests.helpers import forked
 from tests.helpers.batch import LIMIT, Batch, key
 from tests.helpers.mpis import Mpi, available
 
@@ -22,20 +23,44 @@ _LIBRARIES = {
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
 }  # fmt: skip
 _seconds: dict[str, float] = {}  # that each test took on the ranks
-_NAMES = ("openmpi", "mpich")
 _JOBS = {"mpi", "openmpi", "mpich", "cluster"}  # fixtures of tests that start jobs
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also what is marked slow, and the second MPI")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        forked.prepare()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        forked.remove()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "mpi" in metafunc.fixturenames:
+        metafunc.parametrize("mpi", _mpis(metafunc.config), indirect=True)
     marker = metafunc.definition.get_closest_marker("mpi")
     if marker is not None:
-        jobs = [(name, ranks) for name in _NAMES for ranks in marker.kwargs["np"]]
+        jobs = [(name, ranks) for name in _mpis(metafunc.config) for ranks in marker.kwargs["np"]]
         metafunc.fixturenames.append("mpi_job")
         metafunc.parametrize("mpi_job", jobs, ids=[f"{name}-np{ranks}" for name, ranks in jobs])
 
 
+def _mpis(config: pytest.Config) -> list[str]:
+    """Return the names of the MPIs to test on: this environment's own one, or all."""
+    return ["openmpi", "mpich"] if config.getoption("--all") else list(available())[:1]
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = [item for item in items if _is_slow(item)]
+    if slow and not config.getoption("--all"):
+        items[:] = [item for item in items if item not in set(slow)]
+        config.hook.pytest_deselected(items=slow)
     for item in items:
         if item.get_closest_marker("mpi") is not None:
             # The first test of a batch waits for all of them.
@@ -43,6 +68,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("jobs")
         elif _JOBS & set(getattr(item, "fixturenames", ())):
             item.add_marker("jobs")
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("slow")
+    if mark is not None and [*map(type, mark.args)] != [str]:
+        raise pytest.UsageError(f"{item.nodeid}: expected slow(WHY), found slow{mark.args}")
+    return mark is not None
 
 
 @pytest.fixture
@@ -109,7 +141,7 @@ def _factory(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Makes tmp_path_factory known to every test, for the batches."""
 
 
-@pytest.fixture(params=_NAMES)
+@pytest.fixture
 def mpi(request: pytest.FixtureRequest) -> Mpi:
     """Each of the MPIs in turn."""
     if request.param not in available():

@@ -23,6 +23,7 @@ from lsam_hpc.rundir import prepare
 from lsam_hpc.runlog import RunLog, describe
 from lsam_hpc.train.attempt import find
 from lsam_hpc.train.checkpoint import Checkpoints
+from lsam_hpc.train.compiler import postpone_compiler
 from lsam_hpc.train.config import TrainConfig, parse
 from lsam_hpc.train.evaluation import SUBSET, evaluate
 from lsam_hpc.train.job import Chain, make_chain, pick_device, share_cores, start_averaging
@@ -39,6 +40,7 @@ RANKS_LOST = 4  # of one that ended without some of its ranks
 
 def main(argv: Sequence[str]) -> int:
     """Run `lsam train` on this rank; return its exit code."""
+    postpone_compiler()
     comm = MPI.COMM_WORLD
     config = rma.agree(comm, lambda: parse(argv))
     options = dataclasses.asdict(config)

@@ -55,7 +55,7 @@ class Batch:
             left, keys = left[ended:], keys[ended:]
 
     def _job(self, mpi: Mpi, tests: Sequence[str]) -> str:
-        words = [mpi.python, "-m", "mpi4py", "-m", "tests.helpers.ranks", str(self.folder), str(LIMIT), *tests]
+        words = [mpi.forked, "-m", "mpi4py", "-m", "tests.helpers.ranks", str(self.folder), str(LIMIT), *tests]
         try:
             done = run(mpi.command(self.ranks, *words), timeout=LIMIT * len(tests) + 60)
             return f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.helpers.forked import forked
+
 ROOT = Path(__file__).resolve().parents[2]
 # Open MPI's launcher keeps files in ompi.PID, and does not start ("listener thread failed to start") where one that was
 # killed and had the same process id left them. A suite makes so many processes that their ids come again.
@@ -26,6 +28,11 @@ class Mpi:
     name: str
     python: str
     mpiexec: tuple[str, ...]
+
+    @property
+    def forked(self) -> str:
+        """What stands for this Python where nothing depends on how its imports go: it has torch imported already."""
+        return forked(self.python, environment())
 
     def command(self, ranks: int, *words: str) -> list[str]:
         return [*self.mpiexec, "-n", str(ranks), *words]
@@ -52,13 +59,15 @@ def _probe(python: str) -> Mpi:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a rank: one thread, Open MPI allowed as root and without its warning on UCX."""
+    """Return the environment of a rank: one thread, Open MPI allowed as root, without its warning on UCX
+    and without libfabric, which takes it a second to load."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_osc": "^ucx",
+        "OMPI_MCA_btl": "^ofi",
         "PYTHONFAULTHANDLER": "1",
         **more,
     }

@@ -10,7 +10,7 @@ from tests.helpers.mpis import available, run
 @pytest.mark.slow
 def test_bench_horovod_writes_its_numbers(tmp_path):
     mpi, file = next(iter(available().values())), tmp_path / "b.json"
-    words = (mpi.python, "-m", "lsam_hpc", "bench", "horovod", "--quick", "--repeats", "1", "--json", str(file))
+    words = (mpi.forked, "-m", "lsam_hpc", "bench", "horovod", "--quick", "--repeats", "1", "--json", str(file))
     done = run(mpi.command(2, *words), timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     report = Report.read(file)

@@ -14,11 +14,11 @@ SCRIPTS = ROOT / "tests" / "horovod" / "scripts"
 
 def wrapped(mpi, ranks, out, script, *words, options=()):
     words = ("-m", "lsam_hpc", "wrap", "--out", str(out), *options, "--", str(SCRIPTS / script), *words)
-    return run(mpi.command(ranks, mpi.python, *words), 120)
+    return run(mpi.command(ranks, mpi.forked, *words), 120)
 
 
 def plain(mpi, ranks, script, *words):
-    return run(mpi.command(ranks, mpi.python, "-m", "mpi4py", str(SCRIPTS / script), *words), 120)
+    return run(mpi.command(ranks, mpi.forked, "-m", "mpi4py", str(SCRIPTS / script), *words), 120)
 
 
 def once(mpi, ranks):

@@ -34,7 +34,7 @@ sys.exit(cli.main(sys.argv[4:]))
 
 def train(mpi, ranks, out, *words, signalled=None, timeout=240, **env):
     start = ("-m", "lsam_hpc") if signalled is None else ("-c", SIGNALLED, *map(str, signalled))
-    return run(mpi.command(ranks, mpi.python, *start, "train", "--out", str(out), *words), timeout, **env)
+    return run(mpi.command(ranks, mpi.forked, *start, "train", "--out", str(out), *words), timeout, **env)
 
 
 def sound(out):

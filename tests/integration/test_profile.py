@@ -10,7 +10,7 @@ from tests.helpers.mpis import run
 
 
 def test_the_timeline_joins_the_profiles(mpi, tmp_path):
-    lsam, out = [mpi.python, "-m", "lsam_hpc"], tmp_path / "run"
+    lsam, out = [mpi.forked, "-m", "lsam_hpc"], tmp_path / "run"
     # Ranks take the steps from a common number: equal shares, so that both come to the profiled ones.
     words = ["--steps", "60", "--budget", "per-rank", "--profile", "10:20", "--out", str(out)]
     done = run(mpi.command(2, *lsam, "train", *words), 120)

@@ -43,7 +43,7 @@ opt.close()
 def test_saved_killed_and_resumed_is_the_uninterrupted_run(mpi, ranks, tmp_path):
     codes = {}
     for mode in ("whole", "killed", "resume"):
-        codes[mode] = run(mpi.command(ranks, mpi.python, "-c", PROGRAM, str(tmp_path), mode), 120).returncode
+        codes[mode] = run(mpi.command(ranks, mpi.forked, "-c", PROGRAM, str(tmp_path), mode), 120).returncode
     assert codes["whole"] == codes["resume"] == 0
     assert codes["killed"] != 0
     for rank in range(ranks):

@@ -20,7 +20,7 @@ from tests.helpers.mpis import run
 
 
 def lsam(mpi, ranks, *words, timeout=240):
-    return run(mpi.command(ranks, mpi.python, "-m", "lsam_hpc", *words), timeout)
+    return run(mpi.command(ranks, mpi.forked, "-m", "lsam_hpc", *words), timeout)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_an_output_that_cannot_be_made(mpi, tmp_path):
     ],
 )
 def test_ranks_that_disagree_all_stop(mpi, others, message, tmp_path):
-    words = [mpi.python, "-m", "lsam_hpc", "train", "--out", str(tmp_path / "run")]
+    words = [mpi.forked, "-m", "lsam_hpc", "train", "--out", str(tmp_path / "run")]
     bad(run([*mpi.mpiexec, "-n", "1", *words, ":", "-n", "2", *words, *others], 120), message)
     assert not (tmp_path / "run").exists()
 
@@ -256,7 +256,7 @@ def test_a_log_that_one_rank_cannot_make_stops_all(mpi, tmp_path):
         "loop.prepare = racing\n"
         f"sys.exit(cli.main(['train', '--steps', '8', '--out', {str(tmp_path / 'run')!r}]))"
     )
-    bad(run(mpi.command(2, mpi.python, "-c", code), 120), "rank 1: ")
+    bad(run(mpi.command(2, mpi.forked, "-c", code), 120), "rank 1: ")
 
 
 def test_help_and_unknown_verbs(mpi):
@@ -276,7 +276,7 @@ def test_a_bug_on_one_rank_ends_the_job(mpi, tmp_path):
         "if MPI.COMM_WORLD.rank == 1: loop.evaluate = None\n"
         f"sys.exit(cli.main(['train', '--steps', '8', '--out', {str(tmp_path / 'run')!r}]))"
     )
-    done = run(mpi.command(2, mpi.python, "-c", code), 120)
+    done = run(mpi.command(2, mpi.forked, "-c", code), 120)
     assert done.returncode not in (0, 2)
     assert "TypeError: 'NoneType' object is not callable" in done.stderr
 

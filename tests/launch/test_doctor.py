@@ -40,7 +40,7 @@ def other(mpi: Mpi) -> Mpi:
 
 
 def test_a_good_machine_is_ready(mpi: Mpi, trial: int, tmp_path: Path) -> None:
-    code, found, said = asked(mpi.command(2, mpi.python, *DOCTOR, "--run-dir", str(tmp_path)))
+    code, found, said = asked(mpi.command(2, mpi.forked, *DOCTOR, "--run-dir", str(tmp_path)))
     assert code == 0, f"{found}\n{said}"
     assert found["verdict"].startswith("ready")
     texts = {finding["check"]: finding["text"] for finding in found["findings"]}
@@ -56,7 +56,7 @@ def test_a_full_dev_shm(mpi: Mpi, trial: int) -> None:
     tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"mount namespaces are not allowed here: {tried.stderr.strip()}")
-    words = shlex.join(mpi.command(2, mpi.python, *DOCTOR))
+    words = shlex.join(mpi.command(2, mpi.forked, *DOCTOR))
     code, found, _ = asked(["unshare", "--mount", "--propagation", "private", "sh", "-c", FULL + words])
     assert code == 2
     assert found["verdict"] == "not ready: /dev/shm"
@@ -69,14 +69,14 @@ def test_two_mpi_libraries_in_a_process(mpi: Mpi, trial: int) -> None:
         f"import ctypes, sys; from mpi4py import rc; rc.initialize = False; from mpi4py import MPI; "
         f"ctypes.CDLL({str(library)!r}); import lsam_hpc.cli; sys.exit(lsam_hpc.cli.main(sys.argv[1:]))"
     )
-    status, found, _ = asked(mpi.command(2, mpi.python, "-c", code, "doctor", "--json"))
+    status, found, _ = asked(mpi.command(2, mpi.forked, "-c", code, "doctor", "--json"))
     assert status == 2
     assert found["verdict"] == "not ready: mpi libraries"
     assert str(library.resolve()) in found["findings"][0]["text"]
 
 
 def test_the_launcher_of_another_mpi(mpi: Mpi, trial: int) -> None:
-    code, found, _ = asked([*other(mpi).mpiexec, "-n", "2", mpi.python, *DOCTOR])
+    code, found, _ = asked([*other(mpi).mpiexec, "-n", "2", mpi.forked, *DOCTOR])
     assert code == 2
     assert found["verdict"] == "not ready: launcher"
     flag = {"openmpi": "pmix", "mpich": "pmi2"}[mpi.name]
@@ -85,7 +85,7 @@ def test_the_launcher_of_another_mpi(mpi: Mpi, trial: int) -> None:
 
 def test_alone(mpi: Mpi, trial: int) -> None:
     """Without a launcher, as on a login node; the table, not JSON."""
-    command = [mpi.python, "-m", "lsam_hpc", "doctor"]
+    command = [mpi.forked, "-m", "lsam_hpc", "doctor"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT))
     )

@@ -42,7 +42,7 @@ def test_one_failing_rank_ends_the_job(mpi, route, tmp_path):
     script = SCRIPTS / "fails.py"
     wrap = ["-m", "lsam_hpc", "wrap", "--out", str(tmp_path / "run"), "--", str(script)]
     words = wrap if route == "wrap" else [str(script), "--drop-in"]
-    done = run(mpi.command(2, mpi.python, *words), 60)
+    done = run(mpi.command(2, mpi.forked, *words), 60)
     ended = time.time()
     assert done.returncode != 0
     assert ended - float(re.search(r"failing at ([\d.]+)", done.stdout)[1]) < 40

@@ -382,7 +382,7 @@ def test_survivors_of_kill_9_name_the_dead_rank_and_leave(mpi, tmp_path, victim)
     script = tmp_path / "dying.py"
     script.write_text(DYING)
     flag, code = SURVIVE[mpi.name]
-    words = (mpi.python, "-m", "mpi4py", str(script), str(victim), str(tmp_path))
+    words = (mpi.forked, "-m", "mpi4py", str(script), str(victim), str(tmp_path))
     surviving = replace(mpi, mpiexec=(*mpi.mpiexec, flag))
     done = run(surviving.command(4, *words), timeout=90, PYTHONPATH=str(ROOT))
     assert done.returncode == code, done.stdout + done.stderr

@@ -156,7 +156,7 @@ def test_refuses_an_mpi_that_allows_one_thread_at_a_time(mpi):
         "import mpi4py; mpi4py.rc.thread_level = 'serialized'; from mpi4py import MPI;"
         "from lsam_hpc.rma.progress import Progress; Progress(MPI.COMM_WORLD)"
     )
-    done = run(mpi.command(1, mpi.python, "-c", code), timeout=60)
+    done = run(mpi.command(1, mpi.forked, "-c", code), timeout=60)
     assert "expected MPI_THREAD_MULTIPLE for the progress thread, found MPI_THREAD_SERIALIZED" in done.stderr
 
 
@@ -167,6 +167,6 @@ def test_the_thread_of_a_rank_that_never_closes_ends_before_mpi_does(mpi):
         "atexit.register(lambda: print([t.name for t in threading.enumerate()], MPI.Is_finalized()));"
         "from lsam_hpc.rma.progress import Progress; Progress(MPI.COMM_WORLD)"
     )
-    done = run(mpi.command(1, mpi.python, "-c", code), timeout=60)
+    done = run(mpi.command(1, mpi.forked, "-c", code), timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "['MainThread'] False\n"

@@ -142,7 +142,7 @@ def test_a_killed_rank_holds_up_nobody_for_ever(mpi, where, tmp_path):
         pytest.skip("MPICH ends the other ranks too, now and then even with -disable-auto-cleanup")
     recovering = replace(mpi, mpiexec=(*mpi.mpiexec, "--enable-recovery"))
     body = f"from tests.mpi.test_snapshots import outlive; outlive({where!r}, {str(tmp_path)!r})"
-    done = run(recovering.command(3, mpi.python, "-m", "mpi4py", "-c", body), timeout=60)
+    done = run(recovering.command(3, mpi.forked, "-m", "mpi4py", "-c", body), timeout=60)
     told = {path.name: path.read_text() for path in tmp_path.iterdir()}
     expected = {"change": "snapshot: rank 1 has been in an add for 1 s", "snapshot": "2.0"}[where]
     assert set(told) == {"0", "2"}, done.stdout + done.stderr

@@ -67,7 +67,7 @@ def test_benchmarks_of_several_ranks(tmp_path):
         "progress": "1 ms",
         "growth": 1000,
     }
-    done = run(mpi.command(2, mpi.python, "-c", TOGETHER, str(tmp_path), *firsts), timeout=240)
+    done = run(mpi.command(2, mpi.forked, "-c", TOGETHER, str(tmp_path), *firsts), timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     reports = {name: checked(tmp_path / f"{name}.json", 2) for name in firsts}
     for name, first in firsts.items():
@@ -100,13 +100,13 @@ with rma.Center(comm, size) as center:
 total = comm.allreduce(held) / 4 / size
 assert abs(total - (comm.size + 1)) < 0.1, total
 """
-    done = run(mpi.command(2, mpi.python, "-c", code), timeout=120)
+    done = run(mpi.command(2, mpi.forked, "-c", code), timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_benchmark_of_several_ranks_wants_several():
     mpi = next(iter(available().values()))
-    one = run(mpi.command(1, mpi.python, "-m", "lsam_hpc", "bench", "exchange"), timeout=60)
+    one = run(mpi.command(1, mpi.forked, "-m", "lsam_hpc", "bench", "exchange"), timeout=60)
     assert one.returncode == 2
     assert one.stderr.count("expected 2 ranks or more, as in mpirun -n 2 lsam bench exchange, found 1") == 1
 

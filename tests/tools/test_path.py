@@ -85,7 +85,7 @@ def test_the_same_bits_for_any_number_of_ranks(path, mpi):
         words = ["path", str(path), *WORDS, "--points", "5", "--name", f"p{ranks}"]
         more = [*words, "--between", "0,2", "--curve", "--name", f"c{ranks}"]
         for command in (words, more):
-            done = run(mpi.command(ranks, mpi.python, "-m", "mpi4py", "-m", "lsam_hpc", *command), timeout=200)
+            done = run(mpi.command(ranks, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *command), timeout=200)
             assert done.returncode == 0, done.stderr
         found.append([(path / "figures" / f"{kind}{ranks}.csv").read_bytes() for kind in "pc"])
     assert found[0] == found[1]

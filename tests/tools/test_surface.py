@@ -142,7 +142,7 @@ def test_the_same_bits_for_any_number_of_ranks(path, mpi):
     found = {}
     words = ["surface", str(path), *WORDS, *GRID, "--kinds", "loss,sam,smoothed", "--samples", "2"]
     for ranks in (0, 1, 2, 4):
-        command = [mpi.python, "-m", "mpi4py", "-m", "lsam_hpc", *words, "--name", f"s{ranks}"]
+        command = [mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *words, "--name", f"s{ranks}"]
         done = run(mpi.command(ranks, *command) if ranks else command, timeout=200)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("smoothed: F(y)") == 1
@@ -155,7 +155,7 @@ def test_killed_and_started_again_it_evaluates_only_the_rest(path, tmp_path, mpi
     calls, part = tmp_path / "calls", path / "figures" / "s.part"
     slow = ("--model", f"{MODULE}:slow_classifier", "--data", f"{MODULE}:images")
     words = ["surface", str(path), *slow, "--quiet", "--x=-1:1:8", "--y=-1:1:8", "--name", "s"]
-    command = mpi.command(2, mpi.python, "-m", "mpi4py", "-m", "lsam_hpc", *words)
+    command = mpi.command(2, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *words)
 
     def done():
         return sum(file.stat().st_size // (12 + 8 * 2) for file in part.glob("points-*.bin")) if part.exists() else 0

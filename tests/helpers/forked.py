@@ -1,0 +1,57 @@
+"""Starts the servers of tests/helpers/forkserver.py, one for each Python of the tests."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+FOLDER = "LSAM_TEST_FORKSERVERS"  # the variable that names the folder of the servers' sockets, for pytest's workers
+_OWNER = "LSAM_TEST_FORKSERVERS_OWNER"  # the process id of the pytest that the servers end with
+_HERE = Path(__file__).parent
+
+
+def prepare() -> None:
+    """Make the folder; a server starts when it is first asked for."""
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix="lsam-fork-")
+    os.environ[_OWNER] = str(os.getpid())
+
+
+def remove() -> None:
+    """Remove the folder; the servers end when this process does."""
+    shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True)
+
+
+def forked(python: str, env: dict[str, str]) -> str:
+    """Return a program to call in place of a Python, which forks processes that have torch imported.
+
+    Args:
+        python: the interpreter.
+        env: the server's environment.
+    """
+    folder, name = Path(os.environ[FOLDER]), hashlib.sha256(python.encode()).hexdigest()[:12]
+    script, socket, log = (folder / f"{name}{suffix}" for suffix in ("", ".socket", ".log"))
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a worker may have started it
+        if not script.exists():
+            words = [python, "-m", "tests.helpers.forkserver", str(socket), os.environ[_OWNER]]
+            with log.open("wb") as said:
+                server = subprocess.Popen(
+                    words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=_HERE.parents[1],
+                    env={name: value for name, value in env.items() if name != "PYTHONPATH"}, start_new_session=True,
+                )  # fmt: skip
+            deadline = time.monotonic() + 120
+            while not socket.with_suffix(".json").exists():
+                assert server.poll() is None, f"the fork server ended:\n{log.read_text()}"
+                assert time.monotonic() < deadline, f"the fork server did not start\n{log.read_text()}"
+                time.sleep(0.02)
+            program = shlex.join([python, "-IS", str(_HERE / "forked_python.py"), str(socket), python])
+            script.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
+            script.chmod(0o755)
+    return str(script)
