@@ -5,8 +5,9 @@ Importing the package loads none of MPI, Horovod, h5py and matplotlib; each is l
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from lsam_hpc.lazy import attach
 
 if TYPE_CHECKING:
     from lsam_hpc.distributed import LSAM
@@ -15,15 +16,4 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["LSAM", "SAM", "InputError", "__version__"]
-
-_HOMES = {"LSAM": "lsam_hpc.distributed", "SAM": "lsam_hpc.optim.sam", "InputError": "lsam_hpc.errors"}
-
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = attach(__name__, {"LSAM": "distributed", "SAM": "optim.sam", "InputError": "errors"})

@@ -15,7 +15,7 @@ from lsam_hpc.errors import InputError
 
 # verb -> (module with main(argv) -> exit code, help). A module is loaded only when its verb is called.
 VERBS = {
-    "train": ("lsam_hpc.train.loop", "train a network with LSAM, under mpirun or srun"),
+    "train": ("lsam_hpc.train.verb", "train a network with LSAM, under mpirun or srun"),
     "wrap": ("lsam_hpc.launch.wrap", "run a Horovod script as it is, with LSAM"),
     "submit": ("lsam_hpc.launch.submit", "write a batch script for a cluster's scheduler, and submit it"),
     "doctor": ("lsam_hpc.launch.doctor", "check what a run needs from the machine, alone or under mpirun or srun"),

@@ -58,19 +58,25 @@ def start() -> None:
     check_libraries()
     check_pmi(version)
     if not MPI.Is_initialized():
-        with spare_shared_memory():
+        with needed_transports():
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
     check_world(MPI.COMM_WORLD.size, version)
 
 
 @contextmanager
-def spare_shared_memory() -> Iterator[None]:
-    """Start MPI inside of this: Open MPI makes no shared memory for a process that is alone. It would leave it behind.
+def needed_transports() -> Iterator[None]:
+    """Start MPI inside of this: Open MPI loads the transports that the ranks need, and no others.
 
-    The environment is as before afterwards, for the jobs that this process may start.
+    On one node libfabric is not needed, and takes it a second to load. A process that is alone needs no shared memory
+    either, which it would leave behind. The environment is as before afterwards, for the jobs that this process starts.
     """
-    alone = {} if launched_ranks()[1] else {"OMPI_MCA_btl": "self", "OMPI_MCA_osc": "^ucx"}
-    mine = {name: value for name, value in alone.items() if name not in os.environ}
+    ranks, launcher = launched_ranks()
+    wanted = {}
+    if not launcher:
+        wanted = {"OMPI_MCA_btl": "self", "OMPI_MCA_osc": "^ucx"}
+    elif on_node()[1] == ranks:
+        wanted = {"OMPI_MCA_btl": "^ofi"}
+    mine = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(mine)
     try:
         yield

@@ -3,84 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING
 
 import torch
 
-from lsam_hpc.errors import InputError
+from lsam_hpc.logoptions import DEFAULTS, LOCKING, LogOptions, snapshots_of, states_of
 from lsam_hpc.optim import Exchange
 from lsam_hpc.sketches import StateLog
-from lsam_hpc.trajectory import CountSketch, Earlier, Snapshots, TrajectoryWriter, layer_groups
+from lsam_hpc.trajectory import CountSketch, Earlier, TrajectoryWriter, layer_groups
 from lsam_hpc.trajectory.provenance import git_state, machine
-from lsam_hpc.trajectory.snapshot import COMPRESSIONS, DTYPES, check_states
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from lsam_hpc.distributed import LSAM
-
-Locking = Literal["auto", "on", "off", "best-effort"]
-LOCKING: dict[str, bool | str | None] = {"auto": None, "on": True, "off": False, "best-effort": "best-effort"}
-
-
-class LogOptions(TypedDict, total=False):
-    """What is logged, and how."""
-
-    sketch_every: int
-    sketch_buckets: int
-    sketch_groups: int
-    sketch_states: str
-    snapshot_every: str
-    snapshot_states: str
-    snapshot_ranks: str
-    snapshot_dtype: str
-    snapshot_compression: str
-    flush_seconds: float
-    hdf5_locking: Locking
-
-
-DEFAULTS: LogOptions = {
-    "sketch_every": 1,
-    "sketch_buckets": 1024,
-    "sketch_groups": 4,
-    "sketch_states": "sample,center",
-    "snapshot_every": "none",
-    "snapshot_states": "sample,center",
-    "snapshot_ranks": "all",
-    "snapshot_dtype": "float32",
-    "snapshot_compression": "gzip",
-    "flush_seconds": 5.0,
-    "hdf5_locking": "auto",
-}
-LOG_CHOICES: dict[str, tuple[str, ...]] = {
-    "snapshot_ranks": ("all", "first"), "snapshot_dtype": tuple(DTYPES), "snapshot_compression": tuple(COMPRESSIONS),
-    "hdf5_locking": tuple(LOCKING),
-}  # fmt: skip
-
-
-def check_log(options: LogOptions) -> None:
-    """Raise InputError for the first option that is out of its range."""
-    given: LogOptions = {**DEFAULTS, **options}
-    for name, value, least in (
-        ("sketch_every", given["sketch_every"], 0),
-        ("sketch_buckets", given["sketch_buckets"], 1),
-        ("sketch_groups", given["sketch_groups"], 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name}: expected a whole number >= {least}, found {value!r}")
-    check_states("sketch_states", _states(given["sketch_states"]))
-    check_states("snapshot_states", _states(given["snapshot_states"]))
-    if not 0 < given["flush_seconds"] < math.inf:
-        raise InputError(f"flush_seconds: expected a number of seconds > 0, found {given['flush_seconds']!r}")
-    for name, known in LOG_CHOICES.items():
-        if (choice := given[name]) not in known:  # type: ignore[literal-required]
-            raise InputError(f"{name}: expected one of {', '.join(known)}, found {choice!r}")
-    _snapshots(given)
 
 
 class RunLog:
@@ -109,7 +49,7 @@ class RunLog:
     ) -> None:
         given: LogOptions = {**DEFAULTS, **options}
         groups = layer_groups(layout, given["sketch_groups"])
-        snapshots = _snapshots(given) if rank == 0 or given["snapshot_ranks"] == "all" else None
+        snapshots = snapshots_of(given) if rank == 0 or given["snapshot_ranks"] == "all" else None
         self.writer = TrajectoryWriter(
             run_dir,
             rank,
@@ -119,7 +59,7 @@ class RunLog:
             sketch=CountSketch(groups[-1].stop, groups, given["sketch_buckets"], int(attributes["seed"]))
             if given["sketch_every"]
             else None,
-            sketched=_states(given["sketch_states"]),
+            sketched=states_of(given["sketch_states"]),
             snapshots=snapshots,
             locking=LOCKING[given["hdf5_locking"]],
             earlier=earlier,
@@ -201,23 +141,3 @@ def describe(
         "torch_version": str(torch.__version__),
         "device": str(device),
     }
-
-
-def _states(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _snapshots(given: LogOptions) -> Snapshots | None:
-    every: str | int = given["snapshot_every"]
-    if every == "none":
-        return None
-    if every != "log":
-        if not str(every).isdecimal() or int(every) < 1:
-            raise InputError(f"snapshot_every: expected a number of steps >= 1, log or none, found {every!r}")
-        every = int(every)
-    try:
-        return Snapshots(
-            every, _states(given["snapshot_states"]), given["snapshot_dtype"], given["snapshot_compression"]
-        )
-    except InputError as error:  # a package that the compression needs
-        raise InputError(f"snapshot_compression:{str(error).partition(':')[2]}") from error

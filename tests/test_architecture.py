@@ -12,12 +12,13 @@ from tests.helpers.mpis import ROOT
 RULES = {
     "errors": (set(), {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
     "arguments": ({"errors"}, {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
+    "lazy": (set(), {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
     "text": (set(), {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
     "files": ({"errors"}, {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
     "optionfile": ({"errors"}, {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
     "rundir": ({"errors"}, {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
-    "optim": ({"errors"}, {"mpi4py", "h5py", "horovod"}),
-    "rma": ({"errors"}, {"torch", "h5py", "horovod"}),
+    "optim": ({"errors", "lazy"}, {"mpi4py", "h5py", "horovod"}),
+    "rma": ({"errors", "lazy"}, {"torch", "h5py", "horovod"}),
     "trajectory": ({"errors", "files", "lsam_hpc"}, {"torch", "mpi4py", "horovod"}),
     "landscape": ({"errors", "files", "trajectory", "optim", "rma"}, {"horovod"}),
     "exchange": ({"errors", "optim", "rma"}, {"h5py", "horovod"}),
@@ -26,7 +27,8 @@ RULES = {
     "linkoptions": ({"errors", "optim", "rma"}, {"mpi4py", "h5py", "horovod"}),
     "links": ({"optim", "rma", "exchange", "topology", "linkoptions", "groups"}, {"h5py", "horovod"}),
     "distributed": ({"errors", "optim", "rma", "linkoptions", "links"}, {"h5py", "horovod"}),
-    "runlog": ({"errors", "optim", "trajectory", "sketches", "distributed"}, {"h5py", "horovod"}),
+    "logoptions": ({"errors", "trajectory"}, {"torch", "mpi4py", "h5py", "horovod"}),
+    "runlog": ({"optim", "trajectory", "sketches", "distributed", "logoptions"}, {"h5py", "horovod"}),
     "train": (
         {
             "errors",
@@ -40,12 +42,24 @@ RULES = {
             "runlog",
             "trajectory",
             "linkoptions",
+            "logoptions",
             "distributed",
         },
         {"h5py", "horovod"},
     ),
     "horovod": (
-        {"errors", "optionfile", "preflight", "rundir", "optim", "rma", "runlog", "linkoptions", "distributed"},
+        {
+            "errors",
+            "optionfile",
+            "preflight",
+            "rundir",
+            "optim",
+            "rma",
+            "runlog",
+            "linkoptions",
+            "logoptions",
+            "distributed",
+        },
         {"h5py"},
     ),
     "compare": ({"errors", "files", "optionfile", "trajectory", "landscape", "train"}, {"h5py", "mpi4py", "horovod"}),
@@ -82,7 +96,7 @@ RULES = {
     "sketches": ({"trajectory"}, {"mpi4py", "h5py", "horovod"}),
     "cli": ({"errors", "arguments", "preflight", "lsam_hpc"}, {"torch", "h5py", "horovod"}),
     "__main__": ({"cli"}, {"torch", "h5py", "horovod"}),
-    "__init__": ({"errors", "optim", "distributed"}, {"h5py", "horovod"}),
+    "__init__": ({"errors", "lazy", "optim", "distributed"}, {"h5py", "horovod"}),
 }
 FILES = sorted([*(ROOT / "lsam_hpc").rglob("*.py"), *(ROOT / "tools").glob("*.py")])
 
@@ -130,6 +144,16 @@ def test_options_are_checked_and_suites_run_without_mpi():
     code = "import sys, lsam_hpc.train.config, lsam_hpc.tools.bench_compare; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert "mpi4py.MPI" not in loaded.split()
+
+
+def test_options_are_shown_without_torch():
+    code = (
+        "import sys, atexit; from lsam_hpc.cli import main; atexit.register(lambda: print(*sys.modules)); "
+        "main(['train', '-h'])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert not {"torch", "mpi4py", "pandas", "matplotlib"} & set(loaded.split())
+    assert "--coupling" in loaded
 
 
 def test_logs_are_read_and_exported_without_torch():

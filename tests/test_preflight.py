@@ -109,13 +109,25 @@ def test_a_process_that_is_alone_hands_nothing_on(monkeypatch: pytest.MonkeyPatc
     for name in [*MPIRUN, "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]:
         monkeypatch.delenv(name, raising=False)
     btl, before = "OMPI_MCA_btl", dict(os.environ)
-    with preflight.spare_shared_memory():
+    with preflight.needed_transports():
         assert os.environ[btl] == "self"
     assert dict(os.environ) == before
     monkeypatch.setenv(btl, "self,tcp")  # somebody's own choice stays
-    with preflight.spare_shared_memory():
+    with preflight.needed_transports():
         assert os.environ[btl] == "self,tcp"
     assert os.environ[btl] == "self,tcp"
+
+
+def test_ranks_of_one_node_load_no_libfabric(monkeypatch: pytest.MonkeyPatch) -> None:
+    btl = "OMPI_MCA_btl"
+    for ranks, here, expected in ((2, 2, "^ofi"), (4, 2, None)):
+        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", str(ranks))
+        monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", str(here))
+        monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+        before = dict(os.environ)
+        with preflight.needed_transports():
+            assert os.environ.get(btl) == expected
+        assert dict(os.environ) == before
 
 
 def test_libraries_of_a_process(tmp_path: Path) -> None:

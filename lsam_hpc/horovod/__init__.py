@@ -9,7 +9,7 @@ import importlib
 import multiprocessing
 from typing import Any
 
-from lsam_hpc.preflight import spare_shared_memory
+from lsam_hpc.preflight import needed_transports
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
     if multiprocessing.parent_process() is not None:
         # A data loader's worker that runs the script again is no rank.
         importlib.import_module("mpi4py").rc.initialize = False
-    with spare_shared_memory():
+    with needed_transports():
         # MPI first: mpi4py would take an MPI library that Horovod has loaded for its own.
         importlib.import_module("mpi4py.MPI")
     return getattr(importlib.import_module("lsam_hpc.horovod.api"), name)

@@ -21,9 +21,10 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.horovod.options import Options
 from lsam_hpc.horovod.session import session
 from lsam_hpc.linkoptions import LinkOptions
+from lsam_hpc.logoptions import LogOptions, check_log
 from lsam_hpc.optim import masks
 from lsam_hpc.rundir import prepare
-from lsam_hpc.runlog import LogOptions, RunLog, check_log, describe
+from lsam_hpc.runlog import RunLog, describe
 
 
 def make_chain(

@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.preflight import spare_shared_memory
+from lsam_hpc.preflight import needed_transports
 
 REPLACED = "horovod.torch"
 REFUSED = ("horovod.tensorflow", "horovod.keras", "horovod.mxnet")
@@ -50,7 +50,7 @@ class _Then(Loader):
         """Run the module's code, then LSAM's."""
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
-        with spare_shared_memory():
+        with needed_transports():
             importlib.import_module("mpi4py.MPI")  # first, so that it finds its own MPI library, not Horovod's
         self._loader.exec_module(module)
         importlib.import_module("lsam_hpc.horovod.api").install(self._name)

@@ -6,8 +6,9 @@ is done when a name is first used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from lsam_hpc.lazy import attach
 
 if TYPE_CHECKING:
     from lsam_hpc.rma.center import Center
@@ -37,14 +38,4 @@ _HOMES = {
     "same": "collective", "wait": "collective",
 }  # fmt: skip
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found  # the next use finds it at once
-    return found
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = attach(__name__, _HOMES)

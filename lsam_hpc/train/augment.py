@@ -8,8 +8,6 @@ from torch.nn import functional
 
 from lsam_hpc.errors import InputError
 
-AUGMENTS = ("none", "standard")
-
 
 class Augment:
     """Changes normalised images at random; what comes in from outside is 0, the mean color.
@@ -64,7 +62,7 @@ def make_augment(name: str, cutout: int, shape: torch.Size, mirror: bool) -> Aug
     """Return what the options name, None if images stay as they are.
 
     Args:
-        name: of `AUGMENTS`; standard pads by an eighth of the height: 4 pixels for 28 and 32.
+        name: of `names.AUGMENTS`; standard pads by an eighth of the height: 4 pixels for 28 and 32.
         cutout: as of `Augment`.
         shape: of the images, (N, C, H, W).
         mirror: whether mirror images make sense for these.

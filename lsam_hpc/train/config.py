@@ -16,12 +16,10 @@ from typing import Any
 from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
 from lsam_hpc.linkoptions import CHOICES, LinkOptions, check_links
+from lsam_hpc.logoptions import LOG_CHOICES, LogOptions, check_log
 from lsam_hpc.optim.hyper import ASCENTS, BUDGETS, COUPLINGS, METRICS, SCHEDULES, check_hyperparameters
 from lsam_hpc.optionfile import kind, read_options, unknown_option
-from lsam_hpc.runlog import LOG_CHOICES, LogOptions, check_log
-from lsam_hpc.train.augment import AUGMENTS
-from lsam_hpc.train.data import DATASETS
-from lsam_hpc.train.models import MODELS
+from lsam_hpc.train.names import AUGMENTS, DATASETS, MODELS
 from lsam_hpc.train.profile import SYNTAX as PROFILE
 from lsam_hpc.train.profile import profiled
 from lsam_hpc.train.stragglers import SYNTAX as STRAGGLERS

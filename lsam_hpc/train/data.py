@@ -11,6 +11,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.train import formats
 from lsam_hpc.train.dataset import Dataset, Images, of_arrays
 from lsam_hpc.train.folders import folders
+from lsam_hpc.train.names import DATASETS
 from lsam_hpc.train.own import call
 from lsam_hpc.train.selection import select
 
@@ -40,7 +41,7 @@ def load(
         InputError: a file is missing or damaged, or there are not so many images.
     """
     folder = Path(directory) if directory is not None else None
-    dataset = _own(name, folder) if ":" in name else DATASETS[name](folder or Path())
+    dataset = _own(name, folder) if ":" in name else _LOADERS[name](folder or Path())
     return select(dataset, subset, validation, label_noise, data_seed)
 
 
@@ -106,12 +107,6 @@ def _own(spec: str, directory: Path | None) -> Dataset:
         raise InputError(f"--data: {spec}: {error}") from error
 
 
-DATASETS: dict[str, Callable[[Path], Dataset]] = {
-    "digits": _digits,
-    "mnist": _mnist,
-    "fashion-mnist": _fashion_mnist,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
-    "svhn": _svhn,
-    "folder": _folder,
-}
+_LOADERS: dict[str, Callable[[Path], Dataset]] = dict(
+    zip(DATASETS, (_digits, _mnist, _fashion_mnist, _cifar10, _cifar100, _svhn, _folder), strict=True)
+)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.train import names
 from lsam_hpc.train.convnets import Shape, resnet18, vgg16, wrn16_8
 from lsam_hpc.train.formats import one_line
 from lsam_hpc.train.own import call
@@ -49,15 +50,9 @@ def _convolutions(shape: Shape, classes: int, widths: tuple[int, ...], stride: i
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
-    "mlp": mlp,
-    "cnn": cnn,
-    "cnn-tiny": cnn_tiny,
-    "resnet18": resnet18,
-    "wrn16-8": wrn16_8,
-    "vgg16": vgg16,
-    "vit": vit,
-}
+MODELS: dict[str, Callable[[Shape, int], nn.Module]] = dict(
+    zip(names.MODELS, (mlp, cnn, cnn_tiny, resnet18, wrn16_8, vgg16, vit), strict=True)
+)
 DEFAULT_MODEL = {  # of one's own data: cnn
     "digits": "mlp",
     "mnist": "cnn",

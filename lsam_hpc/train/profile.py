@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-
-import torch
-from torch._C._profiler import _ExperimentalConfig
+from typing import TYPE_CHECKING
 
 from lsam_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 SYNTAX = "FIRST:END"
 
@@ -42,6 +43,8 @@ class Profile:
     """
 
     def __init__(self, steps: range, path: Path, device: torch.device) -> None:
+        import torch  # not before: programs that only check options need none
+
         self._steps = steps
         self._path = path
         self._activities = [torch.profiler.ProfilerActivity.CPU]
@@ -73,6 +76,9 @@ class Profile:
         part.replace(self._path)
 
     def _profiler(self) -> torch.profiler.profile:
+        import torch
+        from torch._C._profiler import _ExperimentalConfig
+
         return torch.profiler.profile(
             activities=self._activities, experimental_config=_ExperimentalConfig(profile_all_threads=True)
         )

@@ -6,11 +6,14 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from lsam_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 SYNTAX = "none, or some of RANK:FACTOR, spread:SIGMA, pause:CHANCE:SECONDS"
 
@@ -62,6 +65,8 @@ class Stragglers:
         yield
         if self.factor > 1:
             if device.type == "cuda":
+                import torch  # not before: programs that only check options need none
+
                 torch.cuda.synchronize(device)  # how long the pass took is not known before
             time.sleep((self.factor - 1) * (time.perf_counter() - began))
         if self._chance and self._random.random() < self._chance:

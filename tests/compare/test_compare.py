@@ -47,7 +47,7 @@ def suite(tmp_path):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains a suite of methods")
 @pytest.mark.jobs
 @pytest.mark.timeout(900)
 def test_two_tiny_settings(suite, tmp_path):

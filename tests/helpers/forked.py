@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-FOLDER = "LSAM_TEST_FORKSERVERS"  # the variable that names the folder of the servers' sockets, for pytest's workers
-_OWNER = "LSAM_TEST_FORKSERVERS_OWNER"  # the process id of the pytest that the servers end with
+FOLDER = "FORKSERVERS"  # the variable that names the folder of the servers' sockets, for pytest's workers
+_OWNER = "FORKSERVERS_OWNER"  # the process id of the pytest that the servers end with
 _HERE = Path(__file__).parent
 
 

@@ -168,7 +168,7 @@ def run(program: Program) -> None:
         execute(program.argv)
     except SystemExit:
         raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  (it is shown, and the exit code says so)
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next

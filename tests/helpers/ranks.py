@@ -13,7 +13,10 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from mpi4py import MPI
+from lsam_hpc.preflight import needed_transports
+
+with needed_transports():
+    from mpi4py import MPI
 
 from lsam_hpc.rma import barrier
 from tests.helpers.batch import key

@@ -7,7 +7,7 @@ from lsam_hpc.tools.bench_base import Report
 from tests.helpers.mpis import available, run
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a benchmark")
 def test_bench_horovod_writes_its_numbers(tmp_path):
     mpi, file = next(iter(available().values())), tmp_path / "b.json"
     words = (mpi.forked, "-m", "lsam_hpc", "bench", "horovod", "--quick", "--repeats", "1", "--json", str(file))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lsam_hpc import linkoptions, runlog
+from lsam_hpc import linkoptions, logoptions
 from lsam_hpc.errors import InputError
 from lsam_hpc.horovod.options import Options, resolve
 from lsam_hpc.train.config import TrainConfig
@@ -54,7 +54,7 @@ def test_callables_are_kept():
 
 
 def test_the_defaults_are_those_of_the_other_rooms():
-    others = {**linkoptions.DEFAULTS, **runlog.DEFAULTS}
+    others = {**linkoptions.DEFAULTS, **logoptions.DEFAULTS}
     train = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     # Horovod averages in groups: the climb is the mean's there, and the way to sum is its own.
     assert set(others) - set(DEFAULTS) == {"group_ascent", "group_reduce", "group_ranks", "group_average"}

@@ -83,7 +83,7 @@ def test_in_lockstep_a_stopped_job_ends_as_an_undisturbed_one_to_the_bit(mpi, tm
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("kills whole jobs at random moments")
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_a_killed_job_goes_on_and_loses_a_period_at_most(mpi, seed, tmp_path):
     chance, out, period = random.Random(seed), tmp_path / "run", 100

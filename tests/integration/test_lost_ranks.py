@@ -36,7 +36,7 @@ def openmpi() -> Mpi:
     return available()["openmpi"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("kills ranks at random moments")
 @pytest.mark.parametrize("seed", range(TRIALS))
 def test_the_others_finish_and_say_who_was_lost(openmpi: Mpi, seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
@@ -45,7 +45,7 @@ def test_the_others_finish_and_say_who_was_lost(openmpi: Mpi, seed: int, tmp_pat
         delay /= 2  # it had ended before
 
 
-@pytest.mark.slow
+@pytest.mark.slow("waits until a rank counts as lost")
 def test_the_rank_that_looks_at_the_center_dies_there(openmpi: Mpi, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from mpi4py import MPI; import lsam_hpc.train.loop as loop, lsam_hpc.cli as cli\n"

@@ -30,7 +30,7 @@ def across(mpi, ranks, tmp_path, bodies, **options):
     assert not whys, "\n".join(whys)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("needs two hosts")
 def test_center_is_exact_across_hosts(mpi, tmp_path):
     across(mpi, 4, tmp_path, [sees_two_hosts, adds_are_exact, snapshots_hold_whole_adds])
 

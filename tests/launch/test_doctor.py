@@ -20,7 +20,7 @@ TRIALS = int(os.environ.get("LSAM_DOCTOR_TRIALS", "1"))
 DOCTOR = ("-m", "lsam_hpc", "doctor", "--json")
 # What a container with too small a /dev/shm is like: its own mount, which ends with the command.
 FULL = "mount -t tmpfs -o size=64m tmpfs /dev/shm && head -c 63M /dev/zero > /dev/shm/full && exec "
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("trial", range(TRIALS))]
+pytestmark = [pytest.mark.slow("stages bad machines, with two MPIs"), pytest.mark.parametrize("trial", range(TRIALS))]
 
 
 def asked(command: list[str], **more: str) -> tuple[int, dict[str, Any], str]:

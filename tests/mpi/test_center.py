@@ -122,7 +122,7 @@ def test_all_ranks_refuse_sizes_that_differ(comm):
         Center(comm, 4 + comm.rank)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a million adds")
 @pytest.mark.mpi(np=[4])
 def test_a_million_small_adds_are_exact(comm):
     size, adds, pool = 64, 250_000, 1_000

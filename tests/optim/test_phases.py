@@ -177,7 +177,7 @@ def test_foreach_and_fused_bases_agree_with_the_plain_one(make):
     torch.testing.assert_close(flat(ours), flat(plain), rtol=0, atol=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("torch's compiler takes 20 s")
 def test_a_compiled_model_trains_as_the_plain_one():
     ours, plain = network(torch.float32), network(torch.float32)
     compiled = torch.compile(ours)

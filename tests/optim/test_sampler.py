@@ -322,7 +322,7 @@ def test_the_five_dimensional_bowl_s_chains_sample_q():
     assert abs(sigmas(across, wrong.masses(1.0) @ wrong.across**2)) > SIGMAS
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a statistical trial of 20 s")
 def test_one_plain_chain_samples_q():
     # One chain as a user writes it; 24 batches of 20 units of time, many times the slowest mode's.
     y, lr, stiffness = 0.7, 0.02, 4.0
@@ -364,7 +364,7 @@ def test_two_chains_bring_the_center_to_the_bowl_s_minimiser():
     assert abs(mean) < SIGMAS * error
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a statistical trial of 20 s")
 def test_four_chains_bring_the_center_to_the_well_s_minimiser_of_the_free_energy():
     # Here F has one minimum, between the wells. A pull of 0.0025 each 5 steps leaves the center a variance v of 0.03,
     # and F's skewness shifts its mean by -F''' / (2 F'') v = 0.004; what is left of the start shifts it by 0.001.

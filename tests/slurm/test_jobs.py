@@ -23,7 +23,7 @@ from tests.helpers.mpis import ROOT, Mpi
 from tests.helpers.slurm import Cluster
 from tests.slurm.conftest import Job, edited, submitted
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow("needs a Slurm"), pytest.mark.timeout(400)]
 TRIALS = int(os.environ.get("LSAM_SLURM_TRIALS", "1"))
 STEPS, PERIOD = 2400, 400  # of all ranks: of a run, and between checkpoints
 LIMIT = 150.0  # s that anything may take

@@ -35,7 +35,7 @@ def checked(path, ranks):
     return report
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a benchmark")
 @pytest.mark.parametrize("name", ["optimizer", "log"])
 def test_benchmarks_without_mpi(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # pytorch_optimizer would
@@ -45,7 +45,7 @@ def test_benchmarks_without_mpi(name, tmp_path, capsys, monkeypatch):
     assert next(key for key in report.rows[0] if key) in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a benchmark")
 def test_bench_train_times_lsam_train(tmp_path):
     words = (sys.executable, "-m", "lsam_hpc", "bench", "train", *QUICK, "--json", str(tmp_path / "b.json"))
     done = run([*words], timeout=120)
@@ -58,7 +58,7 @@ def test_bench_train_times_lsam_train(tmp_path):
         assert row["more per step, us"] == pytest.approx(1e6 * 32 * (1 / ours - 1 / bare))
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a benchmark")
 def test_benchmarks_of_several_ranks(tmp_path):
     mpi = next(iter(available().values()))
     firsts = {
@@ -79,7 +79,7 @@ def test_benchmarks_of_several_ranks(tmp_path):
     assert huge["SAM step ms"] == ""
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a benchmark")
 def test_growth_counts_the_copies_of_a_model(tmp_path):
     """Of 3 million parameters: what a stage keeps in memory is found again, with what ranks share counted once."""
     mpi = next(iter(available().values()))

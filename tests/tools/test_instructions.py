@@ -29,7 +29,7 @@ def test_no_valgrind(monkeypatch):
     assert str(caught.value) == "valgrind: expected it for counting (bash tests/debian.sh valgrind), found none"
 
 
-@pytest.mark.slow
+@pytest.mark.slow("runs under valgrind")
 def test_the_hot_paths_take_as_many_instructions_as_before():
     figures = json.loads(FIGURES.read_text())
     try:

@@ -135,7 +135,7 @@ def wait(driver, script):
     WebDriverWait(driver, 60).until(lambda d: d.execute_script(script))
 
 
-@pytest.mark.slow
+@pytest.mark.slow("needs a browser")
 def test_in_a_browser_every_control_works_and_nothing_leaves_the_machine(browser):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -182,7 +182,7 @@ def test_in_a_browser_every_control_works_and_nothing_leaves_the_machine(browser
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow("needs a browser")
 def test_the_page_is_built_for_screen_readers(browser):
     found = browser.execute_script("""
         const named = e => e.getAttribute("aria-label") || e.textContent.trim() || (e.labels && e.labels.length);

@@ -124,7 +124,7 @@ def test_a_disk_that_fails_is_reported_once_and_training_goes_on(tmp_path):
     assert newest(tmp_path).step == 3
 
 
-@pytest.mark.slow
+@pytest.mark.slow("kills 100 writers")
 def test_killed_at_any_moment_of_writing_the_newest_complete_set_is_whole(tmp_path):
     chance = random.Random(0)
     steps = []

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.mpis import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.slow("kills 200 writers: a minute")
 @pytest.mark.timeout(900)
 def test_200_kills(tmp_path):
     done = subprocess.run(

@@ -12,7 +12,7 @@ from tests.helpers.mpis import ROOT
 COUNT = int(os.environ.get("LSAM_TEST_MUTATIONS", "200"))  # two minutes; 2,000 take twenty
 
 
-@pytest.mark.slow
+@pytest.mark.slow("mutates 200 files: two minutes")
 @pytest.mark.timeout(120 + 6 * COUNT)
 def test_mutated_runs(tmp_path):
     done = subprocess.run(
