@@ -15,6 +15,7 @@ from tests.helpers.mpis import Mpi, available
 
 # This process only starts MPI jobs; Open MPI 5 leaves a file in /dev/shm for each one that uses it outside mpirun.
 mpi4py.rc.initialize = False
+os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"  # one of them imports trio
 
 _batches: dict[tuple[Path | None, str, int], Batch] = {}
 # Environment variables that pytest, scikit-learn (where it is imported) and torch's compiler (where it runs) set.
@@ -45,7 +46,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("mpi", _mpis(metafunc.config), indirect=True)
     marker = metafunc.definition.get_closest_marker("mpi")
     if marker is not None:
-        jobs = [(name, ranks) for name in _mpis(metafunc.config) for ranks in marker.kwargs["np"]]
+        counts = marker.kwargs["np"]
+        if not metafunc.config.getoption("--all"):
+            counts = [ranks for ranks in counts if ranks in (1, max(counts))]
+        jobs = [(name, ranks) for name in _mpis(metafunc.config) for ranks in counts]
         metafunc.fixturenames.append("mpi_job")
         metafunc.parametrize("mpi_job", jobs, ids=[f"{name}-np{ranks}" for name, ranks in jobs])
 

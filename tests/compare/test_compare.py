@@ -31,8 +31,9 @@ SUITE = {
 
 
 def compare(suite, out, *more):
-    mpiexec = shlex.join([*next(iter(available().values())).mpiexec, "-n", "{ranks}"])
-    words = [sys.executable, "-m", "lsam_hpc", "bench", "compare", "--suite", suite, "--out", out, *more]
+    mpi = next(iter(available().values()))
+    mpiexec = shlex.join([*mpi.mpiexec, "-n", "{ranks}"])
+    words = [mpi.forked, "-m", "lsam_hpc", "bench", "compare", "--suite", suite, "--out", out, *more]
     given = [] if "--launcher" in more else ["--launcher", mpiexec]
     return subprocess.run(
         [str(word) for word in [*words, *given]], capture_output=True, text=True, timeout=560, cwd=ROOT,

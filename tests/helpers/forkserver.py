@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 # Third-party packages that jobs and tools use. mpi4py.MPI is not here: it starts MPI, which each rank has to do itself.
-# torch._dynamo is not: a job that needs it is slow for users too.
+# torch._dynamo is: the first optimizer of a script imports it, though not that of lsam train (see train/compiler.py).
 MODULES = (
-    "torch", "torch.nn.functional", "torch.utils.data", "torch.profiler", "numpy", "h5py", "tqdm", "yaml",
-    "mpi4py.run", "lsam_hpc.optim.lsam", "lsam_hpc.optim.samples", "lsam_hpc.trajectory", "lsam_hpc.train.parts",
-    "lsam_hpc.train.table", "lsam_hpc.runlog", "lsam_hpc.horovod.options", "lsam_hpc.launch.wrap",
+    "torch", "torch._dynamo", "torch.nn.functional", "torch.utils.data", "torch.profiler", "numpy", "h5py", "tqdm",
+    "yaml", "mpi4py.run", "lsam_hpc.optim.lsam", "lsam_hpc.optim.samples", "lsam_hpc.trajectory",
+    "lsam_hpc.train.parts", "lsam_hpc.train.table", "lsam_hpc.runlog", "lsam_hpc.horovod.options",
+    "lsam_hpc.launch.wrap",
 )  # fmt: skip
 # What is read when a library is loaded: a program whose variables differ from the server's is not forked from it.
 EARLY = ("PYTHON", "LD_PRELOAD", "OMP_", "MKL_", "OPENBLAS", "HDF5_", "CUDA_")

@@ -9,6 +9,8 @@ import torch
 from lsam_hpc.trajectory import Run
 from tests.helpers.mpis import ROOT, run
 
+SLOW = pytest.mark.slow("a job of its own; the others run the same script")
+RANKS = [2, pytest.param(4, marks=SLOW)]
 SCRIPTS = ROOT / "tests" / "horovod" / "scripts"
 
 
@@ -31,7 +33,7 @@ def accuracy(done):
     return float(re.findall(r"[Aa]ccuracy:? ([\d.]+)%", done.stdout)[-1])
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_mnist(mpi, ranks, tmp_path):
     # 90 % of the guesses are wrong by chance.
     if once(mpi, ranks):
@@ -48,7 +50,7 @@ def test_mnist(mpi, ranks, tmp_path):
         assert logs.logs[0].result["exchanges"] == len(exchanges["delta_norm"])
 
 
-@pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("forkserver", marks=SLOW), pytest.param("spawn", marks=SLOW)])
 def test_data_loader_workers(mpi, context, tmp_path):
     done = wrapped(mpi, 2, tmp_path / "run", "mnist.py", "--epochs", "1", "--workers", "1", "--context", context)
     assert accuracy(done) > 20
@@ -67,7 +69,7 @@ def test_adasum_is_refused(mpi, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_imagenet_with_checkpoint_and_resume(mpi, ranks, tmp_path):
     checkpoints = ("imagenet.py", "--checkpoint-format", str(tmp_path / "checkpoint-{epoch}.pth"), "--epochs")
     first = wrapped(mpi, ranks, tmp_path / "a", *checkpoints, "4")
@@ -86,8 +88,8 @@ def test_imagenet_with_checkpoint_and_resume(mpi, ranks, tmp_path):
         assert accuracy(back) > 80
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("words", [(), ("--amp", "--fp16-allreduce")])
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("words", [pytest.param((), marks=SLOW), ("--amp", "--fp16-allreduce")])
 def test_synthetic_benchmark(mpi, ranks, words, tmp_path):
     if once(mpi, ranks):
         assert "loss went down: True" in plain(mpi, ranks, "synthetic.py", *words).stdout
@@ -99,7 +101,7 @@ def test_synthetic_benchmark(mpi, ranks, words, tmp_path):
         assert logs.steps(0)["loss"].max() < 10
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_elastic_state(mpi, ranks, tmp_path):
     if once(mpi, ranks):
         assert "steps 60" in plain(mpi, ranks, "elastic.py").stdout

@@ -101,6 +101,7 @@ def test_a_killed_job_goes_on_and_loses_a_period_at_most(mpi, seed, tmp_path):
     assert logs.result(0)["center_test_error"] < 10
 
 
+@pytest.mark.slow("six ranks on two cores")
 def test_from_four_ranks_to_two_to_six(mpi, tmp_path):
     out, words = tmp_path / "run", ("--checkpoint-every", "100", "--resume", "auto", "--snapshot-every", "log")
     assert train(mpi, 4, out, "--steps", "400", *words).returncode == 0

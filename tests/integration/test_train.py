@@ -18,6 +18,8 @@ from lsam_hpc.trajectory import Run
 from tests.helpers.logs import make_run
 from tests.helpers.mpis import run
 
+SLOW = pytest.mark.slow("a training of its own; tests/mpi tests the options")
+
 
 def lsam(mpi, ranks, *words, timeout=240):
     return run(mpi.command(ranks, mpi.forked, "-m", "lsam_hpc", *words), timeout)
@@ -27,11 +29,11 @@ def lsam(mpi, ranks, *words, timeout=240):
     "words",
     [
         "--topology gossip --degree 2 --graph exponential",
-        "--topology leader --publish perturbed",
+        pytest.param("--topology leader --publish perturbed", marks=SLOW),
         "--group-size 2",
-        "--group-size 4 --group-ascent averaged --no-overlap",
-        "--wire-dtype bfloat16 --coupling kernel",
-        "--max-delay 3",
+        pytest.param("--group-size 4 --group-ascent averaged --no-overlap", marks=SLOW),
+        pytest.param("--wire-dtype bfloat16 --coupling kernel", marks=SLOW),
+        pytest.param("--max-delay 3", marks=SLOW),
     ],
 )
 def test_every_way_to_meet_trains(mpi, words, tmp_path):
@@ -92,7 +94,7 @@ def test_an_epoch_of_groups_is_one_pass_and_base_optimizers_and_stragglers_train
             assert ("snapshot/center" in logs.log(rank).tables) == (rank == 0)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(3, marks=SLOW), 4])
 def test_trains_and_logs(mpi, ranks, tmp_path):
     out = tmp_path / "run"
     done = lsam(mpi, ranks, "train", "--steps", "300", "--out", str(out), "--seed", "3", "--snapshot-every", "log")
@@ -156,7 +158,7 @@ def test_the_quickstart_reaches_3_percent(mpi, tmp_path):
         assert logs.logs[0].result["center_test_error"] <= 3.0
 
 
-@pytest.mark.parametrize("coupling", ["kernel", "restart"])
+@pytest.mark.parametrize("coupling", ["kernel", pytest.param("restart", marks=SLOW)])
 def test_the_other_couplings_learn_too(mpi, coupling, tmp_path):
     # A kernel's stiffness and pull as in docs/algorithm.md; chance is 90 %.
     options = ("--coupling", coupling, "--pull", "0.5", "--steps", "1500")
@@ -282,7 +284,7 @@ def test_a_bug_on_one_rank_ends_the_job(mpi, tmp_path):
 
 
 def test_inspect_can_be_cut_short(tmp_path):
-    path = make_run(tmp_path / "run", ranks=300, rows=1)
+    path = make_run(tmp_path / "run", ranks=120, rows=1)
     command = f"{sys.executable} -m lsam_hpc inspect {path} | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("run ")

@@ -159,10 +159,10 @@ APART = ar1(0, 3, 500) + np.array([0, 0, 3.0])[:, None]
 @pytest.mark.parametrize(
     ("name", "changes", "value", "threshold", "words"),
     [
-        ("agreement", {"quantities": [quantity(APART)]}, None, 1.01, "raise pull"),
-        ("agreement", {"quantities": [quantity(ar1(0, 3, 500) + np.linspace(0, 3, 500))]}, None, 1.01, "still move"),
-        ("agreement", {"quantities": [quantity(np.ones((3, 50)))]}, None, 1.01, "nothing moves"),
-        ("draws", {"quantities": [quantity(ar1(0.95, 3, 500))]}, None, 300, "times as long"),
+        ("agreement", {"draws": APART}, None, 1.01, "raise pull"),
+        ("agreement", {"draws": ar1(0, 3, 500) + np.linspace(0, 3, 500)}, None, 1.01, "still move"),
+        ("agreement", {"draws": np.ones((3, 50))}, None, 1.01, "nothing moves"),
+        ("draws", {"draws": ar1(0.95, 3, 500)}, None, 300, "times as long"),
         ("temperature", {"spread": Spread(1.2, 2.0, 0.05, 40)}, 1.2, 1.1, "set the temperature"),
         ("staleness", {"staleness": np.array([0, 0, 0, 0, 0, 10])}, 2.5, 2.0, "lower momentum"),
         ("waits", {"ranks": [rank(0), rank(1, blocked=0.3)]}, 0.3, 0.1, "rank 1 up for 30.0 % .* longer period"),
@@ -183,6 +183,8 @@ def test_each_ill_has_its_verdict(name, changes, value, threshold, words):
     fine = {verdict.name: verdict for verdict in judge(good())}
     assert all(verdict.good for verdict in fine.values())
     assert are_samples(list(fine.values()))
+    if "draws" in changes:
+        changes = {"quantities": [quantity(changes["draws"])]}
     found = judge(good(**changes))
     verdict = next(v for v in found if v.name == name)
     assert verdict.good is False

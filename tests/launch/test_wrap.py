@@ -11,7 +11,7 @@ import pytest
 from lsam_hpc.errors import InputError
 from lsam_hpc.launch.scan import scan
 from lsam_hpc.launch.wrap import main, parse
-from tests.helpers.mpis import ROOT, environment, run
+from tests.helpers.mpis import ROOT, available, environment, run
 
 SCRIPTS = ROOT / "tests" / "launch" / "scripts"
 SHAPE = "tests/launch/scripts/shape.py"
@@ -23,7 +23,11 @@ def python(*words):
     )
 
 
-@pytest.mark.parametrize("words", [(), ("0",), ("3",), ("raise",)])
+def forked(*words):
+    return run([next(iter(available().values())).forked, *words], timeout=120)
+
+
+@pytest.mark.parametrize("words", [(), pytest.param(("0",), marks=pytest.mark.slow("as with 3")), ("3",), ("raise",)])
 def test_a_script_sees_what_python_shows_it(words):
     alone, ours = python(SHAPE, *words), python("-m", "lsam_hpc", "wrap", "--", SHAPE, *words)
     seen = [json.loads(done.stdout.splitlines()[0]) for done in (alone, ours)]
@@ -82,7 +86,7 @@ def test_no_such_script_and_no_python(tmp_path, capsys):
 
 def test_a_dry_run_names_the_lines():
     script = "tests/horovod/scripts/mnist.py"
-    done = python("-m", "lsam_hpc", "wrap", "--dry-run", "--rho", "0.1", "--", script)
+    done = forked("-m", "lsam_hpc", "wrap", "--dry-run", "--rho", "0.1", "--", script)
     assert done.returncode == 0
     source = (ROOT / script).read_text().splitlines()
     lines = dict(re.findall(r"mnist\.py:(\d+): (\w+)", done.stdout))
@@ -102,7 +106,7 @@ def test_other_frameworks_are_refused(source, tmp_path):
         scan(source)
     script = tmp_path / "script.py"
     script.write_text(source)
-    done = python("-m", "lsam_hpc", "wrap", "--", str(script))
+    done = forked("-m", "lsam_hpc", "wrap", "--", str(script))
     assert done.returncode == 2
     assert re.fullmatch(r"lsam wrap: horovod\.\S+: expected a PyTorch script .*line 1\)\n", done.stderr)
 
@@ -121,5 +125,5 @@ def test_other_frameworks_are_refused(source, tmp_path):
 def test_every_way_to_import_gets_ours(source, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(source + "\nprint(f.__code__.co_filename)\n")
-    done = python("-m", "lsam_hpc", "wrap", "--", str(script))
+    done = forked("-m", "lsam_hpc", "wrap", "--", str(script))
     assert done.stdout.strip().endswith("lsam_hpc/horovod/factory.py"), done.stderr

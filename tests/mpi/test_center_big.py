@@ -22,7 +22,7 @@ def lacking():
     return "expected " + " and ".join(short) if short else None
 
 
-@pytest.mark.slow("takes 8 GB")
+@pytest.mark.slow("a center of more than 2^31 elements")
 @pytest.mark.skipif(lacking() is not None, reason=f"too little room for more than 2^31 elements: {lacking()}")
 @pytest.mark.mpi(np=[1, 2])
 def test_holds_more_than_two_to_the_31_elements(comm):

@@ -26,6 +26,7 @@ STEPS = 600  # of each rank: 14 passes over the training set
 NOISE = 3.0
 
 
+@pytest.mark.slow("a statistical trial: four trainings")
 @pytest.mark.mpi(np=[4])
 def test_a_poisoned_rank_is_kept_out(comm: MPI.Intracomm) -> None:
     digits = load("digits", None)

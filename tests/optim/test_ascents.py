@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from pytorch_optimizer import SAM as PeerSAM
 from torch import nn
 
 from lsam_hpc import SAM, InputError
@@ -140,6 +139,8 @@ def test_adaptive_is_asam(eta):
 
 
 def test_adaptive_agrees_with_pytorch_optimizer():
+    from pytorch_optimizer import SAM as PeerSAM  # takes a second
+
     ours, theirs = network(torch.float32), network(torch.float32)
     mine = SAM(torch.optim.SGD(ours.parameters(), lr=0.1), 0.5, metric="adaptive", eta=0.0)
     peer = PeerSAM(theirs.parameters(), torch.optim.SGD, rho=0.5, adaptive=True, lr=0.1)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pytorch_optimizer import SAM as PeerSAM
 from torch import nn
 
 from lsam_hpc import SAM, InputError
@@ -22,6 +21,8 @@ def test_equals_the_two_pass_definition_in_float64():
 
 
 def test_agrees_with_pytorch_optimizer_over_50_steps():
+    from pytorch_optimizer import SAM as PeerSAM  # takes a second
+
     ours, theirs = network(torch.float32), network(torch.float32)
     mine = SAM(torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9), rho=0.1)
     peer = PeerSAM(theirs.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)

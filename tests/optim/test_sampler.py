@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 import pytest
+import scipy  # its packages are imported when they are first used
 import torch
-from scipy import integrate, optimize, stats
 from torch import nn
 
 from lsam_hpc.optim import LSAM, LocalCenter
@@ -32,7 +32,7 @@ from tests.helpers.quadrature import (
 )
 
 SIGMAS = 4.0
-P_VALUE = 2 * stats.norm.sf(SIGMAS)
+P_VALUE = math.erfc(SIGMAS / math.sqrt(2))
 WELL, BOWL = Well(), Bowl()
 RHO, STIFFNESS, T = 0.3, 1.0, 0.4
 EDGES = np.array([-4.0, *np.linspace(-1.0, 1.2, 12), 4.0])
@@ -60,7 +60,7 @@ def histogram_p(samples, edges, expected):
     gap = shares.mean(axis=0) - expected[:-1]
     t2 = chains * gap @ np.linalg.solve(np.cov(shares.T), gap)
     free = gap.size
-    return stats.f.sf(t2 * (chains - free) / (free * (chains - 1)), free, chains - free)
+    return scipy.stats.f.sf(t2 * (chains - free) / (free * (chains - 1)), free, chains - free)
 
 
 def agreement(law, y, samples, edges=EDGES):
@@ -100,8 +100,8 @@ def test_the_quadrature_of_the_line_is_scipy_s(rho):
         return math.exp(-(f_sam(WELL, np.float64(x), rho) + STIFFNESS / 2 * (x - y) ** 2) / T)
 
     options = {"points": WELL.critical(), "epsabs": 1e-12, "limit": 200}
-    mass = integrate.quad(weight, -4, 4, **options)[0]
-    mean = integrate.quad(lambda x: x * weight(x), -4, 4, **options)[0] / mass
+    mass = scipy.integrate.quad(weight, -4, 4, **options)[0]
+    mean = scipy.integrate.quad(lambda x: x * weight(x), -4, 4, **options)[0] / mass
     assert law.free_energy(y) == pytest.approx(-T * math.log(mass), abs=1e-9)
     assert law.mean(y) == pytest.approx(mean, abs=1e-9)
 
@@ -113,7 +113,7 @@ def test_the_quadrature_of_the_ball_is_the_radial_integral_at_y_0(dimension):
     def weight(r):
         return r ** (dimension - 1) * math.exp(-(0.5 * (r + 0.5) ** 2 + STIFFNESS / 2 * r * r) / T)
 
-    square = integrate.quad(lambda r: r * r * weight(r), 0, 8)[0] / integrate.quad(weight, 0, 8)[0]
+    square = scipy.integrate.quad(lambda r: r * r * weight(r), 0, 8)[0] / scipy.integrate.quad(weight, 0, 8)[0]
     assert law.mean(0.0) == pytest.approx(0, abs=1e-9)
     assert law.variance(0.0) == pytest.approx(square / dimension, abs=1e-9)
 
@@ -253,6 +253,7 @@ def well_samples():
     return chains.record(300, 80)[:, :, 0], y
 
 
+@pytest.mark.slow("a statistical trial of 10 s")
 def test_the_well_s_chains_sample_q(well_samples):
     samples, y = well_samples
     law = line_law(WELL, RHO, STIFFNESS, T, edges=EDGES)
@@ -306,6 +307,7 @@ def test_the_bowl_s_chains_sample_q():
     assert not agrees(line_law(BOWL, 0.9 * rho, STIFFNESS, T, edges=EDGES), y, samples)
 
 
+@pytest.mark.slow("a statistical trial of 6 s")
 def test_the_five_dimensional_bowl_s_chains_sample_q():
     # Runs at 40 times this lr put its biases at 0.0001, 0.0002 and 0.0009; the standard errors are 0.003, 0.001, 0.002.
     lr, rho = 0.001, 0.5
@@ -355,6 +357,7 @@ def centers(f, chains, replicas, start, lr, temperature, pull, burn, count):
     return path[burn:]
 
 
+@pytest.mark.slow("a statistical trial of 5 s")
 def test_two_chains_bring_the_center_to_the_bowl_s_minimiser():
     # By symmetry the center's mean is 0 at any lr and pull. From 1 it comes there at a rate of about
     # chains * pull / period * F'' / lambda = 1/250 per step; 3000 steps are not recorded.
@@ -377,7 +380,7 @@ def test_four_chains_bring_the_center_to_the_well_s_minimiser_of_the_free_energy
     def minimiser(rho):
         law = line_law(f, rho, STIFFNESS, temperature, reach=5.0)
         # Where the score of steps of this lr vanishes; that of q does 0.01 away from it.
-        return optimize.brentq(lambda y: law.stepped(y, lr, slope_of(f, rho)).score(y), -0.6, 0.1, xtol=1e-4)
+        return scipy.optimize.brentq(lambda y: law.stepped(y, lr, slope_of(f, rho)).score(y), -0.6, 0.1, xtol=1e-4)
 
     assert abs(mean - minimiser(RHO)) < SIGMAS * error
     assert abs(mean - minimiser(0.0)) > SIGMAS * error

@@ -142,6 +142,7 @@ def test_ausam_goes_down_its_formula(weighted):
     assert len(calls) == 40
 
 
+@pytest.mark.slow("a statistical trial of 5 s")
 def test_ausam_is_unbiased():
     """4 sigma on each of 83 + 16 numbers: a false alarm has probability < 99 * 6.4e-5 = 0.0064; fixed seed."""
     model, draws, n = network(), 20_000, 16

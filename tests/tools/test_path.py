@@ -79,6 +79,7 @@ def test_nan_losses_are_kept_and_said(path, tmp_path, capsys):
     assert "barrier nan" in said
 
 
+@pytest.mark.slow("five jobs; tests/mpi/test_workqueue.py tests the same in one")
 def test_the_same_bits_for_any_number_of_ranks(path, mpi):
     found = []
     for ranks in (1, 3):

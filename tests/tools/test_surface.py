@@ -138,6 +138,7 @@ def test_no_mpi_without_a_launcher(path):
     assert subprocess.run(words, cwd=ROOT, timeout=200, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow("five jobs; tests/mpi/test_workqueue.py tests the same in one")
 def test_the_same_bits_for_any_number_of_ranks(path, mpi):
     found = {}
     words = ["surface", str(path), *WORDS, *GRID, "--kinds", "loss,sam,smoothed", "--samples", "2"]

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+import scipy
 
 from lsam_hpc import InputError
 from lsam_hpc.trajectory import CountSketch, layer_groups
@@ -51,7 +51,7 @@ def test_inner_products_and_distances(kind):
         errors.append((p @ q - exact) / lengths)
         off.append(np.linalg.norm(p - q) / distance - 1)
     limit = 5 / np.sqrt(1024)
-    allowed = binom.isf(1e-6, 60, 0.085)
+    allowed = scipy.stats.binom.isf(1e-6, 60, 0.085)
     assert np.count_nonzero(np.abs(errors) > limit) <= allowed
     assert np.abs(off).max() <= limit
     # Unbiased, and no better or worse than the theory: 5 standard errors of a mean of 60, and a factor of 2.
