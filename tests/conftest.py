@@ -62,7 +62,9 @@ def _mpis(config: pytest.Config) -> list[str]:
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = [item for item in items if _is_slow(item)]
-    if slow and not config.getoption("--all"):
+    if config.getoption("--all"):
+        items.sort(key=lambda item: not _is_slow(item))  # the longest first, so that workers end together
+    elif slow:
         items[:] = [item for item in items if item not in set(slow)]
         config.hook.pytest_deselected(items=slow)
     for item in items:

@@ -11,6 +11,7 @@ tier=()
 if [ "${1:-}" = --all ]; then tier=(--all); shift; fi
 lsam_environment train,analysis,landscape,simulate,dev
 cd "$root"
+cores=$(nproc) # before the next line, which nproc heeds
 export OMP_NUM_THREADS=1
 unset PYTHONDONTWRITEBYTECODE # each of the tests' processes would compile the package anew
 horovod=$("$python" -c 'import sys; print(sys.prefix)')/.lsam-horovod
@@ -46,7 +47,7 @@ mypy
 
 # First what runs in one process, a worker per core; then what starts MPI jobs, which take the cores themselves.
 alone=0 jobs=0
-python -m pytest "${tier[@]}" -m "not jobs" --numprocesses "$(nproc)" --maxprocesses 8 --dist worksteal || alone=$?
+python -m pytest "${tier[@]}" -m "not jobs" --numprocesses "$cores" --maxprocesses 8 --dist worksteal || alone=$?
 python -m pytest "${tier[@]}" -m jobs || jobs=$?
 [ ${#tier[@]} -gt 0 ] || echo "left out: tests marked slow, which say why, and the second MPI: bash tests/run.sh --all"
 exit $((alone || jobs))

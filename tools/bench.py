@@ -19,6 +19,7 @@ from lsam_hpc.text import columns
 # name -> (module as `bench_base.Benchmark` says, ranks that it needs at least, 0: it does not start MPI), in the order
 # in which docs/performance.md tells of them.
 BENCHMARKS = {
+    "startup": ("lsam_hpc.tools.bench_startup", 0),
     "optimizer": ("lsam_hpc.tools.bench_optimizer", 0),
     "train": ("lsam_hpc.tools.bench_train", 1),
     "exchange": ("lsam_hpc.tools.bench_exchange", 2),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +107,27 @@ def ranks() -> tuple[int, str]:
 
     vendor, numbers = MPI.get_vendor()
     return MPI.COMM_WORLD.size, f"{vendor} {'.'.join(map(str, numbers))}"
+
+
+def launcher(ranks: int) -> list[str]:
+    """Return the words that start a job on ranks of this machine, which may be more than its cores.
+
+    Raises:
+        InputError: there is no mpirun.
+    """
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    if found is None:
+        raise InputError("bench: expected mpirun on the PATH, found none")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    flags = ["--bind-to", "none", "--oversubscribe"] if "Open MPI" in version else []
+    return [found, *flags, "-n", str(ranks)]
+
+
+def job_environment() -> dict[str, str]:
+    """Return the environment of a job of `launcher`: one thread for each rank."""
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+    return {**os.environ, **root, "OMP_NUM_THREADS": "1", "OMPI_MCA_osc": "^ucx"}
 
 
 def machine() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lsam_hpc.tools.bench_base import check_out, number
+from lsam_hpc.tools.bench_base import check_out, job_environment, launcher, number
 from lsam_hpc.tools.bench_base import machine as describe_machine
 
 from lsam_hpc.arguments import Parser
@@ -122,14 +121,7 @@ def check(seconds: float) -> None:
 
 def mpirun(ranks: int, words: list[str]) -> list[str]:
     """Return the command that starts a Python program on ranks of this machine."""
-    beside = Path(sys.executable).with_name("mpirun")
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
-    if found is None:
-        raise InputError("bench simulate: expected mpirun on the PATH, found none")
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-    # Ranks may be more than cores here.
-    flags = ["--bind-to", "none", "--oversubscribe"] if "Open MPI" in version else []
-    return [found, *flags, "-n", str(ranks), sys.executable, "-m", "mpi4py", *words]
+    return [*launcher(ranks), sys.executable, "-m", "mpi4py", *words]
 
 
 def compare(case: Case, counts: Sequence[int], seconds: float, start: Start) -> list[dict[str, str | float]]:
@@ -234,13 +226,12 @@ def loop(case: Case, seconds: float, period: int) -> dict[str, Any]:
 
 def run(start: Start, ranks: int, what: dict[str, Any]) -> Rows:
     """Run a job and return what each rank found."""
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         words = ["-m", "lsam_hpc.tools.bench_simulate_job", json.dumps(what), str(out)]
         done = subprocess.run(
             start(ranks, words),
-            env={**os.environ, **root, "OMP_NUM_THREADS": "1", "OMPI_MCA_osc": "^ucx"},
+            env=job_environment(),
             capture_output=True,
             text=True,
             timeout=120 + 10 * what.get("seconds", 0),

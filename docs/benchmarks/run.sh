@@ -20,6 +20,7 @@ bench() { # NAME RANKS REPEATS
   "${launch[@]}" lsam bench "$1" --repeats "${REPEATS:-$3}" --json "$out/$1-$2.json"
 }
 
+bench startup 1 30
 bench optimizer 1 30
 bench train 1 30
 bench exchange 2 20

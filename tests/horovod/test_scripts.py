@@ -14,9 +14,9 @@ RANKS = [2, pytest.param(4, marks=SLOW)]
 SCRIPTS = ROOT / "tests" / "horovod" / "scripts"
 
 
-def wrapped(mpi, ranks, out, script, *words, options=()):
+def wrapped(mpi, ranks, out, script, *words, options=(), python=None):
     words = ("-m", "lsam_hpc", "wrap", "--out", str(out), *options, "--", str(SCRIPTS / script), *words)
-    return run(mpi.command(ranks, mpi.forked, *words), 120)
+    return run(mpi.command(ranks, python or mpi.forked, *words), 120)
 
 
 def plain(mpi, ranks, script, *words):
@@ -38,7 +38,8 @@ def test_mnist(mpi, ranks, tmp_path):
     # 90 % of the guesses are wrong by chance.
     if once(mpi, ranks):
         assert accuracy(plain(mpi, ranks, "mnist.py", "--epochs", "4")) > 80
-    assert accuracy(wrapped(mpi, ranks, tmp_path / "run", "mnist.py", "--epochs", "4")) > 80
+    # As users call it: nothing is imported before.
+    assert accuracy(wrapped(mpi, ranks, tmp_path / "run", "mnist.py", "--epochs", "4", python=mpi.python)) > 80
     with Run(tmp_path / "run") as logs:
         assert logs.ranks == list(range(ranks))
         for rank in logs.ranks:

@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.train.models import mlp
 from lsam_hpc.trajectory import Run
 from tests.helpers.logs import make_run
-from tests.helpers.mpis import run
+from tests.helpers.mpis import ROOT, environment, run
 
 SLOW = pytest.mark.slow("a training of its own; tests/mpi tests the options")
 
@@ -150,12 +152,24 @@ def test_trains_and_logs(mpi, ranks, tmp_path):
     assert f"test error {result['center_test_error']:.2f} %" in shown
 
 
-def test_the_quickstart_reaches_3_percent(mpi, tmp_path):
-    out = tmp_path / "run"
-    done = lsam(mpi, 4, "train", "--out", str(out))
+def test_the_quickstart_reaches_3_percent_also_when_it_is_stopped_and_goes_on(mpi, tmp_path):
+    """From one end to the other as users call it: nothing is imported before."""
+    out, words = tmp_path / "run", ("--checkpoint-every", "500", "--resume", "auto")
+    command = mpi.command(4, mpi.python, "-m", "lsam_hpc", "train", "--out", str(out), *words)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT, env=environment(), text=True) as first:
+        deadline = time.monotonic() + 120
+        while not list((out / "checkpoints").glob("*.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first.send_signal(signal.SIGUSR1)
+        _, said = first.communicate(timeout=120)
+    assert first.returncode == 3, said
+    done = run(command, timeout=240)
     assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stderr
     with Run(out) as logs:
         assert logs.logs[0].result["center_test_error"] <= 3.0
+        assert sum(len(logs.steps(rank)["loss"]) for rank in logs.ranks) == 5055
 
 
 @pytest.mark.parametrize("coupling", ["kernel", pytest.param("restart", marks=SLOW)])

@@ -36,7 +36,7 @@ def checked(path, ranks):
 
 
 @pytest.mark.slow("a benchmark")
-@pytest.mark.parametrize("name", ["optimizer", "log"])
+@pytest.mark.parametrize("name", ["startup", "optimizer", "log"])
 def test_benchmarks_without_mpi(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # pytorch_optimizer would
     assert main(["bench", name, *QUICK, "--json", str(tmp_path / "b.json")]) == 0
