@@ -92,6 +92,12 @@ def serve(path: Path, owner: int) -> Program:
                 program = receive(connection)
                 child = os.fork()
                 if child == 0:
+                    # Closed here, not when they are collected: their numbers are the program's files by then.
+                    for key in [*selector.get_map().values()]:
+                        if isinstance(key.fileobj, socket.socket):
+                            key.fileobj.close()
+                    selector.close()
+                    connection.close()
                     return program
                 for file in program.files:
                     os.close(file)

@@ -1,0 +1,80 @@
+"""A forked program is as one that Python started: its files, signals, exit code and end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.helpers.mpis import ROOT, available, environment
+
+TORCH = "import sys; print('torch' in sys.modules)"
+
+
+def start(*words, **more):
+    command = [next(iter(available().values())).forked, *words]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env=environment(**more.pop("env", {})), **more,
+    )  # fmt: skip
+
+
+def ended(*words, **more):
+    with start(*words, **more) as process:
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_it_has_torch_unless_its_libraries_would_read_other_variables():
+    assert ended("-c", TORCH) == (0, "True\n", "")
+    assert ended("-c", TORCH, env={"OMP_NUM_THREADS": "2"}) == (0, "False\n", "")
+    assert ended("-X", "dev", "-c", TORCH)[1] == "False\n"
+
+
+@pytest.mark.parametrize(
+    "code", ["1/0", "import sys; sys.exit(7)", "import sys; sys.exit('why')", "import os; os._exit(3)"]
+)
+def test_it_ends_as_python_does(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60)
+    assert ended("-c", code) == (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
+def test_a_signal_that_it_dies_of_is_its_end(number):
+    assert ended("-c", f"import os; os.kill(os.getpid(), {number})")[0] == -number
+
+
+def test_signals_reach_it_and_a_kill_ends_it():
+    code = (
+        "import os, signal; signal.signal(signal.SIGUSR1, lambda *_: print('seen', flush=True)); "
+        "print(os.getpid(), flush=True)\nwhile True: signal.pause()"
+    )
+    with start("-c", code) as process:
+        pid = int(process.stdout.readline())
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.readline() == "seen\n"
+        process.kill()
+    deadline = time.monotonic() + 30
+    while os.path.exists(f"/proc/{pid}/cmdline"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_its_files_have_their_numbers_and_stay_open():
+    reading, writing = os.pipe()
+    wanted = 10 if writing != 10 else 11
+    os.dup2(writing, wanted, inheritable=True)
+    code = f"import gc, os; [gc.collect() for _ in range(3)]; os.write({wanted}, os.read(0, 9)); print(os.getcwd())"
+    others = [start("-c", "import sys; sys.stdin.read()") for _ in range(3)]  # the server knows files of theirs
+    try:
+        with start("-c", code, pass_fds=[wanted]) as process:
+            out, err = process.communicate("as it was", timeout=60)
+        assert (process.returncode, out, err) == (0, f"{ROOT}\n", "")
+        assert os.read(reading, 9) == b"as it was"
+    finally:
+        for process in others:
+            process.communicate(timeout=60)
+        for number in (reading, writing, wanted):
+            os.close(number)
