@@ -76,3 +76,11 @@ def test_its_files_have_their_numbers_and_stay_open():
     finally:
         for process in others:
             process.communicate(timeout=60)
+
+
+def test_the_server_outlasts_stand_ins_that_are_killed_while_they_ask():
+    for delay in range(40):
+        with start("-c", "import time; time.sleep(60)") as process:
+            time.sleep(delay / 1000)  # from before it connects until its program runs
+            process.kill()
+    assert ended("-c", TORCH) == (0, "True\n", "")

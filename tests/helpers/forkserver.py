@@ -89,7 +89,11 @@ def serve(path: Path, owner: int) -> Program:
                 os._exit(0)
             elif what == "program":
                 connection, _ = listener.accept()
-                program = receive(connection)
+                try:
+                    program = receive(connection)
+                except (OSError, EOFError):  # the stand-in was killed before it had asked
+                    connection.close()
+                    continue
                 child = os.fork()
                 if child == 0:
                     # Closed here, not when they are collected: their numbers are the program's files by then.
@@ -101,7 +105,8 @@ def serve(path: Path, owner: int) -> Program:
                     return program
                 for file in program.files:
                     os.close(file)
-                connection.sendall(child.to_bytes(4, "little"))
+                with suppress(OSError):  # it was killed since: its end of the connection says so below
+                    connection.sendall(child.to_bytes(4, "little"))
                 running[child] = connection
                 selector.register(connection, selectors.EVENT_READ, ("gone", child))
                 selector.register(os.pidfd_open(child), selectors.EVENT_READ, ("ended", child))
@@ -122,13 +127,17 @@ def serve(path: Path, owner: int) -> Program:
 
 
 def receive(connection: socket.socket) -> Program:
-    """Return what a stand-in asks for."""
+    """Return what a stand-in asks for; raise EOFError if it ends before it has asked."""
     numbers = array.array("i")
     data, controls, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(253 * numbers.itemsize))
     for _, _, bytes_ in controls:
         numbers.frombytes(bytes_)
     while not data.endswith(b"\n"):
-        data += connection.recv(65536)
+        if not (more := connection.recv(65536)):
+            for number in numbers:
+                os.close(number)
+            raise EOFError
+        data += more
     return Program(**json.loads(data), files=numbers.tolist())
 
 
