@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lsam_hpc.lazy import attach
+from lsam_hpc.util.lazy import attach
 
 if TYPE_CHECKING:
-    from lsam_hpc.distributed import LSAM
+    from lsam_hpc.distributed.lsam import LSAM
     from lsam_hpc.errors import InputError
     from lsam_hpc.optim.sam import SAM
 
 __version__ = "0.1.0"
 __all__ = ["LSAM", "SAM", "InputError", "__version__"]
-__getattr__, __dir__ = attach(__name__, {"LSAM": "distributed", "SAM": "optim.sam", "InputError": "errors"})
+__getattr__, __dir__ = attach(__name__, {"LSAM": "distributed.lsam", "SAM": "optim.sam", "InputError": "errors"})

@@ -9,30 +9,30 @@ import sys
 from collections.abc import Sequence
 
 import lsam_hpc
-from lsam_hpc import preflight
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
+from lsam_hpc.util import preflight
+from lsam_hpc.util.arguments import Parser
 
 # verb -> (module with main(argv) -> exit code, help). A module is loaded only when its verb is called.
 VERBS = {
     "train": ("lsam_hpc.train.verb", "train a network with LSAM, under mpirun or srun"),
-    "wrap": ("lsam_hpc.launch.wrap", "run a Horovod script as it is, with LSAM"),
+    "wrap": ("lsam_hpc.launch.wrap", "run an unchanged Horovod script with LSAM"),
     "submit": ("lsam_hpc.launch.submit", "write a batch script for a cluster's scheduler, and submit it"),
-    "doctor": ("lsam_hpc.launch.doctor", "check what a run needs from the machine, alone or under mpirun or srun"),
-    "bench": ("lsam_hpc.tools.bench", "measure: ours, a peer and the physical limit in one run"),
-    "simulate": ("lsam_hpc.tools.simulate", "tell what a run on another machine would do, or which options suit it"),
-    "monitor": ("lsam_hpc.tools.monitor", "show where the ranks of a run are, while it goes on"),
-    "inspect": ("lsam_hpc.tools.inspect_run", "print a summary of a run, or check all of it"),
-    "merge": ("lsam_hpc.tools.merge", "write a run into one file, also one that was killed"),
+    "doctor": ("lsam_hpc.launch.doctor", "check that this machine can run lsam-hpc, alone or under mpirun or srun"),
+    "bench": ("lsam_hpc.tools.bench.main", "benchmark lsam-hpc against a peer and the hardware's limit"),
+    "simulate": ("lsam_hpc.tools.simulate", "predict throughput and staleness on another machine"),
+    "monitor": ("lsam_hpc.tools.monitor", "show the progress of a run's ranks while it runs"),
+    "inspect": ("lsam_hpc.tools.inspect_run", "print a summary of a run, or check every row of it"),
+    "merge": ("lsam_hpc.tools.merge", "write a run, also a killed one, into one file"),
     "export": ("lsam_hpc.tools.export", "write a run as CSV, Parquet, npz, TensorBoard events or landscape files"),
-    "trajectory": ("lsam_hpc.tools.trajectory", "draw where chains and center went, on a plane of states"),
+    "trajectory": ("lsam_hpc.tools.trajectory", "draw the paths of chains and center on a plane of states"),
     "surface": ("lsam_hpc.tools.surface", "evaluate the loss on a line or plane around a state, and draw it"),
-    "path": ("lsam_hpc.tools.path", "find the barriers between states, and curves around them"),
-    "spectrum": ("lsam_hpc.tools.spectrum", "eigenvalues, trace and spectral density; sharpness over training"),
-    "sharpness": ("lsam_hpc.tools.sharpness", "how far the loss rises within a ball, on average and at worst"),
-    "diagnose": ("lsam_hpc.tools.diagnose", "tell whether the chains are samples, and what to change"),
+    "path": ("lsam_hpc.tools.path", "measure loss barriers between states, and find curves of low loss"),
+    "spectrum": ("lsam_hpc.tools.spectrum", "compute eigenvalues, trace and spectral density of the Hessian"),
+    "sharpness": ("lsam_hpc.tools.sharpness", "measure the average and the largest rise of the loss in a ball"),
+    "diagnose": ("lsam_hpc.tools.diagnose", "check whether the chains are samples, and say what to change"),
     "timeline": ("lsam_hpc.tools.timeline", "write steps, exchanges and waits as a trace for Perfetto"),
-    "report": ("lsam_hpc.tools.report", "write one HTML file that shows a run"),
+    "report": ("lsam_hpc.tools.report", "write one HTML file about a run"),
 }
 STARTS_MPI = ("train",)  # verbs whose modules start MPI when they are loaded
 
@@ -49,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="lsam",
         description="Landscape-Smoothed SAM on MPI.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="verbs:\n" + "\n".join(f"  {verb:10} {text}" for verb, (_, text) in VERBS.items())
-        + "\n\n`lsam VERB --help` tells a verb's options.",
-    )  # fmt: skip
+        epilog="verbs:\n"
+        + "\n".join(f"  {verb:10} {text}" for verb, (_, text) in VERBS.items())
+        + "\n\n`lsam VERB --help` lists a verb's options.",
+    )
     parser.add_argument("--version", action="version", version=f"lsam-hpc {lsam_hpc.__version__}")
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)

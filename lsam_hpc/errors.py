@@ -11,6 +11,6 @@ class InputError(ValueError):
         everywhere: whether all ranks of the job raise it alike, so that one of them may speak for all.
     """
 
-    def __init__(self, message: str, everywhere: bool = False) -> None:
+    def __init__(self, message: str, *, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere

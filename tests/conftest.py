@@ -1,4 +1,4 @@
-"""Runs tests marked `mpi` as jobs, and gives the others the MPIs at hand."""
+"""Runs tests marked `mpi` as jobs, and gives other tests the installed MPIs as a fixture."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from tests.helpers.mpis import Mpi, available
 
 # This process only starts MPI jobs; Open MPI 5 leaves a file in /dev/shm for each one that uses it outside mpirun.
 mpi4py.rc.initialize = False
-os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"  # one of them imports trio
+os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"  # one of the plugins imports trio
 
 _batches: dict[tuple[Path | None, str, int], Batch] = {}
 # Environment variables that pytest, scikit-learn (where it is imported) and torch's compiler (where it runs) set.
 _LIBRARIES = {
-    "PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR",
+    "PYTEST_CURRENT_TEST",
+    "KMP_INIT_AT_FORK",
+    "KMP_DUPLICATE_LIB_OK",
+    "TORCHINDUCTOR_CACHE_DIR",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
-}  # fmt: skip
-_seconds: dict[str, float] = {}  # that each test took on the ranks
+}
+_seconds: dict[str, float] = {}  # duration of each MPI test on the slowest rank
 _JOBS = {"mpi", "openmpi", "mpich", "cluster"}  # fixtures of tests that start jobs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="also what is marked slow, and the second MPI")
+    parser.addoption("--all", action="store_true", help="also run tests marked slow, and the second MPI")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,21 +58,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _mpis(config: pytest.Config) -> list[str]:
-    """Return the names of the MPIs to test on: this environment's own one, or all."""
+    """Return the names of the MPIs to test on: this environment's, or both with --all."""
     return ["openmpi", "mpich"] if config.getoption("--all") else list(available())[:1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+@pytest.hookimpl(tryfirst=True)  # before pytest applies -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = [item for item in items if _is_slow(item)]
     if config.getoption("--all"):
-        items.sort(key=lambda item: not _is_slow(item))  # the longest first, so that workers end together
+        items.sort(key=lambda item: not _is_slow(item))  # the longest first, so that workers end at the same time
     elif slow:
         items[:] = [item for item in items if item not in set(slow)]
         config.hook.pytest_deselected(items=slow)
     for item in items:
         if item.get_closest_marker("mpi") is not None:
-            # The first test of a batch waits for all of them.
+            # The first test of a batch waits for the whole batch.
             item.add_marker(pytest.mark.timeout(LIMIT * 20))
             item.add_marker("jobs")
         elif _JOBS & set(getattr(item, "fixturenames", ())):
@@ -85,7 +88,7 @@ def _is_slow(item: pytest.Item) -> bool:
 
 @pytest.fixture
 def comm() -> None:
-    """Stands for the communicator that a test's body gets on each rank."""
+    """Stand-in for the communicator that a test's body gets on each rank."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -98,7 +101,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         pytest.skip(f"no {name} here: tests/run.sh installs it and sets LSAM_TEST_MPICH")
     alone = _alone(pyfuncitem)
     if (alone, name, ranks) not in _batches:
-        together = [
+        batched = [
             (item.path, item.originalname)
             for item in pyfuncitem.session.items
             if isinstance(item, pytest.Function)
@@ -107,17 +110,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
             and _alone(item) == alone
         ]
         folder = pyfuncitem.funcargs["tmp_path_factory"].mktemp(f"{name}-np{ranks}")
-        _batches[alone, name, ranks] = Batch(mpi, ranks, together, folder)
+        _batches[alone, name, ranks] = Batch(mpi, ranks, batched, folder)
     batch, test = _batches[alone, name, ranks], key(pyfuncitem.path, pyfuncitem.originalname)
     _seconds[pyfuncitem.nodeid] = batch.seconds(test)
-    why = batch.failure(test)
-    if why is not None:
-        pytest.fail(why, pytrace=False)
+    failure = batch.failure(test)
+    if failure is not None:
+        pytest.fail(failure, pytrace=False)
     return True
 
 
 def _alone(item: pytest.Item) -> Path | None:
-    """Return the file of a test that shares its job with those of this file only."""
+    """Return the file of a test marked `alone`, which shares its job with tests of this file only; else None."""
     return item.path if item.get_closest_marker("alone") is not None else None
 
 
@@ -130,21 +133,31 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
-    """Fails a test that leaves environment variables behind: later tests' jobs would inherit them."""
+    """Fail a test that changes environment variables, because the jobs of later tests would inherit them."""
     before = dict(os.environ)
     yield
     now = dict(os.environ)
     changed = [name for name in sorted({*before, *now} - _LIBRARIES) if before.get(name) != now.get(name)]
-    left = [f"{name}={now.get(name)!r}, before {before.get(name)!r}" for name in changed]
-    if left:
+    changes = [f"{name}={now.get(name)!r}, before {before.get(name)!r}" for name in changed]
+    if changes:
         os.environ.clear()
         os.environ.update(before)
-    assert not left, f"expected the environment as the test found it, found {'; '.join(left)}"
+    assert not changes, f"expected an unchanged environment, found {'; '.join(changes)}"
 
 
 @pytest.fixture(autouse=True)
 def _factory(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Makes tmp_path_factory known to every test, for the batches."""
+    """Make tmp_path_factory available in every test, for the batches."""
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """Restore torch's number of threads after the test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ if [ $# -gt 0 ]; then exec python -m pytest "${tier[@]}" "$@"; fi
 
 ruff check .
 ruff format --check .
+codespell
 mypy
 
 # First what runs in one process, a worker per core; then what starts MPI jobs, which take the cores themselves.

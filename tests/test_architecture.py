@@ -1,6 +1,7 @@
-"""Imports point down: cli -> train, tools -> distributed -> links -> groups, topology -> exchange -> optim, rma."""
+"""The rooms of lsam_hpc: a room imports from rooms below it only, and nothing imports in a circle."""
 
 import ast
+import importlib
 import subprocess
 import sys
 
@@ -8,118 +9,91 @@ import pytest
 
 from tests.helpers.mpis import ROOT
 
-# room -> (rooms of lsam_hpc that it may import, other packages that it may not)
-RULES = {
-    "errors": (set(), {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
-    "arguments": ({"errors"}, {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
-    "lazy": (set(), {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
-    "text": (set(), {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
-    "files": ({"errors"}, {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
-    "optionfile": ({"errors"}, {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
-    "rundir": ({"errors"}, {"torch", "numpy", "mpi4py", "h5py", "horovod"}),
-    "optim": ({"errors", "lazy"}, {"mpi4py", "h5py", "horovod"}),
-    "rma": ({"errors", "lazy"}, {"torch", "h5py", "horovod"}),
-    "trajectory": ({"errors", "files", "lsam_hpc"}, {"torch", "mpi4py", "horovod"}),
-    "landscape": ({"errors", "files", "trajectory", "optim", "rma"}, {"horovod"}),
-    "exchange": ({"errors", "optim", "rma"}, {"h5py", "horovod"}),
-    "topology": ({"optim", "rma", "exchange"}, {"h5py", "horovod"}),
-    "groups": ({"errors", "optim", "rma", "exchange", "linkoptions"}, {"h5py", "horovod"}),
-    "linkoptions": ({"errors", "optim", "rma"}, {"mpi4py", "h5py", "horovod"}),
-    "links": ({"optim", "rma", "exchange", "topology", "linkoptions", "groups"}, {"h5py", "horovod"}),
-    "distributed": ({"errors", "optim", "rma", "linkoptions", "links"}, {"h5py", "horovod"}),
-    "logoptions": ({"errors", "trajectory"}, {"torch", "mpi4py", "h5py", "horovod"}),
-    "runlog": ({"optim", "trajectory", "sketches", "distributed", "logoptions"}, {"h5py", "horovod"}),
-    "train": (
-        {
-            "errors",
-            "arguments",
-            "text",
-            "optionfile",
-            "preflight",
-            "rundir",
-            "optim",
-            "rma",
-            "runlog",
-            "trajectory",
-            "linkoptions",
-            "logoptions",
-            "distributed",
-        },
-        {"h5py", "horovod"},
-    ),
-    "horovod": (
-        {
-            "errors",
-            "optionfile",
-            "preflight",
-            "rundir",
-            "optim",
-            "rma",
-            "runlog",
-            "linkoptions",
-            "logoptions",
-            "distributed",
-        },
-        {"h5py"},
-    ),
-    "compare": ({"errors", "files", "optionfile", "trajectory", "landscape", "train"}, {"h5py", "mpi4py", "horovod"}),
-    "simulate": ({"errors", "optionfile", "trajectory"}, {"torch", "mpi4py", "h5py", "horovod"}),
-    "replay": ({"errors", "text", "optim", "train", "simulate"}, {"h5py", "horovod"}),
-    "preflight": ({"errors"}, {"torch", "numpy", "h5py", "horovod"}),
-    "launch": (
-        {"errors", "arguments", "text", "optionfile", "preflight", "rma", "horovod", "lsam_hpc"},
-        {"torch", "h5py"},
-    ),
-    "tools": (
-        {
-            "errors",
-            "preflight",
-            "arguments",
-            "text",
-            "files",
-            "trajectory",
-            "landscape",
-            "optim",
-            "rma",
-            "distributed",
-            "horovod",
-            "train",
-            "tools",
-            "sketches",
-            "compare",
-            "optionfile",
-            "simulate",
-            "replay",
-        },
-        {"h5py"},
-    ),
-    "sketches": ({"trajectory"}, {"mpi4py", "h5py", "horovod"}),
-    "cli": ({"errors", "arguments", "preflight", "lsam_hpc"}, {"torch", "h5py", "horovod"}),
-    "__main__": ({"cli"}, {"torch", "h5py", "horovod"}),
-    "__init__": ({"errors", "lazy", "optim", "distributed"}, {"h5py", "horovod"}),
+ALL = {"torch", "numpy", "mpi4py", "h5py", "horovod"}
+# From the lowest room to the highest: room -> packages that it may not import.
+ROOMS = {
+    "errors": ALL,
+    "util": {"torch", "numpy", "h5py", "horovod"},
+    "rma": {"torch", "h5py", "horovod"},
+    "trajectory": {"torch", "mpi4py", "horovod"},
+    "options": ALL,
+    "optim": {"mpi4py", "h5py", "horovod"},
+    "distributed": {"h5py", "horovod"},
+    "rundir": {"h5py", "horovod"},
+    "landscape": {"horovod"},
+    "train": {"h5py", "horovod"},
+    "simulate": {"torch", "mpi4py", "h5py", "horovod"},
+    "replay": {"h5py", "horovod"},
+    "compare": {"h5py", "mpi4py", "horovod"},
+    "horovod": {"h5py"},
+    "launch": {"torch", "h5py"},
+    "tools": {"h5py"},
+    "cli": {"torch", "h5py", "horovod"},
+    "__main__": {"torch", "h5py", "horovod"},
 }
-FILES = sorted([*(ROOT / "lsam_hpc").rglob("*.py"), *(ROOT / "tools").glob("*.py")])
+ORDER = list(ROOMS)
+# Pairs that the order would allow, and that stay apart all the same: the mathematics is read and tested without MPI.
+APART = {("optim", "rma"), ("optim", "trajectory"), ("landscape", "distributed"), ("train", "landscape")}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_point_down(file):
-    parts = file.relative_to(ROOT).parts
-    room = parts[0] if parts[0] == "tools" else parts[1].removesuffix(".py")
-    allowed, forbidden = RULES[room]
+def modules():
+    """Yield the name and the file of each module of the package."""
+    for folder, package in ((ROOT / "lsam_hpc", "lsam_hpc"), (ROOT / "tools", "lsam_hpc.tools")):
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            if (package, parts[0]) != ("lsam_hpc", "tools"):  # which is a link to the other folder
+                yield ".".join([package, *parts]).removesuffix(".__init__"), file
+
+
+MODULES = dict(modules())
+FILES = list(MODULES.values())
+
+
+def imports(file):
+    """Yield the dotted names of what a file imports, wherever in it, for type checkers too."""
     for node in ast.walk(ast.parse(file.read_text())):
-        modules = []
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            modules = [node.module] if node.module != "lsam_hpc" else [f"lsam_hpc.{a.name}" for a in node.names]
-        for module in modules:
-            top, *rest = module.split(".")
-            if top == "lsam_hpc":
-                target = rest[0] if rest else "lsam_hpc"
-                assert target == room or target in allowed, f"{room} imports {target}"
-            else:
-                assert top not in forbidden, f"{room} imports {top}"
+            assert node.level == 0, f"{file}: imports are absolute"
+            assert node.module is not None
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "lsam_hpc"])
+def test_imports_point_down(module):
+    own = room(module)
+    for name in imports(MODULES[module]):
+        top, other = name.split(".")[0], room(name)
+        if top != "lsam_hpc":
+            assert top not in ROOMS[own], f"{module} imports {top}"
+        elif other not in ("", own):  # of the package itself there is only the version to be had
+            assert ORDER.index(other) < ORDER.index(own), f"{module} imports {name}, from a room above"
+            assert (own, other) not in APART, f"{module} imports {name}"
+
+
+def test_nothing_imports_in_a_circle():
+    """The modules can be ordered so that each imports from those before it only."""
+    left = {name: {other for other in imports(file) if other in MODULES} - {name} for name, file in MODULES.items()}
+    while free := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert not left, f"in circles, or above one: {sorted(left)}"
+
+
+@pytest.mark.parametrize(
+    "package", ["lsam_hpc", *(f"lsam_hpc.{room}" for room in ("optim", "rma", "trajectory", "landscape"))]
+)
+def test_every_name_of_a_package_is_there_and_is_no_module_of_it(package):
+    # A module of the same name would take its place as soon as somebody imports it.
+    loaded = importlib.import_module(package)
+    assert all(getattr(loaded, name) is not None for name in loaded.__all__)
+    assert not {f"{package}.{name}" for name in loaded.__all__} & MODULES.keys()
 
 
 def test_modules_stay_small():
@@ -141,7 +115,7 @@ def test_the_optimizers_load_no_mpi():
 
 
 def test_options_are_checked_and_suites_run_without_mpi():
-    code = "import sys, lsam_hpc.train.config, lsam_hpc.tools.bench_compare; print(*sys.modules)"
+    code = "import sys, lsam_hpc.train.config, lsam_hpc.tools.bench.compare; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert "mpi4py.MPI" not in loaded.split()
 
@@ -165,7 +139,8 @@ def test_logs_are_read_and_exported_without_torch():
 def test_the_top_level_holds_what_the_design_says():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {line.split("/")[0] for line in listed.splitlines()}
-    named = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "lsam_hpc", "jobs", "tests", "tools", "docs"}
+    files = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
+    named = files | {"lsam_hpc", "jobs", "tests", "tools", "docs"}
     assert {name for name in top if not name.startswith(".")} <= named
 
 

@@ -16,9 +16,15 @@ TORCH = "import sys; print('torch' in sys.modules)"
 def start(*words, **more):
     command = [next(iter(available().values())).forked, *words]
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env=environment(**more.pop("env", {})), **more,
-    )  # fmt: skip
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(**more.pop("env", {})),
+        **more,
+    )
 
 
 def ended(*words, **more):

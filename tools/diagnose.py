@@ -1,4 +1,4 @@
-"""`lsam diagnose RUN`: are these chains samples, and did the machine do its part?"""
+"""`lsam diagnose RUN`: check whether the chains are samples, and how the exchanges went."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from lsam_hpc.tools import source
 
-from lsam_hpc.landscape.chains import Chains, chains
-from lsam_hpc.landscape.draw_chains import draw_chains
-from lsam_hpc.landscape.tables import places, write_arrays, write_csv
-from lsam_hpc.landscape.verdicts import Verdict, are_samples, judge
-from lsam_hpc.text import columns
+from lsam_hpc.landscape.chains.diagnosis import CheckResult, are_samples, diagnose
+from lsam_hpc.landscape.chains.statistics import Chains, chains
+from lsam_hpc.landscape.figures.draw_chains import draw_chains
+from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
+from lsam_hpc.tools import source
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.text import columns
 
 MARKS = {True: "good", False: "BAD", None: "-"}
 WIDTH = 118
@@ -28,42 +28,64 @@ def main(argv: Sequence[str]) -> int:
     """Print the diagnosis and draw it; return the exit code."""
     parser = source.parser(
         "diagnose",
-        "Tell whether a run's chains may be used as samples (R-hat, effective sample size, temperature) and how the "
-        "exchanges went (staleness, waits, slow and lost ranks, refused exchanges), with what to change.",
+        "Check whether a run's chains can be used as samples (R-hat, effective sample size, temperature) and how the "
+        "exchanges went (staleness, waits, slow and failed ranks, rejected exchanges); say what to change.",
     )
-    parser.add_argument("--from", dest="start", type=float, default=0.5, metavar="SHARE",
-                        help="of each chain's rows to leave out at its beginning (default: 0.5)")  # fmt: skip
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of rows to discard at the start of each chain (default: 0.5)",
+    )
     parser.add_argument("--components", type=int, default=3, help="principal components of the sketches (default: 3)")
     parser.add_argument("--json", action="store_true", help="print numbers and verdicts as JSON")
-    parser.add_argument("--name", default="diagnose", help="of the files (default: diagnose)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    given = parser.parse_args(argv)
-    run = Run(given.run, partial=given.partial)
-    out = places(source.folder(given, run), given.name, [f".{given.format}", ".h5", ".csv"], given.overwrite)
-    found = chains(run, given.start, given.components)
-    verdicts = judge(found)
+    parser.add_argument("--name", default="diagnose", help="base name of the files (default: diagnose)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    args = parser.parse_args(argv)
+    run = Run(args.run, partial=args.partial)
+    out = places(source.folder(args, run), args.name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
+    statistics = chains(run, args.start, args.components)
+    verdicts = diagnose(statistics)
     for line in run.problems:
         print(line, file=sys.stderr)
-    print(json.dumps(summary(found, verdicts), indent=1) if given.json else table(found, verdicts))
-    write_csv(out[".csv"], {field.name: [getattr(verdict, field.name) for verdict in verdicts]
-                            for field in dataclasses.fields(Verdict)})  # fmt: skip
-    draws = {f"draws/{quantity.name}": quantity.draws for quantity in found.quantities}
-    write_arrays(out[".h5"], {**draws, "staleness": found.staleness, "waits": found.waits,
-                              "explained": found.explained}, summary(found, verdicts))  # fmt: skip
-    draw_chains(found, out[f".{given.format}"])
-    if not given.json:
+    print(json.dumps(summary(statistics, verdicts), indent=1) if args.json else table(statistics, verdicts))
+    write_csv(
+        out[".csv"],
+        {
+            field.name: [getattr(verdict, field.name) for verdict in verdicts]
+            for field in dataclasses.fields(CheckResult)
+        },
+    )
+    draws = {f"draws/{quantity.name}": quantity.draws for quantity in statistics.quantities}
+    write_arrays(
+        out[".h5"],
+        {**draws, "staleness": statistics.staleness, "waits": statistics.waits, "explained": statistics.explained},
+        summary(statistics, verdicts),
+    )
+    draw_chains(statistics, out[f".{args.format}"])
+    if not args.json:
         print("\n" + "\n".join(str(path) for path in out.values()))
     return 0
 
 
-def table(found: Chains, verdicts: Sequence[Verdict]) -> str:
+def table(statistics: Chains, verdicts: Sequence[CheckResult]) -> str:
     """Return the diagnosis as text."""
     rows = [("quantity", "chains", "draws each", "every", "R-hat", "ESS", "autocorrelation time")]
-    for quantity in found.quantities:
+    for quantity in statistics.quantities:
         chains_, draws = quantity.draws.shape
-        rows.append((quantity.name, str(chains_), str(draws), f"{quantity.spacing:g} steps",
-                     f"{quantity.mixing.rhat:.3f}", f"{quantity.mixing.ess:.0f}",
-                     f"{quantity.tau:.0f} steps"))  # fmt: skip
+        rows.append(
+            (
+                quantity.name,
+                str(chains_),
+                str(draws),
+                f"{quantity.spacing:g} steps",
+                f"{quantity.mixing.rhat:.3f}",
+                f"{quantity.mixing.ess:.0f}",
+                f"{quantity.tau:.0f} steps",
+            )
+        )
     answer = "yes" if are_samples(list(verdicts)) else "no"
     lines = [columns(rows), "", f"Are these chains samples? {answer}.", ""]
     for verdict in verdicts:
@@ -72,25 +94,33 @@ def table(found: Chains, verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def summary(found: Chains, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return all numbers but the series, ready for JSON: what is not known is null."""
-    plain: dict[str, Any] = _plain({
-        "samples": are_samples(list(verdicts)),
-        "from": found.start,
-        "chains": found.used,
-        "quantities": {
-            q.name: {**q.mixing._asdict(), "draws": q.draws.shape[1], "spacing": q.spacing, "tau_steps": q.tau}
-            for q in found.quantities
-        },
-        "explained": found.explained.tolist(),
-        "spread": None if found.spread is None else {**dataclasses.asdict(found.spread), "kernel": found.spread.kernel,
-                                                     "implied_temperature": found.spread.implied},
-        "staleness": found.staleness.tolist(),
-        "waits": dict(zip(("median", "p90", "max"), np.quantile(found.waits, (0.5, 0.9, 1)).tolist(), strict=True))
-        if len(found.waits) else None,
-        "ranks": [dataclasses.asdict(rank) for rank in found.ranks],
-        "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
-    })  # fmt: skip
+def summary(statistics: Chains, verdicts: Sequence[CheckResult]) -> dict[str, Any]:
+    """Return all numbers except the series, ready for JSON; unknown values are None."""
+    plain: dict[str, Any] = _plain(
+        {
+            "samples": are_samples(list(verdicts)),
+            "from": statistics.start,
+            "chains": statistics.used,
+            "quantities": {
+                q.name: {**q.mixing._asdict(), "draws": q.draws.shape[1], "spacing": q.spacing, "tau_steps": q.tau}
+                for q in statistics.quantities
+            },
+            "explained": statistics.explained.tolist(),
+            "spread": None
+            if statistics.spread is None
+            else {
+                **dataclasses.asdict(statistics.spread),
+                "kernel": statistics.spread.kernel,
+                "implied_temperature": statistics.spread.implied,
+            },
+            "staleness": statistics.staleness.tolist(),
+            "waits": dict(zip(("median", "p90", "max"), np.quantile(waits, (0.5, 0.9, 1)).tolist(), strict=True))
+            if len(waits := statistics.waits)
+            else None,
+            "ranks": [dataclasses.asdict(rank) for rank in statistics.ranks],
+            "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
+        }
+    )
     return plain
 
 

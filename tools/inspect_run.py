@@ -1,4 +1,4 @@
-"""`lsam inspect RUN`: a summary of a run, or of what is wrong with it."""
+"""`lsam inspect RUN`: print a summary of a run, or check every row of it."""
 
 from __future__ import annotations
 
@@ -12,54 +12,65 @@ from typing import Any
 
 import numpy as np
 
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
-from lsam_hpc.text import columns
 from lsam_hpc.trajectory import Run, schema, verify
+from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.text import columns
 
 HEAD = (
-    "rank", "host", "time s", "steps", "steps/s", "last loss", "exchanges", "refused", "staleness mean", "max",
-    "distance", "sketches", "snapshots", "dropped", "test error %",
-)  # fmt: skip
+    "rank",
+    "host",
+    "time s",
+    "steps",
+    "steps/s",
+    "last loss",
+    "exchanges",
+    "refused",
+    "staleness mean",
+    "max",
+    "distance",
+    "sketches",
+    "snapshots",
+    "dropped",
+    "test error %",
+)
 
 
-WIDTH = 120  # of lines of text
+WIDTH = 120  # characters of a line of text
 DROPPED = [c.name for c in schema.DROPPED if c.name != "time"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the summary; return the exit code: 1 if something is damaged or missing and --verify looked for it."""
+    """Print the summary; return the exit code: 1 if --verify finds damaged or missing data, else 0."""
     parser = Parser(prog="lsam inspect", description="Print a summary of a run.")
     parser.add_argument("run", help="the run directory, one rank's file, or a merged file")
-    parser.add_argument(
-        "--partial", action="store_true", help="leave out ranks and rows that are damaged, and name them"
-    )
+    parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows, and list them")
     parser.add_argument("--verify", action="store_true", help="check every row; exit with 1 if anything is wrong")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_args(argv)
-    with Run(given.run, partial=given.partial or given.verify) as run:
-        problems = verify(run) if given.verify else []
+    args = parser.parse_args(argv)
+    with Run(args.run, partial=args.partial or args.verify) as run:
+        problems = verify(run) if args.verify else []
         try:
-            found = summary(run)
+            info = summary(run)
         except InputError:
             if not problems:
                 raise
-            found = {"path": str(run.path)}  # what hinders a summary is among the problems
+            info = {"path": str(run.path)}  # `problems` says why there is no summary
         problems = problems or run.problems
-    if given.json:
-        print(json.dumps({**found, "problems": problems}, indent=2))
+    if args.json:
+        print(json.dumps({**info, "problems": problems}, indent=2))
     else:
-        shown = [text(found)] if "ranks" in found else []
+        shown = [text(info)] if "ranks" in info else []
         if problems:
             shown.append("\n".join(problems))
-        elif given.verify:
+        elif args.verify:
             shown.append("verified: every row is whole and consistent")
         print("\n\n".join(shown))
-    return int(given.verify and bool(problems))
+    return int(args.verify and bool(problems))
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """Return what the run was and what each of its ranks did; None stands for what is not known."""
+    """Return a run's attributes, options and results, and a summary of each rank; unknown values are None."""
     log = run.logs[run.ranks[0]]
     ranks = [_rank(run, rank) for rank in run.ranks]
     ended = [rank["result"] for rank in ranks if rank["result"]]
@@ -76,32 +87,33 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def text(found: dict[str, Any]) -> str:
-    """Return a few lines on where the run comes from and a line for each rank."""
-    about, center = found["attributes"], found["center"]
-    options = ", ".join(f"{key} {value}" for key, value in found["config"].items() if value not in (None, False))
-    commit = f", commit {about['git_commit'][:12]}" if about["git_commit"] else ""
-    changed = " with uncommitted changes" if about["git_dirty"] == 1 else ""
-    job = f" in job {about['job_id']}" if about["job_id"] else ""
+def text(info: dict[str, Any]) -> str:
+    """Return the summary as text: the run's origin and result, then a line per rank."""
+    attributes, center = info["attributes"], info["center"]
+    options = ", ".join(f"{key} {value}" for key, value in info["config"].items() if value not in (None, False))
+    commit = f", commit {attributes['git_commit'][:12]}" if attributes["git_commit"] else ""
+    changed = " with uncommitted changes" if attributes["git_dirty"] == 1 else ""
+    job = f" in job {attributes['job_id']}" if attributes["job_id"] else ""
     end = "the run has not ended, or was stopped"
     if center["test_error"] is not None:
         end = f"train loss {_cell(center['train_loss'], '.4f')}, test error {center['test_error']:.2f} %"
     lines = [
-        f"run      {found['path']}: {about['ranks']} ranks, {about['created']}, launched by {about['launcher']}{job}",
-        f"code     lsam-hpc {about['code_version']}{commit}{changed}",
-        f"with     {about['mpi_library']}; torch {about['torch_version']} on {about['device']}",
+        f"run      {info['path']}: {attributes['ranks']} ranks, {attributes['created']}, "
+        f"launched by {attributes['launcher']}{job}",
+        f"code     lsam-hpc {attributes['code_version']}{commit}{changed}",
+        f"with     {attributes['mpi_library']}; torch {attributes['torch_version']} on {attributes['device']}",
         *textwrap.wrap(f"options  {options}", WIDTH, subsequent_indent=9 * " "),
-        f"model    {found['parameters']:,} parameters in {found['tensors']} tensors",
-        f"states   {_states(found['ranks'])}",
+        f"model    {info['parameters']:,} parameters in {info['tensors']} tensors",
+        f"states   {_states(info['ranks'])}",
         f"center   {end}",
     ]
-    rows, values, states = (sum(rank["dropped"][kind] for rank in found["ranks"]) for kind in DROPPED)
+    rows, values, states = (sum(rank["dropped"][kind] for rank in info["ranks"]) for kind in DROPPED)
     if rows or values or states:
         lines.append(
             f"dropped  {rows:,} rows, {values:,} optional values, {states:,} sketches and snapshots: "
             "the disk was slower than the log"
         )
-    return "\n".join([*map(_printable, lines), "", columns([HEAD, *map(_row, found["ranks"])])])
+    return "\n".join([*map(_printable, lines), "", columns([HEAD, *map(_row, info["ranks"])])])
 
 
 def _rank(run: Run, rank: int) -> dict[str, Any]:
@@ -132,15 +144,15 @@ def _rank(run: Run, rank: int) -> dict[str, Any]:
 
 
 def _states(ranks: list[dict[str, Any]]) -> str:
-    """Return how many sketches and snapshots of which states there are, of all ranks."""
-    found = []
+    """Return the numbers of sketches and snapshots of each state, summed over the ranks."""
+    texts = []
     for kind in ("sketches", "snapshots"):
         counts: Counter[str] = Counter()
         for rank in ranks:
             counts.update(rank[kind])
         of = ", ".join(f"{count:,} of the {state}" for state, count in counts.items() if count)
-        found.append(f"{kind}: {of or 'none'}")
-    return "; ".join(found)
+        texts.append(f"{kind}: {of or 'none'}")
+    return "; ".join(texts)
 
 
 def _row(rank: dict[str, Any]) -> tuple[str, ...]:
@@ -155,7 +167,7 @@ def _cell(value: Any, spec: str) -> str:  # noqa: ANN401
 
 
 def _printable(text: str) -> str:
-    """Return a text from a file without what would move a terminal's cursor."""
+    """Return a text with unprintable characters replaced: a file must not move the terminal's cursor."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds Horovod 0.28.1 from PyPI against the torch and the MPI of one Python environment.
 #
-#   bash tools/install_horovod.sh [PYTHON]     PYTHON: default is python of the active environment, else .venv's
+#   bash tools/install_horovod.sh [PYTHON]     PYTHON (default): the active environment's, else that of .venv
 #
-# The wheel is kept in .cache/horovod, keyed by the Horovod, torch, MPI and Python versions; with a wheel at hand
-# the installation takes seconds, and with a working Horovod installed the script ends at once.
-# Needs g++ >= 9 and cmake >= 3.13 on the PATH. LSAM_WHEELS=DIR keeps the wheels elsewhere.
+# The wheel is kept in .cache/horovod, keyed by the Horovod, torch, MPI and Python versions. If there is a
+# wheel, the installation takes seconds; if a working Horovod is installed, the script ends at once.
+# Needs g++ >= 9 and cmake >= 3.13 on the PATH. LSAM_WHEELS=DIR sets another folder.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 version=0.28.1
@@ -18,7 +18,7 @@ key=$("$python" - <<'PY'
 import re, sys, sysconfig
 try:
     import mpi4py, torch
-    mpi4py.rc.initialize = False  # Open MPI 5 leaves a file in /dev/shm for a process outside mpirun that starts it
+    mpi4py.rc.initialize = False  # Open MPI 5 leaves a file in /dev/shm if a process outside mpirun initializes it
     from mpi4py import MPI
 except (ImportError, RuntimeError) as error:
     sys.exit(f"install_horovod: torch and mpi4py (with an MPI library) must be installed first: {error}")
@@ -28,7 +28,7 @@ print(f"torch{torch.__version__}-{mpi}-{sysconfig.get_config_var('SOABI')}")
 PY
 )
 
-works() { # a Horovod that loads, is the right version and was built against this torch and this MPI
+works() { # true if Horovod loads, has this version, and was built against this torch and this MPI
   [ "$(cat "$stamp" 2>/dev/null)" = "$version-$key" ] &&
     "$python" -c "import sys, mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; import horovod, horovod.torch as hvd; sys.exit(not (horovod.__version__ == '$version' and hvd.mpi_built()))" 2>/dev/null
 }
@@ -42,7 +42,7 @@ if ! ls "$wheels"/horovod-*.whl >/dev/null 2>&1; then
     command -v $program >/dev/null || { echo "install_horovod: $program: not found on the PATH; load or install it, then run this again" >&2; exit 2; }
   done
   work=$(mktemp -d "${TMPDIR:-/tmp}/horovod-build.XXXXXX"); trap 'rm -rf "$work"' EXIT
-  # Horovod's CMake appends -std=c++14 after every flag that can be given; torch's headers need 17. The last one wins.
+  # torch needs C++17, but Horovod's CMake appends -std=c++14 to all flags. The last flag wins, so a wrapper adds 17.
   printf '#!/bin/sh\nexec g++ "$@" -std=c++17\n' > "$work/g++17"; chmod +x "$work/g++17"
   echo "install_horovod: building Horovod $version against $key (about 2 minutes on 2 cores)"
   "$python" -m pip install -q "setuptools<81" wheel packaging cffi cloudpickle psutil pyyaml

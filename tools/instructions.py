@@ -1,11 +1,11 @@
 """Counts the instructions of the hot paths under valgrind, and compares them with the committed figures.
 
-    python tools/instructions.py            compare with tests/instructions.json; ends with 1 if one differs
-    python tools/instructions.py --write    make these the committed figures
+    python tools/instructions.py            compare with tests/instructions.json; exit code 1 if one differs
+    python tools/instructions.py --write    replace the committed figures
 
-Instructions do not depend on the machine's load, so a slow-down of some per cent shows where no clock would show it.
-They do depend on the versions of the libraries: figures count only where these are the same. Callgrind counts, because
-virtual machines and containers often have no hardware counters, and then neither perf nor perf_event_open works.
+The number of instructions does not depend on the machine's load, so it shows a slow-down of a few per cent that a clock
+would not show. It depends on the versions of the libraries: figures are compared only if these are the same. Callgrind
+counts, because virtual machines and containers often have no hardware counters for perf and perf_event_open.
 """
 
 from __future__ import annotations
@@ -25,96 +25,117 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
+from lsam_hpc.util.arguments import Parser
 
 FIGURES = Path(__file__).parents[1] / "tests" / "instructions.json"
-TOLERANCE = 0.05  # of a figure
-REPEATS = 40  # of an operation, between two marks
-PATIENCE = 300.0  # s that counting may take
-MARK = "getpgid"  # in libc, called by nothing else here: callgrind writes its counts whenever it is called
+TOLERANCE = 0.05  # accepted relative difference
+REPEATS = 40  # calls of an operation between two marks
+PATIENCE = 300.0  # s, time limit of the count
+MARK = "getpgid"  # a libc function that nothing else calls: callgrind writes its counts at every call
 
 
 def environment() -> dict[str, str]:
-    """Return what the counts depend on besides the code."""
+    """Return the versions and the processor type that the counts depend on besides the code."""
     import numpy as np
     import torch
     from mpi4py import MPI
 
     return {
-        "machine": platform.machine(), "libc": " ".join(platform.libc_ver()), "python": platform.python_version(),
-        "torch": str(torch.__version__), "numpy": np.__version__, "h5py": version("h5py"),
-        "mpi": " ".join(str(part) for part in MPI.get_vendor()), "vectors": torch.backends.cpu.get_cpu_capability(),
-    }  # fmt: skip
+        "machine": platform.machine(),
+        "libc": " ".join(platform.libc_ver()),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "h5py": version("h5py"),
+        "mpi": " ".join(str(part) for part in MPI.get_vendor()),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def count() -> tuple[dict[str, str], dict[str, int]]:
     """Return the environment under valgrind, and the instructions of each operation.
 
     Raises:
-        InputError: there is no valgrind, or it fails.
+        InputError: valgrind is missing or fails.
     """
     if shutil.which("valgrind") is None or shutil.which("callgrind_control") is None:
-        raise InputError("valgrind: expected it for counting (bash tests/debian.sh valgrind), found none")
+        raise InputError("valgrind: expected the program on the PATH, found none: bash tests/debian.sh valgrind")
     with tempfile.TemporaryDirectory() as folder:
         out, ready = Path(folder, "out"), Path(folder, "ready")
-        command = ["valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", f"--dump-before={MARK}",
-                   f"--callgrind-out-file={out}", sys.executable, __file__, "--operations", str(ready)]  # fmt: skip
-        alone = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        with subprocess.Popen(command, env={**os.environ, **alone}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              text=True) as process:  # fmt: skip
+        command = [
+            "valgrind",
+            "-q",
+            "--tool=callgrind",
+            "--instr-atstart=no",
+            f"--dump-before={MARK}",
+            f"--callgrind-out-file={out}",
+            sys.executable,
+            __file__,
+            "--operations",
+            str(ready),
+        ]
+        fixed = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        with subprocess.Popen(
+            command, env={**os.environ, **fixed}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
             try:
                 _until(lambda: ready.exists() or process.poll() is not None)
-                if process.poll() is None:  # imports are not counted: that would take minutes
-                    subprocess.run(["callgrind_control", "-i", "on", str(process.pid)], check=True,
-                                   capture_output=True, timeout=PATIENCE)  # fmt: skip
+                if process.poll() is None:  # counting starts here: counting the imports too would take minutes
+                    subprocess.run(
+                        ["callgrind_control", "-i", "on", str(process.pid)],
+                        check=True,
+                        capture_output=True,
+                        timeout=PATIENCE,
+                    )
                     ready.unlink()
-                told, errors = process.communicate(timeout=PATIENCE)
+                output, errors = process.communicate(timeout=PATIENCE)
             except (OSError, subprocess.SubprocessError, TimeoutError) as error:
                 process.kill()
                 raise InputError(f"valgrind: expected counts, found: {error}") from error
         if process.returncode:
             raise InputError(f"valgrind: expected counts, found: {(errors.strip().splitlines() or ['nothing'])[-1]}")
         dumps = sorted(Path(folder).glob("out.*"), key=lambda file: int(file.suffix[1:]))
-        counts = [_total(dump) for dump in dumps]
-    found = json.loads(told)
-    if len(counts) != len(found["operations"]):
-        raise InputError(f"valgrind: expected {len(found['operations'])} counts, found {len(counts)}")
-    by_name = dict(zip(found["operations"], counts, strict=True))
+        counts = [_instructions(dump) for dump in dumps]
+    result = json.loads(output)
+    if len(counts) != len(result["operations"]):
+        raise InputError(f"valgrind: expected {len(result['operations'])} counts, found {len(counts)}")
+    by_name = dict(zip(result["operations"], counts, strict=True))
     nothing = by_name["nothing"]
     counted = {name: n - nothing for name, n in by_name.items() if name not in ("", "nothing")}
-    return found["environment"], {name: round(n / REPEATS) for name, n in counted.items()}
+    return result["environment"], {name: round(n / REPEATS) for name, n in counted.items()}
 
 
-def other(here: dict[str, str], there: dict[str, str]) -> str:
-    """Return in what another environment differs from the one of the figures, "" if in nothing."""
-    names = [name for name in there if here.get(name) != there[name]]
-    return ", ".join(f"{name}: figures of {there[name]}, here {here.get(name)}" for name in names)
+def environment_changes(current: dict[str, str], reference: dict[str, str]) -> str:
+    """Return how this environment differs from that of the figures; "" if it does not."""
+    names = [name for name in reference if current.get(name) != reference[name]]
+    return ", ".join(f"{name}: figures for {reference[name]}, this is {current.get(name)}" for name in names)
 
 
-def differences(found: dict[str, int], figures: dict[str, int]) -> list[str]:
+def differences(counts: dict[str, int], figures: dict[str, int]) -> list[str]:
     """Return a line for each operation that is not within the tolerance of its figure."""
     lines = []
-    for name in sorted({*found, *figures}):
-        if name not in found or name not in figures:
-            lines.append(f"{name}: expected {figures.get(name, 'no figure')}, found {found.get(name, 'no count')}")
-        elif abs(found[name] - figures[name]) > TOLERANCE * figures[name]:
-            change = 100 * (found[name] / figures[name] - 1)
-            lines.append(f"{name}: expected {figures[name]:,} instructions, found {found[name]:,} ({change:+.1f} %)")
+    for name in sorted({*counts, *figures}):
+        if name not in counts or name not in figures:
+            lines.append(f"{name}: expected {figures.get(name, 'no figure')}, found {counts.get(name, 'no count')}")
+        elif abs(counts[name] - figures[name]) > TOLERANCE * figures[name]:
+            change = 100 * (counts[name] / figures[name] - 1)
+            lines.append(f"{name}: expected {figures[name]:,} instructions, found {counts[name]:,} ({change:+.1f} %)")
     return lines
 
 
 def operations(folder: Path) -> dict[str, Callable[[], object]]:
-    """Return the hot paths by name, each small: what Python and the libraries do around the arithmetic counts most."""
+    """Return the hot paths by name, on small tensors: the overhead around the arithmetic is what is measured."""
     import numpy as np
     import torch
 
-    from lsam_hpc import preflight, rma
+    from lsam_hpc import rma
     from lsam_hpc.optim import SAM
     from lsam_hpc.optim.center import LocalCenter
-    from lsam_hpc.optim.lsam import LSAM
-    from lsam_hpc.sketches import DeviceSketch
+    from lsam_hpc.optim.lsam import LocalLSAM
+    from lsam_hpc.rundir.sketches import DeviceSketch
     from lsam_hpc.trajectory import CountSketch, TrajectoryWriter, layer_groups, schema
+    from lsam_hpc.util import preflight
 
     preflight.start()
     from mpi4py import MPI
@@ -139,7 +160,7 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
     first, second = params(), params()
     sam = SAM(torch.optim.SGD(first, lr=1e-6, momentum=0.9), rho=0.05)
     center = LocalCenter(torch.cat([p.detach().reshape(-1) for p in second]))
-    lsam = LSAM(torch.optim.SGD(second, lr=1e-6, momentum=0.9), center, rho=0.05, pull=0.1, period=1)
+    lsam = LocalLSAM(torch.optim.SGD(second, lr=1e-6, momentum=0.9), center, rho=0.05, pull=0.1, period=1)
     size = center.size
     vector = torch.randn(size)
     sketch = DeviceSketch(CountSketch(size, layer_groups([("p", (size,))], 1), 1024, 0), "cpu")
@@ -159,24 +180,24 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def run_operations(ready: Path) -> None:
-    """Do every operation between marks, when the file that says that this process is ready has gone."""
+    """Create the file `ready`, wait until the parent removes it, and run every operation between two marks."""
     with tempfile.TemporaryDirectory() as folder:
         todo = {"nothing": lambda: None, **operations(Path(folder))}
         for operation in todo.values():
             for _ in range(3):
-                operation()  # what the first time does is no hot path
+                operation()  # warm-up: first calls do more
         names: list[str] = []
         gc.collect()
         gc.disable()
         ready.touch()
         while ready.exists():
-            pass  # valgrind is reached only while there is something to run
+            pass  # no sleep: callgrind_control reaches valgrind only while the process runs code
         for name, operation in todo.items():
             with _marked(names, name):
                 for _ in range(REPEATS):
                     operation()
         print(json.dumps({"environment": environment(), "operations": names}), flush=True)
-        os._exit(0)  # nothing else is to be counted, or written
+        os._exit(0)  # so that callgrind counts and writes nothing more
 
 
 @contextmanager
@@ -184,12 +205,12 @@ def _marked(names: list[str], name: str) -> Iterator[None]:
     os.getpgid(0)
     yield
     os.getpgid(0)
-    names += ["", name]  # what comes before the first mark is of no operation
+    names += ["", name]  # the counts before the first mark belong to no operation
 
 
-def _total(dump: Path) -> int:
-    found = re.search(r"^totals: (\d+)", dump.read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
+def _instructions(dump: Path) -> int:
+    match = re.search(r"^totals: (\d+)", dump.read_text(), re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -202,23 +223,23 @@ def _until(condition: Callable[[], bool]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Count and compare, or write the figures; return the exit code."""
-    parser = Parser(prog="instructions", description="Compare the instructions of the hot paths with the last figures.")
-    parser.add_argument("--write", action="store_true", help="make what is counted now the figures")
-    parser.add_argument("--operations", metavar="FILE", help="internal: what valgrind runs")
-    given = parser.parse_args(argv)
-    if given.operations:
-        run_operations(Path(given.operations))
-    here, found = count()
-    if given.write:
-        FIGURES.write_text(json.dumps({"environment": here, "instructions": found}, indent=1) + "\n")
-        print(f"{FIGURES}: {len(found)} figures")
+    parser = Parser(prog="instructions", description="Compare the hot paths' instructions with the committed figures.")
+    parser.add_argument("--write", action="store_true", help="replace the figures by the new counts")
+    parser.add_argument("--operations", metavar="FILE", help="internal: run the operations under valgrind")
+    args = parser.parse_args(argv)
+    if args.operations:
+        run_operations(Path(args.operations))
+    current, counts = count()
+    if args.write:
+        FIGURES.write_text(json.dumps({"environment": current, "instructions": counts}, indent=1) + "\n")
+        print(f"{FIGURES}: {len(counts)} figures")
         return 0
     figures = json.loads(FIGURES.read_text())
-    if unlike := other(here, figures["environment"]):
-        print(f"no comparison: {unlike}")
+    if changes := environment_changes(current, figures["environment"]):
+        print(f"no comparison: {changes}")
         return 0
-    lines = differences(found, figures["instructions"])
-    print("\n".join(lines) or f"{len(found)} operations within {100 * TOLERANCE:.0f} % of their figures")
+    lines = differences(counts, figures["instructions"])
+    print("\n".join(lines) or f"{len(counts)} operations within {100 * TOLERANCE:.0f} % of their figures")
     return 1 if lines else 0
 
 

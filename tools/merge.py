@@ -1,4 +1,4 @@
-"""`lsam merge RUN OUT.h5`: a whole run in one file."""
+"""`lsam merge RUN OUT.h5`: write a whole run into one file."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import Run, index, merge
 from lsam_hpc.trajectory.snapshot import COMPRESSIONS
+from lsam_hpc.util.arguments import Parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Write the file; return the exit code."""
     parser = Parser(
         prog="lsam merge",
-        description="Write a file that holds a whole run, also one that was killed, or an index of the ranks' files.",
+        description="Write a whole run, also a killed one, into one file, or write an index of the ranks' files.",
     )
     parser.add_argument("run", help="the run directory, or one rank's file")
     parser.add_argument("out", nargs="?", help="the file to write")
-    parser.add_argument("--index", action="store_true", help="write RUN/run.h5, which leads to the files beside it")
-    parser.add_argument(
-        "--partial", action="store_true", help="leave out ranks and rows that are damaged, and name them"
-    )
-    parser.add_argument("--compression", choices=COMPRESSIONS, default="gzip", help="of snapshots (default: gzip)")
-    given = parser.parse_args(argv)
-    if given.index == (given.out is not None):
-        raise InputError(f"OUT: expected a file to write or --index, found {'both' if given.index else 'neither'}")
-    run = Run(given.run, partial=given.partial)
-    if given.index:
+    parser.add_argument("--index", action="store_true", help="write RUN/run.h5, which refers to the ranks' files")
+    parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows, and list them")
+    parser.add_argument("--compression", choices=COMPRESSIONS, default="gzip", help="for snapshots (default: gzip)")
+    args = parser.parse_args(argv)
+    if args.index == (args.out is not None):
+        raise InputError(f"OUT: expected a file to write or --index, found {'both' if args.index else 'neither'}")
+    run = Run(args.run, partial=args.partial)
+    if args.index:
         out = index(run)
     else:
-        out = Path(given.out)
-        merge(run, out, given.compression)
+        out = Path(args.out)
+        merge(run, out, args.compression)
     for line in run.problems:
         print(line, file=sys.stderr)
     print(f"{out}: {len(run.ranks)} ranks")

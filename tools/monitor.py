@@ -1,4 +1,4 @@
-"""`lsam monitor RUN`: a live table of a run's ranks, from its logs."""
+"""`lsam monitor RUN`: show a live table of a run's ranks, from its logs."""
 
 from __future__ import annotations
 
@@ -15,30 +15,40 @@ from pathlib import Path
 
 import numpy as np
 
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
-from lsam_hpc.text import columns
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.text import columns
 
 HEAD = (
-    "rank", "host", "step", "total step", "loss", "steps/s", "staleness mean", "max", "distance", "refused", "last row",
+    "rank",
+    "host",
+    "step",
+    "total step",
+    "loss",
+    "steps/s",
+    "staleness mean",
+    "max",
+    "distance",
+    "refused",
+    "last row",
     "state",
-)  # fmt: skip
+)
 SILENT = 30.0  # seconds without a row; ranks write theirs every 5
-GONE = 300.0  # seconds without a row after which nobody waits for a rank any more
-PATIENCE = 60.0  # seconds for the files of a run to be there and whole
-LOSSES = 20  # steps that the loss is a mean of
-MINUTE = 60.0  # seconds of the log that the rate is taken over
+GONE = 300.0  # seconds without a row after which the monitor does not wait for a rank any more
+PATIENCE = 60.0  # seconds to wait for files that are missing or incomplete
+LOSSES = 20  # last steps over which the loss is averaged
+MINUTE = 60.0  # last seconds of the log over which the rate is measured
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a rank is."""
+    """A rank's progress."""
 
     rank: int
     host: str
     step: int  # local steps taken
-    total_step: int  # steps of all ranks when this one took its last
+    global_step: int  # steps of all ranks at this rank's last step
     loss: float  # NaN without a step
     rate: float  # steps per second; NaN without two steps
     staleness_mean: float  # NaN without an exchange
@@ -50,7 +60,7 @@ class Status:
 
     @property
     def state(self) -> str:
-        """`ended`: it left its result; `silent`: no row for 30 s; else `running`."""
+        """`ended`: the rank wrote its result; `silent`: no row for 30 s; else `running`."""
         return "ended" if self.ended else "silent" if self.age > SILENT else "running"
 
 
@@ -58,21 +68,21 @@ def main(argv: Sequence[str]) -> int:
     """Show the table until the run ends or Ctrl-C; return the exit code."""
     parser = Parser(
         prog="lsam monitor",
-        description="Show where the ranks of a run are, again and again until they have ended. Reads the logs only.",
+        description="Show the progress of a run's ranks, refreshed until all ranks have ended. Reads only the logs.",
     )
     parser.add_argument("run", help="the run directory")
-    parser.add_argument("--interval", type=float, default=2.0, help="seconds between two looks (default: 2)")
+    parser.add_argument("--interval", type=float, default=2.0, help="seconds between two refreshes (default: 2)")
     parser.add_argument("--once", action="store_true", help="show the table once")
-    given = parser.parse_args(argv)
-    if not 0 < given.interval < math.inf:
-        raise InputError(f"--interval: expected more than 0 seconds, found {given.interval}")
-    if given.once:
-        with Run(given.run) as run:
+    args = parser.parse_args(argv)
+    if not 0 < args.interval < math.inf:
+        raise InputError(f"--interval: expected more than 0 seconds, found {args.interval}")
+    if args.once:
+        with Run(args.run) as run:
             print(table(run.path, statuses(run, time.time())))
         return 0
     try:
         with _interrupts() as interrupts:
-            interrupted = _watch(Path(given.run), given.interval, interrupts)
+            interrupted = _watch(Path(args.run), args.interval, interrupts)
     except KeyboardInterrupt:
         interrupted = True
     if interrupted:
@@ -81,59 +91,59 @@ def main(argv: Sequence[str]) -> int:
 
 
 def statuses(run: Run, now: float) -> list[Status]:
-    """Return where each rank is.
+    """Return the progress of each rank.
 
     Args:
         run: the run, just opened.
-        now: seconds since 1970.
+        now: the time, seconds since 1970.
     """
     return [_status(run, rank, now) for rank in run.ranks]
 
 
 def table(path: Path, ranks: Sequence[Status]) -> str:
-    """Return a line on the run, a line for each rank, and one that names the ranks that are gone."""
+    """Return a line on the run, a line for each rank, and one that names ranks without rows for 5 min."""
     rate = sum(status.rate for status in ranks if status.state == "running" and status.rate > 0)
     lines = [
-        f"{path}: {len(ranks)} ranks, total step {max(status.total_step for status in ranks):,}, {rate:.1f} steps/s",
+        f"{path}: {len(ranks)} ranks, total step {max(status.global_step for status in ranks):,}, {rate:.1f} steps/s",
         columns([HEAD, *map(_row, ranks)]),
     ]
     if gone := [f"{status.rank} ({status.host})" for status in ranks if not status.ended and status.age > GONE]:
-        lines.append(f"no row for {_span(GONE)} from rank {', '.join(gone)}: stopped, or lost")
+        lines.append(f"no row for {_span(GONE)} from rank {', '.join(gone)}: stopped or failed")
     return "\n".join(lines)
 
 
 @contextmanager
 def _interrupts() -> Iterator[socket.socket]:
-    """Have the first Ctrl-C come as a byte to receive; a second one raises.
+    """Turn the first Ctrl-C into a byte to receive; a second one raises KeyboardInterrupt.
 
-    An exception that rises in a destructor is printed and lost.
+    Python prints and drops an exception raised in a destructor, so the first Ctrl-C must not rely on one.
     """
-    ours, pythons = socket.socketpair()
-    with ours, pythons:
-        pythons.setblocking(False)
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
+        sender.settimeout(0)
         before = signal.getsignal(signal.SIGINT)
-        wakeup = signal.set_wakeup_fd(pythons.fileno())
+        wakeup = signal.set_wakeup_fd(sender.fileno())
         signal.signal(signal.SIGINT, lambda number, frame: signal.signal(signal.SIGINT, before))
         try:
-            yield ours
+            yield receiver
         finally:
-            signal.set_wakeup_fd(wakeup)  # first: what follows may raise, and the sockets close
+            signal.set_wakeup_fd(wakeup)  # first: the next line may raise, and then the sockets close
             signal.signal(signal.SIGINT, before)
 
 
 def _watch(path: Path, interval: float, interrupts: socket.socket) -> bool:
-    """Return whether it ended by Ctrl-C, not with the run."""
-    began = time.monotonic()  # of waiting for files
+    """Show the table until the run ends; return True if Ctrl-C ended it before."""
+    began = time.monotonic()  # start of the wait for files
     shown = ""
     while True:
-        over, looked = False, time.monotonic()
+        over, read_at = False, time.monotonic()
         try:
             with Run(path) as run:
                 ranks = statuses(run, time.time())
             text, began = table(path, ranks), time.monotonic()
             over = all(status.ended or status.age > GONE for status in ranks)
         except InputError as error:
-            # A job that just started has not made all files yet, and one that ends closes them for a moment.
+            # A job that just started has not created all files yet, and one that ends closes them for a moment.
             if not path.is_dir() or time.monotonic() - began > PATIENCE:
                 raise
             text = f"waiting for the run's files: {error}"
@@ -142,18 +152,18 @@ def _watch(path: Path, interval: float, interrupts: socket.socket) -> bool:
             shown = text
         if over:
             return False
-        # Long logs take long to read: leave the machine to others for at least as long.
-        if _rest(max(interval, time.monotonic() - looked), interrupts):
+        # Long logs take long to read: sleep for at least as long, to leave the machine to the run.
+        if _sleep(max(interval, time.monotonic() - read_at), interrupts):
             return True
 
 
-def _rest(seconds: float, interrupts: socket.socket) -> bool:
-    """Sleep; return early, and true, at Ctrl-C."""
+def _sleep(seconds: float, interrupts: socket.socket) -> bool:
+    """Sleep; return True, at once, on Ctrl-C."""
     return bool(select.select([interrupts], [], [], seconds)[0])
 
 
 def _show(text: str) -> None:
-    """Print in place of what a terminal shows, or below what was printed."""
+    """Print over the last table on a terminal, else below it."""
     print(f"\x1b[H\x1b[2J{text}" if sys.stdout.isatty() else f"{text}\n", flush=True)
 
 
@@ -165,7 +175,7 @@ def _status(run: Run, rank: int, now: float) -> Status:
         rank=rank,
         host=log.attributes["host"],
         step=int(steps["iteration"][-1]) + 1 if len(times) else 0,
-        total_step=int(steps["total_iteration"][-1]) + 1 if len(times) else 0,
+        global_step=int(steps["total_iteration"][-1]) + 1 if len(times) else 0,
         loss=float(steps["loss"][-LOSSES:].mean(dtype=np.float64)) if len(times) else math.nan,
         rate=(len(recent) - 1) / span if (span := float(np.ptp(recent)) if len(recent) else 0.0) else math.nan,
         staleness_mean=float(stale.mean()) if len(stale) else math.nan,
@@ -184,7 +194,7 @@ def _row(status: Status) -> tuple[str, ...]:
         str(status.rank),
         status.host,
         f"{status.step:,}",
-        f"{status.total_step:,}",
+        f"{status.global_step:,}",
         f"{status.loss:.4f}" if status.step else "-",
         "-" if math.isnan(status.rate) else f"{status.rate:.1f}",
         f"{status.staleness_mean:.2f}" if exchanged else "-",

@@ -1,4 +1,4 @@
-"""Landscape programs on several ranks: MPI only where a launcher started them, and one rank that speaks."""
+"""Runs landscape programs on several ranks: MPI is used only under a launcher, and only rank 0 prints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The ranks that share a program's points; one, without MPI, unless mpirun or srun started it."""
+    """The ranks of a program; a single one, without MPI, unless mpirun or srun started it."""
 
     def __init__(self) -> None:
         self.comm: MPI.Intracomm | None = None
@@ -32,69 +32,79 @@ class Ranks:
             self.comm = MPI.COMM_WORLD
 
     @property
-    def first(self) -> bool:
-        """Whether this is the rank that prints and writes."""
+    def is_first(self) -> bool:
+        """True on rank 0, which prints and writes."""
         return self.comm is None or self.comm.rank == 0
 
-    def agree(self, function: Callable[[], T]) -> T:
+    def raise_on_all(self, function: Callable[[], T]) -> T:
         """Run a function on every rank; if it raises InputError on any, raise it on all."""
         if self.comm is None:
             return function()
-        from lsam_hpc.rma import agree
+        from lsam_hpc.rma import raise_on_all
 
-        return agree(self.comm, function)
+        return raise_on_all(self.comm, function)
 
-    def once(self, function: Callable[[], T]) -> T:
-        """Run a function on the first rank, and return what it returned, or raise its InputError, on all."""
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Run a function on rank 0; return its result, or raise its InputError, on all ranks."""
         if self.comm is None:
             return function()
         from lsam_hpc.rma import barrier
 
-        found: Any = None
+        outcome: Any = None
         error: str | None = None
-        if self.first:
+        if self.is_first:
             try:
-                found = function()
+                outcome = function()
             except InputError as raised:
                 error = str(raised)
-        barrier(self.comm)  # the others wait without taking a core
-        error, found = self.comm.bcast((error, found))
+        barrier(self.comm)  # the other ranks wait here without using a core
+        error, outcome = self.comm.bcast((error, outcome))
         if error is not None:
             raise InputError(error, everywhere=True)
-        result: T = found
+        result: T = outcome
         return result
 
 
 def add_ranks(group: argparse.ArgumentParser) -> None:
-    """Add the options of programs whose work is shared out over ranks."""
-    group.add_argument("--threads", type=int, default=1, help="of each rank (default: 1, which gives the same bits for "
-                       "any number of ranks on the same kind of machine; use mpirun for more cores)")  # fmt: skip
+    """Add the options of programs that distribute their work over ranks."""
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of each rank (default: 1, which gives the same bits for any number of ranks on the same kind of "
+        "machine; use mpirun for more cores)",
+    )
     group.add_argument("--quiet", action="store_true", help="show no progress")
 
 
-def set_threads(given: argparse.Namespace) -> None:
-    """Let torch use as many threads as the options say."""
-    if given.threads < 1:
-        raise InputError(f"--threads: expected 1 or more, found {given.threads}")
-    torch.set_num_threads(given.threads)
+def set_threads(args: argparse.Namespace) -> None:
+    """Set torch's number of threads from the options."""
+    if args.threads < 1:
+        raise InputError(f"--threads: expected 1 or more, found {args.threads}")
+    torch.set_num_threads(args.threads)
 
 
-def about(given: argparse.Namespace, objective: Objective) -> dict[str, Any]:
-    """Return what an objective's values depend on, for the options of a folder of finished points."""
+def objective_options(args: argparse.Namespace, objective: Objective) -> dict[str, Any]:
+    """Return the options and data that an objective's values depend on, to store with the values."""
     data = hashlib.sha256()
     for inputs, targets in objective.batches:
         for tensor in (inputs, targets):
             data.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return {
-        "model": given.model or "the run's", "loss": given.loss or "cross-entropy", "samples": objective.samples,
-        "batches": len(objective.batches), "data": data.hexdigest()[:16], "dtype": str(objective.dtype),
-        "device": objective.device.type, "threads": given.threads,
-    }  # fmt: skip
+        "model": args.model or "the run's",
+        "loss": args.loss or "cross-entropy",
+        "samples": objective.samples,
+        "batches": len(objective.batches),
+        "data": data.hexdigest()[:16],
+        "dtype": str(objective.dtype),
+        "device": objective.device.type,
+        "threads": args.threads,
+    }
 
 
 def digest(*vectors: NDArray[Any]) -> str:
-    """Return a short text that tells vectors from others."""
-    found = hashlib.sha256()
+    """Return a short hash of vectors."""
+    hasher = hashlib.sha256()
     for vector in vectors:
-        found.update(np.ascontiguousarray(vector).tobytes())
-    return found.hexdigest()[:16]
+        hasher.update(np.ascontiguousarray(vector).tobytes())
+    return hasher.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""`lsam report RUN`: one HTML file with what a run did, where its chains went, and what to change."""
+"""`lsam report RUN`: write one HTML file with a run's verdicts, figures and tables, and advice."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lsam_hpc.tools import source
-from lsam_hpc.tools.inspect_run import summary
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape import report, surface
-from lsam_hpc.landscape.axes import ranges
-from lsam_hpc.landscape.chains import chains
-from lsam_hpc.landscape.draw_chains import draw_chains
-from lsam_hpc.landscape.draw_tracks import draw_tracks
-from lsam_hpc.landscape.li2018 import Surface
-from lsam_hpc.landscape.report import Picture, Report, Section, Table, cell, picture
-from lsam_hpc.landscape.tracks import Tracks, from_sketches, from_snapshots
-from lsam_hpc.landscape.verdicts import are_samples, judge
+from lsam_hpc.landscape.chains.diagnosis import are_samples, diagnose
+from lsam_hpc.landscape.chains.statistics import chains
+from lsam_hpc.landscape.figures.draw_chains import draw_chains
+from lsam_hpc.landscape.figures.draw_tracks import draw_tracks
+from lsam_hpc.landscape.formats.loss_landscape import Surface
+from lsam_hpc.landscape.geometry import surface
+from lsam_hpc.landscape.geometry.axes import ranges
+from lsam_hpc.landscape.geometry.tracks import Tracks, from_sketches, from_snapshots
+from lsam_hpc.landscape.report import report
+from lsam_hpc.landscape.report.report import Picture, Report, Section, Table, cell, picture
+from lsam_hpc.tools import source
+from lsam_hpc.tools.inspect_run import summary
 from lsam_hpc.trajectory import Run
 
 GRID = 15  # points along each axis of the surface
@@ -32,25 +33,31 @@ GRID = 15  # points along each axis of the surface
 def main(argv: Sequence[str]) -> int:
     """Write the report; return the exit code."""
     parser: argparse.ArgumentParser = source.parser(
-        "report", "Write one HTML file that shows a run: verdicts, figures, tables, and the loss around its chains to "
-        "turn around. It works without a network."
-    )  # fmt: skip
-    parser.add_argument("--name", default="report.html", help="of the file, in RUN or --out (default: report.html)")
-    parser.add_argument("--surface", type=int, default=GRID, metavar="N", help="evaluate the loss on N x N points of "
-                        f"the chains' plane, 0: not (default: {GRID})")  # fmt: skip
+        "report",
+        "Write one HTML file about a run: verdicts, figures, tables, and the loss around its chains as a surface that "
+        "can be turned. It works without a network.",
+    )
+    parser.add_argument("--name", default="report.html", help="file name, in RUN or --out (default: report.html)")
+    parser.add_argument(
+        "--surface",
+        type=int,
+        default=GRID,
+        metavar="N",
+        help=f"evaluate the loss on N x N points of the chains' plane; 0: do not (default: {GRID})",
+    )
     source.add_objective(parser, 500)
-    given = parser.parse_args(argv)
-    if given.surface and given.surface < 2:
-        raise InputError(f"--surface: expected 2 points or more, or 0, found {given.surface}")
-    if Path(given.name).name != given.name:
-        raise InputError(f"--name: expected a name without folders, found {given.name!r}")
-    run = Run(given.run, partial=given.partial)
-    out = (source.folder(given, run) if given.out else run.path if run.path.is_dir() else run.path.parent) / given.name
-    about = summary(run)
+    args = parser.parse_args(argv)
+    if args.surface and args.surface < 2:
+        raise InputError(f"--surface: expected 2 points or more, or 0, found {args.surface}")
+    if Path(args.name).name != args.name:
+        raise InputError(f"--name: expected a name without folders, found {args.name!r}")
+    run = Run(args.run, partial=args.partial)
+    out = (source.folder(args, run) if args.out else run.path if run.path.is_dir() else run.path.parent) / args.name
+    info = summary(run)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sections = [_verdicts(run, folder), *_where(given, run, folder)]
-    Report(_title(run), _subtitle(about), [*sections, *_figures(run), _ranks(about), _options(about)]).write(out)
+        sections = [_verdicts(run, folder), *_where(args, run, folder)]
+    Report(_title(run), _subtitle(info), [*sections, *_figures(run), _ranks(info), _options(info)]).write(out)
     for line in run.problems:
         print(line, file=sys.stderr)
     print(out)
@@ -61,34 +68,40 @@ def _title(run: Run) -> str:
     return f"Run {run.path.resolve().name}"
 
 
-def _subtitle(about: dict[str, Any]) -> str:
-    found, center = about["attributes"], about["center"]
+def _subtitle(info: dict[str, Any]) -> str:
+    attributes, center = info["attributes"], info["center"]
     end = "it has not ended, or was stopped"
     if center["test_error"] is not None:
         end = f"test error of the center {center['test_error']:.2f} %"
-    return (f"{found['ranks']} ranks, started {found['created']} by {found['launcher']}; "
-            f"{about['parameters']:,} parameters; {end}.")  # fmt: skip
+    return (
+        f"{attributes['ranks']} ranks, started {attributes['created']} by {attributes['launcher']}; "
+        f"{info['parameters']:,} parameters; {end}."
+    )
 
 
 def _verdicts(run: Run, folder: Path) -> Section:
     try:
-        found = chains(run)
-    except InputError as error:  # the rest of the page can be had
+        statistics = chains(run)
+    except InputError as error:  # the rest of the page does not need the chains
         return Section("verdicts", "Are these chains samples?", f"Not judged: {error}.")
-    verdicts = judge(found)
+    verdicts = diagnose(statistics)
     answer = "Yes." if are_samples(verdicts) else "No."
-    rows = [(q.name, cell(q.mixing.rhat, ".3f"), cell(q.mixing.ess, ".0f"), f"{q.tau:.0f}") for q in found.quantities]
-    table = Table("How well the chains mix", ("quantity", "split R-hat", "effective sample size",
-                                              "autocorrelation time, steps"), rows)  # fmt: skip
+    named = statistics.quantities
+    rows = [(q.name, cell(q.mixing.rhat, ".3f"), cell(q.mixing.ess, ".0f"), f"{q.tau:.0f}") for q in named]
+    table = Table(
+        "How well the chains mix",
+        ("quantity", "split R-hat", "effective sample size", "autocorrelation time, steps"),
+        rows,
+    )
     drawn = picture(
-        draw_chains(found, folder / "chains.svg"),
+        draw_chains(statistics, folder / "chains.svg"),
         "Six panels; the numbers are in the tables of this page.",
         "Traces, autocorrelation, distance from the center, staleness, waits, and the ranks' speeds.",
     )
     return Section("verdicts", "Are these chains samples?", answer, verdicts, [drawn], [table])
 
 
-def _where(given: argparse.Namespace, run: Run, folder: Path) -> list[Section]:
+def _where(args: argparse.Namespace, run: Run, folder: Path) -> list[Section]:
     title = "Where the chains went"
     try:
         tracks = _tracks(run)
@@ -99,43 +112,55 @@ def _where(given: argparse.Namespace, run: Run, folder: Path) -> list[Section]:
     if tracks.axes is None:
         text = "From sketches: coordinates are right to a few percent. "
         text += "A surface needs snapshots: train with --snapshot-every log."
-    elif given.surface:
-        background = _surface(given, run, tracks)
+    elif args.surface:
+        background = _surface(args, run, tracks)
     logged = {rank: (steps["total_iteration"], steps["loss"]) for rank in run.ranks for steps in [run.steps(rank)]}
-    path = draw_tracks(tracks, folder / "tracks.svg", logged, None, background, "")
+    path = draw_tracks(tracks, folder / "tracks.svg", logged, background=background)
     caption = "Samples and center on the plane of the samples' principal components, the logged loss, and distances "
     caption += "from the plane."
-    sections = [Section("where", title, text, pictures=[picture(path, _spoken(tracks), caption)],
-                        tables=[_ends(tracks)])]  # fmt: skip
+    sections = [
+        Section("where", title, text, pictures=[picture(path, _description(tracks), caption)], tables=[_ends(tracks)])
+    ]
     if background is not None:
         names = [f"rank {rank}" for rank in tracks.ranks]
-        space = report.space(tracks, background, f"{given.split} loss")
-        sections.append(Section("surface", "The loss around them", "Turn it with the mouse, a finger, or the buttons.",
-                                space=space, names=names, label=_spoken(tracks)))  # fmt: skip
+        space = report.space(tracks, background, f"{args.split} loss")
+        sections.append(
+            Section(
+                "surface",
+                "The loss around them",
+                "Turn it with the mouse, a finger, or the buttons.",
+                space=space,
+                names=names,
+                label=_description(tracks),
+            )
+        )
     return sections
 
 
 def _tracks(run: Run) -> Tracks:
-    there = sum(run.log(rank).rows("snapshot/sample") for rank in run.ranks
-                if "snapshot/sample" in run.log(rank).tables)  # fmt: skip
-    return from_snapshots(run) if there > 2 else from_sketches(run)
+    count = sum(
+        run.log(rank).rows("snapshot/sample") for rank in run.ranks if "snapshot/sample" in run.log(rank).tables
+    )
+    return from_snapshots(run) if count > 2 else from_sketches(run)
 
 
-def _surface(given: argparse.Namespace, run: Run, tracks: Tracks) -> Surface:
+def _surface(args: argparse.Namespace, run: Run, tracks: Tracks) -> Surface:
     assert tracks.axes is not None
-    places = np.concatenate([part for track in tracks.ranks.values() for part in (track.sample, track.center)])
-    x, y = ranges(places[np.isfinite(places[:, 0])], given.surface, 0.15)
+    points = np.concatenate([part for track in tracks.ranks.values() for part in (track.sample, track.center)])
+    x, y = ranges(points[np.isfinite(points[:, 0])], args.surface, 0.15)
     title = "lsam report: surface" if sys.stderr.isatty() else None
-    return surface.scan(source.objective(given, run), tracks.axes.origin, tracks.axes.directions, x, y, title=title)
+    return surface.scan(source.objective(args, run), tracks.axes.origin, tracks.axes.directions, x, y, title=title)
 
 
-def _spoken(tracks: Tracks) -> str:
+def _description(tracks: Tracks) -> str:
     ends = [track.sample[-1] for track in tracks.ranks.values()]
     spread = float(np.linalg.norm(np.ptp(ends, axis=0)))
     first = next(iter(tracks.ranks.values()))
-    way = float(np.linalg.norm(first.sample[-1] - first.sample[0]))
-    return (f"Paths of {len(tracks.ranks)} chains over training. Rank {next(iter(tracks.ranks))} ends {way:.3g} from "
-            f"where it began; at the end the chains lie within {spread:.3g} of each other on the plane.")  # fmt: skip
+    moved = float(np.linalg.norm(first.sample[-1] - first.sample[0]))
+    return (
+        f"Paths of {len(tracks.ranks)} chains over training. Rank {next(iter(tracks.ranks))} ends {moved:.3g} from "
+        f"where it began; at the end the chains lie within {spread:.3g} of each other on the plane."
+    )
 
 
 def _ends(tracks: Tracks) -> Table:
@@ -148,7 +173,7 @@ def _ends(tracks: Tracks) -> Table:
 
 
 def _figures(run: Run) -> list[Section]:
-    """Return what other programs drew for this run."""
+    """Return the figures that other programs drew for this run."""
     folder = run.path / "figures"
     files = sorted(f for f in folder.iterdir() if f.suffix in report.KINDS) if folder.is_dir() else []
     pictures: list[Picture] = []
@@ -159,25 +184,38 @@ def _figures(run: Run) -> list[Section]:
     return [Section("figures", "Figures of other programs", pictures=pictures)] if pictures else []
 
 
-def _ranks(about: dict[str, Any]) -> Section:
+def _ranks(info: dict[str, Any]) -> Section:
     head = ("rank", "host", "steps", "steps/s", "last loss", "exchanges", "refused", "mean staleness", "test error, %")
-    rows = [tuple(cell(value) for value in _row(rank)) for rank in about["ranks"]]
+    rows = [tuple(cell(value) for value in _row(rank)) for rank in info["ranks"]]
     return Section("ranks", "Ranks", tables=[Table("What each rank did", head, rows)])
 
 
 def _row(rank: dict[str, Any]) -> tuple[Any, ...]:
     result = rank["result"] or {}
-    return (rank["rank"], rank["host"], rank["steps"], rank["steps_per_second"], rank["loss"], rank["exchanges"],
-            rank["refused"], rank["staleness_mean"], result.get("sample_test_error"))  # fmt: skip
+    return (
+        rank["rank"],
+        rank["host"],
+        rank["steps"],
+        rank["steps_per_second"],
+        rank["loss"],
+        rank["exchanges"],
+        rank["refused"],
+        rank["staleness_mean"],
+        result.get("sample_test_error"),
+    )
 
 
-def _options(about: dict[str, Any]) -> Section:
-    options = [(name, json.dumps(value)) for name, value in about["config"].items() if value is not None]
-    attributes = [(name, str(value)) for name, value in about["attributes"].items()]
-    return Section("options", "Options and origin", tables=[
-        Table("Options", ("option", "value"), options, folded=True, wraps=True),
-        Table("Where the run comes from", ("attribute", "value"), attributes, folded=True, wraps=True),
-    ])  # fmt: skip
+def _options(info: dict[str, Any]) -> Section:
+    options = [(name, json.dumps(value)) for name, value in info["config"].items() if value is not None]
+    attributes = [(name, str(value)) for name, value in info["attributes"].items()]
+    return Section(
+        "options",
+        "Options and origin",
+        tables=[
+            Table("Options", ("option", "value"), options, folded=True, wraps=True),
+            Table("Where the run comes from", ("attribute", "value"), attributes, folded=True, wraps=True),
+        ],
+    )
 
 
 if __name__ == "__main__":

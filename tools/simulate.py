@@ -1,4 +1,4 @@
-"""`lsam simulate`: what a run on another machine would do, from numbers or from what was measured."""
+"""`lsam simulate`: predict throughput and staleness on another machine, from given or measured numbers."""
 
 from __future__ import annotations
 
@@ -11,50 +11,64 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from lsam_hpc import preflight
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
-from lsam_hpc.optionfile import read_options
+from lsam_hpc.options.communication import CommunicationOptions
+from lsam_hpc.options.coupling import CouplingOptions
+from lsam_hpc.options.files import read_options
+from lsam_hpc.options.option import fields
 from lsam_hpc.simulate import machines
-from lsam_hpc.simulate.describe import Ascent, Coupling, Distribution, Job, Machine, Topology, Wire
+from lsam_hpc.simulate.describe import Distribution, Job, Machine
 from lsam_hpc.simulate.lifetime import Faults, Lifetime, live
 from lsam_hpc.simulate.result import Result, simulate
-from lsam_hpc.text import columns
+from lsam_hpc.util import preflight
+from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.text import columns
 
-# option -> (default, what it is)
+# Options that mean what they mean in LSAM.
+LSAM_OPTIONS = ("period", "wire_dtype", "coupling", "topology", "degree", "max_delay", "group_size", "group_ascent")
+# option -> (default, help)
 OPTIONS: dict[str, tuple[Any, str]] = {
-    "machine": ("two-cores", "a known one (%(machines)s), or a file"),
-    "ranks": (8, "R"),
-    "parameters": (11_000_000, "P, elements of the exchanged vector"),
-    "step": (0.1, "mean seconds of a local step: two passes"),
-    "work": (0.0, "of these, seconds that need a core of the node"),
-    "distribution": ("constant", f"of the steps: {', '.join(get_args(Distribution))}"),
-    "sigma": (0.1, "of the logarithm of lognormal steps"),
+    "machine": ("two-cores", "a known machine (%(machines)s), or a file"),
+    "ranks": (8, "number of ranks"),
+    "parameters": (11_000_000, "elements of the exchanged vector"),
+    "step": (0.1, "mean seconds of a local step, which is two passes"),
+    "work": (0.0, "seconds of a step that need a core of the node"),
+    "distribution": ("constant", f"distribution of the steps' lengths: {', '.join(get_args(Distribution))}"),
+    "sigma": (0.1, "standard deviation of the logarithm of lognormal steps"),
     "straggler": ("", "RANK:FACTOR[,RANK:FACTOR...]: ranks whose steps are longer"),
     "pause_every": (math.inf, "mean seconds between a rank's random pauses"),
     "pause": (0.0, "mean seconds of such a pause"),
-    "period": (4, "steps between exchanges"),
-    "wire_dtype": ("float32", ", ".join(get_args(Wire))),
-    "coupling": ("elastic", ", ".join(get_args(Coupling))),
-    "topology": ("center", ", ".join(get_args(Topology))),
-    "degree": (1, "of gossip: peers read at an exchange"),
-    "max_delay": (1, "exchanges in flight at most"),
-    "group_size": (1, "ranks that are one chain together"),
-    "group_ascent": ("own", ", ".join(get_args(Ascent))),
-    "hidden": (0.5, "part of a pass behind which an allreduce of gradients hides"),
-    "shards": (0, "ranks that own a part of the center; 0: all"),
-    "seconds": (0.0, "of simulated time; 0: 20 exchanges of a chain"),
-    "steps": (0, "of all ranks, after which it stops; 0: no limit"),
-    "seed": (0, "of the random lengths"),
-    "budget": (0, "steps of all ranks that the whole run takes; 0: a million"),
+    **{
+        item.name: (item.default, item.metadata["help"])
+        for concern in (CouplingOptions, CommunicationOptions)
+        for item in fields(concern)
+        if item.name in LSAM_OPTIONS
+    },
+    "hidden": (0.5, "share of a pass that overlaps with an allreduce of gradients"),
+    "shards": (0, "ranks that own a shard of the center; 0: all"),
+    "seconds": (0.0, "simulated seconds; 0: 20 exchanges of a chain"),
+    "steps": (0, "steps of all ranks after which the simulation stops; 0: no limit"),
+    "seed": (0, "seed of the random lengths"),
+    "budget": (0, "steps of all ranks in the whole run; 0: a million"),
     "node_mtbf_hours": (math.inf, "mean time between failures of a node"),
     "checkpoint_every": (math.inf, "seconds of training between checkpoints"),
-    "checkpoint": (0.0, "seconds that writing one takes"),
+    "checkpoint": (0.0, "seconds to write a checkpoint"),
     "requeue": (0.0, "mean seconds from a failure until the job trains again"),
 }
-# In the machine's part of the command line, or of the simulation's.
-APART = ("machine", "straggler", "seconds", "steps", "seed", "budget", "shards", "node_mtbf_hours", "checkpoint_every",
-         "checkpoint", "requeue")  # fmt: skip
+# Options that main() does not pass to Job by name.
+APART = (
+    "machine",
+    "straggler",
+    "seconds",
+    "steps",
+    "seed",
+    "budget",
+    "shards",
+    "node_mtbf_hours",
+    "checkpoint_every",
+    "checkpoint",
+    "requeue",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,41 +82,48 @@ def main(argv: Sequence[str]) -> int:
         words = text % {"machines": ", ".join(machines.known())} if name == "machine" else text
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=hints[name], metavar=name.upper(), help=f"{words} (default: {default})")
-    parser.add_argument("--config", metavar="FILE", help="YAML or TOML with these options; flags come first")
-    measured_by = "take what was measured from a run's logs, or from lsam bench exchange --json"
+    parser.add_argument("--config", metavar="FILE", help="YAML or TOML file with these options; flags override it")
+    measured_by = "use the measurements in a run's logs, or in the output of lsam bench exchange --json"
     parser.add_argument("--calibrate", action="append", default=[], metavar="RUN|FILE.json", help=measured_by)
-    parser.add_argument("--advise", action="store_true", help="tell which options suit the machine and the model")
-    parser.add_argument("--train", nargs=argparse.REMAINDER, metavar="OPTION",
-                        help="train a network in the simulated order; options of lsam train may follow")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
-    given = vars(parser.parse_args(argv))
+    parser.add_argument("--advise", action="store_true", help="recommend options for the machine and the model")
+    parser.add_argument(
+        "--train",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="train a network in the simulated order; options of lsam train may follow",
+    )
+    parser.add_argument("--json", metavar="FILE", help="file for the results")
+    args = vars(parser.parse_args(argv))
     options = {name: default for name, (default, _) in OPTIONS.items()}
-    if given["config"]:
-        options |= read_options(Path(given["config"]), hints)
-    options |= {name: given[name] for name in OPTIONS if given[name] is not None}
+    if args["config"]:
+        options |= read_options(Path(args["config"]), hints)
+    options |= {name: args[name] for name in OPTIONS if args[name] is not None}
     machine = machines.load(options["machine"])
     fields = get_type_hints(Job)
-    job = Job(**{name: value for name, value in options.items() if name in fields and name not in APART},
-              factors=_stragglers(options["straggler"]), shards=options["shards"] or None)  # fmt: skip
+    job = Job(
+        **{name: value for name, value in options.items() if name in fields and name not in APART},
+        factors=_stragglers(options["straggler"]),
+        shards=options["shards"] or None,
+    )
     measured: list[str] = []
-    for path in given["calibrate"]:
+    for path in args["calibrate"]:
         from lsam_hpc.simulate.calibrate import calibrate
 
         job, machine, lines = calibrate(Path(path), job, machine)
         measured += lines
-    # A run's own stragglers, and then those that were named.
+    # --straggler overrides the stragglers measured in a run.
     job = replace(job, factors={**job.factors, **_stragglers(options["straggler"])})
-    if given["train"] is not None:
-        preflight.start()  # before anything imports MPI, though one process is all there is
+    if args["train"] is not None:
+        preflight.start()  # must precede the import of MPI, although there is one process only
         from lsam_hpc.replay.verb import replay
 
-        trained = replay(job, machine, options["seed"], given["train"])
-        if given["json"]:
-            _write(given["json"], {"machine": asdict(machine), "job": asdict(job), "trained": trained})
+        trained = replay(job, machine, options["seed"], args["train"])
+        if args["json"]:
+            _write(args["json"], {"machine": asdict(machine), "job": asdict(job), "trained": trained})
         return 0
-    if given["advise"]:
-        return _advise(job, machine, options, measured, given["json"])
-    return _simulate(job, machine, options, measured, given["json"])
+    if args["advise"]:
+        return _advise(job, machine, options, measured, args["json"])
+    return _simulate(job, machine, options, measured, args["json"])
 
 
 def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: list[str], out: str | None) -> int:
@@ -111,8 +132,9 @@ def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: lis
     synchronous = replace(job, period=0, group_size=job.ranks, topology="center", wire_dtype="float32")
     results["synchronous SAM"] = simulate(synchronous, machine, seconds, steps, options["seed"])
     budget = options["budget"] or 1_000_000
-    faults = Faults(3600 * options["node_mtbf_hours"], options["checkpoint_every"], options["checkpoint"],
-                    options["requeue"])  # fmt: skip
+    faults = Faults(
+        3600 * options["node_mtbf_hours"], options["checkpoint_every"], options["checkpoint"], options["requeue"]
+    )
     lives = {name: live(budget / r.rate, r.nodes, faults, options["seed"]) for name, r in results.items()}
     names = list(results)
     cells = [_cells(results[name], lives[name], budget) for name in names]
@@ -120,10 +142,15 @@ def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: lis
     print("\n" + _assumptions(job, machine, measured, results["LSAM"]))
     if out:
         report = {
-            "machine": asdict(machine), "job": asdict(job), "measured": measured, "budget": budget,
-            **{name: {**asdict(results[name]), "efficiency": results[name].efficiency, "life": asdict(lives[name])}
-               for name in names},
-        }  # fmt: skip
+            "machine": asdict(machine),
+            "job": asdict(job),
+            "measured": measured,
+            "budget": budget,
+            **{
+                name: {**asdict(results[name]), "efficiency": results[name].efficiency, "life": asdict(lives[name])}
+                for name in names
+            },
+        }
         _write(out, report)
     return 0
 
@@ -131,17 +158,26 @@ def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: lis
 def _advise(job: Job, machine: Machine, options: dict[str, Any], measured: list[str], out: str | None) -> int:
     from lsam_hpc.simulate.advise import advise
 
-    found = advise(job, machine, options["seed"])
-    best = found.job
-    words = [f"--period {best.period}", f"--wire-dtype {best.wire_dtype}", f"--pull {found.pull:.3g}"]
-    print(" ".join(words + [f"--group-size {best.group_size}"] * (best.group_size > 1)) + "\n")
-    print("\n".join(f"* {reason}" for reason in found.reasons))
-    rows = [(str(j.period), j.wire_dtype, str(j.group_size), f"{100 * r.efficiency:.1f}", _number(r.staleness.mean),
-             f"{100 * r.link_used:.0f}") for j, r in found.tried]  # fmt: skip
+    advice = advise(job, machine, options["seed"])
+    best = advice.job
+    flags = [f"--period {best.period}", f"--wire-dtype {best.wire_dtype}", f"--pull {advice.pull:.3g}"]
+    print(" ".join(flags + [f"--group-size {best.group_size}"] * (best.group_size > 1)) + "\n")
+    print("\n".join(f"* {reason}" for reason in advice.reasons))
+    rows = [
+        (
+            str(j.period),
+            j.wire_dtype,
+            str(j.group_size),
+            f"{100 * r.efficiency:.1f}",
+            _number(r.staleness.mean),
+            f"{100 * r.link_used:.0f}",
+        )
+        for j, r in advice.tried
+    ]
     print("\n" + columns([("period", "wire", "group", "efficiency %", "staleness", "link %"), *rows]))
-    print("\n" + _assumptions(best, machine, measured, found.result))
+    print("\n" + _assumptions(best, machine, measured, advice.result))
     if out:
-        _write(out, {"machine": asdict(machine), "job": asdict(best), "pull": found.pull, "reasons": found.reasons})
+        _write(out, {"machine": asdict(machine), "job": asdict(best), "pull": advice.pull, "reasons": advice.reasons})
     return 0
 
 
@@ -171,11 +207,11 @@ def _cells(r: Result, life: Lifetime, budget: int) -> dict[str, str]:
     }
 
 
-def _assumptions(job: Job, machine: Machine, measured: list[str], found: Result) -> str:
-    nodes = f"{found.nodes} node{'s' * (found.nodes > 1)}"
+def _assumptions(job: Job, machine: Machine, measured: list[str], result: Result) -> str:
+    nodes = f"{result.nodes} node{'s' * (result.nodes > 1)}, {result.exchanges} exchanges"
     device = f"device to host {_bytes(machine.host_link)}/s" if machine.host_link else "ranks compute on the host"
     lines = [
-        f"Simulated: {_number(found.seconds)} s of {job.ranks} ranks on {nodes}, {found.exchanges} exchanges. Assumed:",
+        f"Simulated: {_number(result.seconds)} s of {job.ranks} ranks on {nodes}. Assumed:",
         f"{machine.name}: {machine.ranks_per_node} ranks and {machine.cores:g} cores a node; a thread copies "
         f"{_bytes(machine.copy)}/s, a node {_bytes(machine.memory)}/s; network {_bytes(machine.nic)}/s each way a "
         f"node, {_bytes(machine.rank_rate)}/s a rank, {1e6 * machine.latency:.3g} us, {100 * machine.bisection:.0f} % "
@@ -190,14 +226,14 @@ def _assumptions(job: Job, machine: Machine, measured: list[str], found: Result)
 
 
 def _stragglers(text: str) -> dict[int, float]:
-    found = {}
+    factors = {}
     for part in filter(None, text.split(",")):
         rank, _, factor = part.partition(":")
         try:
-            found[int(rank)] = float(factor)
+            factors[int(rank)] = float(factor)
         except ValueError as error:
             raise InputError(f"--straggler: expected RANK:FACTOR, as in 3:4, found {part}") from error
-    return found
+    return factors
 
 
 def _write(path: str, report: dict[str, Any]) -> None:
@@ -208,7 +244,7 @@ def _write(path: str, report: dict[str, Any]) -> None:
 
 
 def _known(value: Any) -> Any:  # noqa: ANN401
-    """Return a value with null for what JSON has no number for."""
+    """Return a value with None for the numbers that JSON cannot express."""
     if isinstance(value, dict):
         return {str(k): _known(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

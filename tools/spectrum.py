@@ -1,4 +1,4 @@
-"""`lsam spectrum RUN`: eigenvalues, trace and spectral density of Hessian and Gauss-Newton matrix."""
+"""`lsam spectrum RUN`: eigenvalues, trace and spectral density of the Hessian and Gauss-Newton matrix."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from lsam_hpc.tools import source
-from lsam_hpc.tools.jobs import share
-from lsam_hpc.tools.ranks import Ranks, about, add_ranks, set_threads
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.cohen2021 import Edge, edge, joined, snapshots
-from lsam_hpc.landscape.curvature import MATRICES, curvature, layers
-from lsam_hpc.landscape.draw_curvature import draw_edge, draw_layers, draw_spectra
-from lsam_hpc.landscape.meyer2021 import Trace, trace
+from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, joined, snapshots
+from lsam_hpc.landscape.curvature.products import MATRICES, curvature, layers
+from lsam_hpc.landscape.curvature.spectral_density import Density, density
+from lsam_hpc.landscape.curvature.spectrum import eigenpairs
+from lsam_hpc.landscape.curvature.trace import Trace, trace
+from lsam_hpc.landscape.figures.draw_curvature import draw_edge, draw_layers, draw_spectra
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.spectrum import eigenpairs
+from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
-from lsam_hpc.landscape.tables import places, write_arrays, write_csv
-from lsam_hpc.landscape.ubaru2017 import Density, density
-from lsam_hpc.text import columns
+from lsam_hpc.tools import source
+from lsam_hpc.tools.jobs import share
+from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.text import columns
 
-WHOLE = "all"  # name of the block that is the whole matrix
+WHOLE = "all"  # name of the whole matrix among the blocks
 
 
 class Block(NamedTuple):
-    """A matrix, or a layer's diagonal block of it."""
+    """A matrix, or the diagonal block of one layer."""
 
     matrix: str
     layer: str
@@ -40,8 +40,8 @@ class Block(NamedTuple):
     params: list[int] | None
 
 
-class Found(NamedTuple):
-    """Its spectrum."""
+class Spectrum(NamedTuple):
+    """The spectrum of a block."""
 
     values: NDArray[np.float64]
     vectors: NDArray[np.float64]
@@ -52,172 +52,203 @@ class Found(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Compute, print, write and draw; return the exit code."""
     ranks = Ranks()
-    given, run, objective = ranks.agree(lambda: _begin(argv))
-    out = ranks.once(lambda: places(source.folder(given, run), given.name or f"spectrum-{_file(given.at)}",
-                                    _suffixes(given), given.overwrite))  # fmt: skip
-    x = ranks.agree(lambda: objective.vector(state(run, given.at)))
-    ranks.agree(lambda: _check(objective, x, given.matrix))
-    title = None if given.quiet else "lsam spectrum"
+    args, run, objective = ranks.raise_on_all(lambda: _begin(argv))
+    name = args.name or f"spectrum-{source.state_label(args.at)}"
+    out = ranks.on_first(lambda: places(source.folder(args, run), name, _suffixes(args), overwrite=args.overwrite))
+    x = ranks.raise_on_all(lambda: objective.vector(state(run, args.at)))
+    ranks.raise_on_all(lambda: _check(objective, x, args.matrix))
+    title = None if args.quiet else "lsam spectrum"
     blocks = [
-        Block(matrix, name, size, params) for matrix in given.matrix for name, size, params in _parts(given, objective)
+        Block(matrix, name, size, params) for matrix in args.matrix for name, size, params in _parts(args, objective)
     ]
-    found = share(ranks, [_job(given, objective, x, block) for block in blocks], title)
+    spectra = share(ranks, [_job(args, objective, x, block) for block in blocks], title)
     along: Edge | None = None
-    if given.along:
-        rows = ranks.agree(lambda: snapshots(run, given.along))
-        jobs = [lambda row=row: edge(run, objective, [row], given.along, given.matrix[0], given.seed) for row in rows]
+    if args.along:
+        rows = ranks.raise_on_all(lambda: snapshots(run, args.along))
+        options = {"state": args.along, "matrix": args.matrix[0], "seed": args.seed}
+        jobs = [lambda row=row: edge(run, objective, [row], **options) for row in rows]
         along = joined(share(ranks, jobs, title and "lsam spectrum, snapshots"))
-    if ranks.first:
-        print(_table(blocks, found))
-        _write(given, out, blocks, found, {"at": given.at, "seed": given.seed, **about(given, objective)})
+    if ranks.is_first:
+        print(_table(blocks, spectra))
+        _write(args, out, blocks, spectra, {"at": args.at, "seed": args.seed, **objective_options(args, objective)})
         if along is not None:
-            _write_edge(given, out, along)
+            _write_edge(args, out, along)
         print("\n" + "\n".join(str(path) for path in out.values()))
     return 0
 
 
 def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
-    given = _parser().parse_args(argv)
-    given.matrix = given.matrix.split(",")
-    for name in given.matrix:
+    args = _parser().parse_args(argv)
+    args.matrix = args.matrix.split(",")
+    for name in args.matrix:
         if name not in MATRICES:
             raise InputError(f"--matrix: expected some of {', '.join(MATRICES)}, found {name!r}")
     for name, least in (("eigenvalues", 1), ("steps", 1), ("repeats", 2)):
-        if getattr(given, name) < least:
-            raise InputError(f"--{name}: expected {least} or more, found {getattr(given, name)}")
-    set_threads(given)
-    run = Run(given.run, partial=given.partial)
-    if given.along:
-        snapshots(run, given.along)
-    return given, run, source.objective(given, run)
+        if getattr(args, name) < least:
+            raise InputError(f"--{name}: expected {least} or more, found {getattr(args, name)}")
+    set_threads(args)
+    run = Run(args.run, partial=args.partial)
+    if args.along:
+        snapshots(run, args.along)
+    return args, run, source.objective(args, run)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = source.parser(
         "spectrum",
         "Compute the largest eigenvalues, the trace and the spectral density of the Hessian and the Gauss-Newton "
-        "matrix of the loss at a state; with --along the largest eigenvalue of every snapshot, beside 2 / lr.",
+        "matrix of the loss at a state; with --along the largest eigenvalue at every snapshot, beside 2 / lr.",
     )
     parser.add_argument("--at", default="center", metavar="STATE", help=f"{SYNTAX} (default: center)")
     parser.add_argument("--matrix", default="hessian,ggn", help="some of hessian, ggn (default: both)")
     parser.add_argument("--eigenvalues", type=int, default=10, metavar="K", help="how many, the largest (default: 10)")
-    parser.add_argument("--layers", action="store_true", help="of each layer's diagonal block too")
-    parser.add_argument("--along", choices=("sample", "center"), help="of every snapshot of it, with the first matrix")
-    parser.add_argument("--vectors", action="store_true", help="write the eigenvectors too, into the HDF5 file")
+    parser.add_argument("--layers", action="store_true", help="also analyse each layer's diagonal block")
+    along = "also compute the first matrix's largest eigenvalue at every snapshot of this state"
+    parser.add_argument("--along", choices=("sample", "center"), help=along)
+    parser.add_argument("--vectors", action="store_true", help="also write the eigenvectors into the HDF5 file")
     group = parser.add_argument_group("estimates")
-    group.add_argument("--steps", type=int, default=80, help="of Lanczos, for the density (default: 80)")
-    group.add_argument("--repeats", type=int, default=10, help="random vectors for the density, and estimates of the "
-                       "trace (default: 10)")  # fmt: skip
-    group.add_argument("--products", type=int, default=30, help="for an estimate of the trace, a multiple of 3 "
-                       "(default: 30)")  # fmt: skip
-    group.add_argument("--seed", type=int, default=0, help="of random vectors (default: 0)")
-    parser.add_argument("--name", help="of the files (default: spectrum-STATE)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    group.add_argument("--steps", type=int, default=80, help="Lanczos steps for the density (default: 80)")
+    group.add_argument(
+        "--repeats",
+        type=int,
+        default=10,
+        help="random vectors for the density, and estimates of the trace (default: 10)",
+    )
+    products = "matrix-vector products for a trace estimate, a multiple of 3 (default: 30)"
+    group.add_argument("--products", type=int, default=30, help=products)
+    group.add_argument("--seed", type=int, default=0, help="seed of random vectors (default: 0)")
+    parser.add_argument("--name", help="base name of the files (default: spectrum-STATE)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     source.add_objective(parser)
     add_ranks(parser)
     return parser
 
 
 def _check(objective: Objective, x: Tensor, matrices: Sequence[str]) -> None:
-    """Raise InputError if a product with a matrix is not finite or not the same twice."""
+    """Raise InputError if a product with a matrix is not finite or not reproducible."""
     for matrix in matrices:
         with curvature(objective, x, matrix):
             pass
 
 
-def _parts(given: argparse.Namespace, objective: Objective) -> list[tuple[str, int, list[int] | None]]:
-    found: list[tuple[str, int, list[int] | None]] = [(WHOLE, objective.size, None)]
-    if given.layers:
+def _parts(args: argparse.Namespace, objective: Objective) -> list[tuple[str, int, list[int] | None]]:
+    parts: list[tuple[str, int, list[int] | None]] = [(WHOLE, objective.size, None)]
+    if args.layers:
         sizes = [p.numel() for p in objective.params]
-        found += [(name, sum(sizes[i] for i in params), params) for name, params in layers(objective).items()]
-    return found
+        parts += [(name, sum(sizes[i] for i in params), params) for name, params in layers(objective).items()]
+    return parts
 
 
-def _job(given: argparse.Namespace, objective: Objective, x: Tensor, block: Block) -> Callable[[], Found]:
-    def work() -> Found:
-        options: dict[str, Any] = {"matrix": block.matrix, "seed": given.seed, "params": block.params, "check": False}
-        k = min(given.eigenvalues, block.size)
+def _job(args: argparse.Namespace, objective: Objective, x: Tensor, block: Block) -> Callable[[], Spectrum]:
+    def work() -> Spectrum:
+        options: dict[str, Any] = {"matrix": block.matrix, "seed": args.seed, "params": block.params, "check": False}
+        k = min(args.eigenvalues, block.size)
         values, vectors = eigenpairs(objective, x, k, **options)
-        return Found(
+        return Spectrum(
             values,
-            vectors if given.vectors else vectors[:0],
-            trace(objective, x, products=given.products, repeats=given.repeats, **options),
-            density(objective, x, steps=given.steps, repeats=given.repeats, **options),
+            vectors if args.vectors else vectors[:0],
+            trace(objective, x, products=args.products, repeats=args.repeats, **options),
+            density(objective, x, steps=args.steps, repeats=args.repeats, **options),
         )
 
     return work
 
 
-def _table(blocks: Sequence[Block], found: Sequence[Found]) -> str:
+def _table(blocks: Sequence[Block], spectra: Sequence[Spectrum]) -> str:
     rows = [("matrix", "layer", "parameters", "largest", "second", "trace", "+-", "smallest node")]
-    for block, own in zip(blocks, found, strict=True):
-        rows.append((
-            block.matrix, block.layer, f"{block.size:,}", f"{own.values[0]:.5g}",
-            f"{own.values[1]:.5g}" if len(own.values) > 1 else "-", f"{own.trace.value:.5g}", f"{own.trace.error:.2g}",
-            f"{own.density.nodes[0]:.4g}",
-        ))  # fmt: skip
+    for block, spectrum in zip(blocks, spectra, strict=True):
+        rows.append(
+            (
+                block.matrix,
+                block.layer,
+                f"{block.size:,}",
+                f"{spectrum.values[0]:.5g}",
+                f"{spectrum.values[1]:.5g}" if len(spectrum.values) > 1 else "-",
+                f"{spectrum.trace.value:.5g}",
+                f"{spectrum.trace.error:.2g}",
+                f"{spectrum.density.nodes[0]:.4g}",
+            )
+        )
     return columns(rows)
 
 
-def _suffixes(given: argparse.Namespace) -> list[str]:
-    figure = f".{given.format}"
+def _suffixes(args: argparse.Namespace) -> list[str]:
+    figure = f".{args.format}"
     return [
-        figure, ".h5", "-eigenvalues.csv", "-traces.csv", "-density.csv",
-        *([f"-layers{figure}"] if given.layers else []),
-        *([f"-edge{figure}", "-edge.csv"] if given.along else []),
-    ]  # fmt: skip
+        figure,
+        ".h5",
+        "-eigenvalues.csv",
+        "-traces.csv",
+        "-density.csv",
+        *([f"-layers{figure}"] if args.layers else []),
+        *([f"-edge{figure}", "-edge.csv"] if args.along else []),
+    ]
 
 
 def _write(
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     out: dict[str, Path],
     blocks: Sequence[Block],
-    found: Sequence[Found],
+    spectra: Sequence[Spectrum],
     notes: dict[str, Any],
 ) -> None:
-    each = list(zip(blocks, found, strict=True))
-    eigenvalues = [(b.matrix, b.layer, i + 1, value) for b, own in each for i, value in enumerate(own.values)]
-    write_csv(out["-eigenvalues.csv"], dict(zip(("matrix", "layer", "number", "eigenvalue"),
-                                                zip(*eigenvalues, strict=True), strict=True)))  # fmt: skip
-    traces = [(b.matrix, b.layer, b.size, own.trace.value, own.trace.error) for b, own in each]
-    write_csv(out["-traces.csv"], dict(zip(("matrix", "layer", "parameters", "trace", "standard_error"),
-                                           zip(*traces, strict=True), strict=True)))  # fmt: skip
-    shares = [(b.matrix, b.layer, node, weight) for b, own in each
-              for node, weight in zip(own.density.nodes, own.density.weights, strict=True)]  # fmt: skip
+    each = list(zip(blocks, spectra, strict=True))
+    eigenvalues = [(b.matrix, b.layer, i + 1, value) for b, s in each for i, value in enumerate(s.values)]
+    write_csv(
+        out["-eigenvalues.csv"],
+        dict(zip(("matrix", "layer", "number", "eigenvalue"), zip(*eigenvalues, strict=True), strict=True)),
+    )
+    traces = [(b.matrix, b.layer, b.size, s.trace.value, s.trace.error) for b, s in each]
+    write_csv(
+        out["-traces.csv"],
+        dict(zip(("matrix", "layer", "parameters", "trace", "standard_error"), zip(*traces, strict=True), strict=True)),
+    )
+    shares = [
+        (b.matrix, b.layer, node, weight)
+        for b, s in each
+        for node, weight in zip(s.density.nodes, s.density.weights, strict=True)
+    ]
     write_csv(
         out["-density.csv"], dict(zip(("matrix", "layer", "node", "weight"), zip(*shares, strict=True), strict=True))
     )
     arrays: dict[str, Any] = {}
-    for b, own in each:
+    for b, s in each:
         at = f"{b.matrix}/{b.layer}"
         arrays |= {
-            f"{at}/eigenvalues": own.values, f"{at}/trace": own.trace.value, f"{at}/trace_error": own.trace.error,
-            f"{at}/density/nodes": own.density.nodes, f"{at}/density/weights": own.density.weights,
-            f"{at}/density/width": own.density.width,
-        }  # fmt: skip
-        if given.vectors:
-            arrays[f"{at}/eigenvectors"] = own.vectors.astype(np.float32)
+            f"{at}/eigenvalues": s.values,
+            f"{at}/trace": s.trace.value,
+            f"{at}/trace_error": s.trace.error,
+            f"{at}/density/nodes": s.density.nodes,
+            f"{at}/density/weights": s.density.weights,
+            f"{at}/density/width": s.density.width,
+        }
+        if args.vectors:
+            arrays[f"{at}/eigenvectors"] = s.vectors.astype(np.float32)
     write_arrays(out[".h5"], arrays, notes)
-    figure = f".{given.format}"
-    draw_spectra({b.matrix: (own.values, own.density) for b, own in each if b.layer == WHOLE}, out[figure], given.at)
-    if given.layers:
-        inner = [(b, own) for b, own in each if b.layer != WHOLE]
-        names = [b.layer for b, _ in inner if b.matrix == given.matrix[0]]
-        tops = {m: np.array([own.values[0] for b, own in inner if b.matrix == m]) for m in given.matrix}
-        means = {m: np.array([own.trace.value / b.size for b, own in inner if b.matrix == m]) for m in given.matrix}
+    figure = f".{args.format}"
+    draw_spectra({b.matrix: (s.values, s.density) for b, s in each if b.layer == WHOLE}, out[figure], args.at)
+    if args.layers:
+        inner = [(b, s) for b, s in each if b.layer != WHOLE]
+        names = [b.layer for b, _ in inner if b.matrix == args.matrix[0]]
+        tops = {m: np.array([s.values[0] for b, s in inner if b.matrix == m]) for m in args.matrix}
+        means = {m: np.array([s.trace.value / b.size for b, s in inner if b.matrix == m]) for m in args.matrix}
         draw_layers(names, tops, means, out[f"-layers{figure}"])
 
 
-def _write_edge(given: argparse.Namespace, out: dict[str, Path], along: Edge) -> None:
-    write_csv(out["-edge.csv"], {
-        "rank": along.rank, "iteration": along.iteration, "total_iteration": along.total_iteration,
-        "sharpness": along.sharpness, "lr": along.lr, "limit": along.limit, "momentum_limit": along.momentum_limit,
-    })  # fmt: skip
-    draw_edge(along, out[f"-edge.{given.format}"], f"{given.matrix[0]}, snapshots of the {given.along}")
-
-
-def _file(name: str) -> str:
-    return Path(name).stem if name.endswith((".pt", ".pth")) else name
+def _write_edge(args: argparse.Namespace, out: dict[str, Path], along: Edge) -> None:
+    write_csv(
+        out["-edge.csv"],
+        {
+            "rank": along.rank,
+            "iteration": along.iteration,
+            "total_iteration": along.total_iteration,
+            "sharpness": along.sharpness,
+            "lr": along.lr,
+            "limit": along.limit,
+            "momentum_limit": along.momentum_limit,
+        },
+    )
+    draw_edge(along, out[f"-edge.{args.format}"], f"{args.matrix[0]}, snapshots of the {args.along}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`lsam timeline RUN OUT.json[.gz]`: a run for Perfetto or chrome://tracing."""
+"""`lsam timeline RUN OUT.json[.gz]`: write a run as a trace for Perfetto or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lsam_hpc.arguments import Parser
-from lsam_hpc.landscape.timeline import write_timeline
+from lsam_hpc.landscape.chains.timeline import write_timeline
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.arguments import Parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,13 +20,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="the run directory, one rank's file, or a merged file")
     parser.add_argument("out", metavar="OUT.json[.gz]", help="the file to write")
-    parser.add_argument("--partial", action="store_true", help="leave out ranks and rows that are damaged")
-    given = parser.parse_args(argv)
-    run = Run(given.run, partial=given.partial)
-    count = write_timeline(run, Path(given.out))
+    parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows")
+    args = parser.parse_args(argv)
+    run = Run(args.run, partial=args.partial)
+    count = write_timeline(run, Path(args.out))
     for line in run.problems:
         print(line, file=sys.stderr)
-    print(f"{given.out}: {count} events of {len(run.ranks)} ranks; open it at ui.perfetto.dev")
+    print(f"{args.out}: {count} events of {len(run.ranks)} ranks; open it at ui.perfetto.dev")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`lsam trajectory RUN`: where chains and center went, on a plane of states."""
+"""`lsam trajectory RUN`: draw the paths of chains and center on a plane of states."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lsam_hpc.tools import source
-from lsam_hpc.tools.ranks import Ranks, about, add_ranks, digest, set_threads
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape import surface as landscape
-from lsam_hpc.landscape.axes import Axes, ranges, through
-from lsam_hpc.landscape.draw_tracks import Losses, draw_tracks
-from lsam_hpc.landscape.li2018 import Surface
+from lsam_hpc.landscape.figures.draw_tracks import Losses, draw_tracks
+from lsam_hpc.landscape.formats.loss_landscape import Surface
+from lsam_hpc.landscape.geometry import surface as landscape
+from lsam_hpc.landscape.geometry.axes import Axes, ranges, through
+from lsam_hpc.landscape.geometry.tracks import SOURCES, Tracks, from_sketches, from_snapshots
 from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
-from lsam_hpc.landscape.tables import places, write_arrays, write_csv
-from lsam_hpc.landscape.tracks import SOURCES, Tracks, from_sketches, from_snapshots
 from lsam_hpc.landscape.workqueue import evaluate
+from lsam_hpc.tools import source
+from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.trajectory import Run
 
-PARTS = ("surface", "losses")  # folders of finished points
+PARTS = ("surface", "losses")  # kinds of points; each has a folder of finished ones
 
 
 def main(argv: Sequence[str]) -> int:
     """Find the tracks and draw them; return the exit code."""
     ranks = Ranks()
-    given, run, objective = ranks.agree(lambda: _begin(argv))
-    folder = ranks.once(lambda: source.folder(given, run))
-    name = given.name or "trajectory"
-    out = ranks.once(lambda: places(folder, name, [f".{given.format}", ".h5", ".csv"], given.overwrite))
-    found: Tracks = ranks.once(lambda: _tracks(given, run))
+    args, run, objective = ranks.raise_on_all(lambda: _begin(argv))
+    folder = ranks.on_first(lambda: source.folder(args, run))
+    name = args.name or "trajectory"
+    out = ranks.on_first(lambda: places(folder, name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite))
+    tracks: Tracks = ranks.on_first(lambda: _tracks(args, run))
     background, losses = None, None
     parts = {part: folder / f"{name}-{part}.part" for part in PARTS}
-    if objective is not None and found.axes is not None:
-        options = {**about(given, objective), "run": str(run.path), "split": given.split,
-                   "plane": digest(found.axes.origin, found.axes.directions)}  # fmt: skip
-        if given.surface:
-            background = _background(given, ranks, objective, found, parts["surface"], options)
-        if given.losses:
-            losses = _losses(given, ranks, run, objective, found, parts["losses"], options)
-    if ranks.first:
-        _write(out, found, losses, background)
+    if objective is not None and tracks.axes is not None:
+        options = {
+            **objective_options(args, objective),
+            "run": str(run.path),
+            "split": args.split,
+            "plane": digest(tracks.axes.origin, tracks.axes.directions),
+        }
+        if args.surface:
+            background = _background(args, ranks, objective, tracks, part=parts["surface"], options=options)
+        if args.losses:
+            losses = _losses(args, ranks, run, objective, tracks, part=parts["losses"], options=options)
+    if ranks.is_first:
+        _write(out, tracks, losses, background)
         logged = {rank: (steps["total_iteration"], steps["loss"]) for rank in run.ranks for steps in [run.steps(rank)]}
-        title = f"{run.path.resolve().name}: {len(found.ranks)} ranks, from {found.source}"
-        draw_tracks(found, out[f".{given.format}"], logged, losses, background, title)
+        title = f"{run.path.resolve().name}: {len(tracks.ranks)} ranks, from {tracks.source}"
+        draw_tracks(tracks, out[f".{args.format}"], logged, losses, background, title=title)
         for part in parts.values():
             shutil.rmtree(part, ignore_errors=True)
-        _report(found, losses, background)
+        _report(tracks, losses, background)
         for path in out.values():
             print(path)
     return 0
@@ -63,141 +67,165 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
     parser: argparse.ArgumentParser = source.parser(
         "trajectory",
         "Draw the ranks' samples and the center over training, on the plane of the samples' principal components or "
-        "through three states, with the loss along the way and the distance from the plane. Under mpirun the points "
-        "of --surface and --losses are shared out; after a kill the same command goes on.",
+        "through three states, with the loss along the paths and the distance from the plane. Under mpirun the ranks "
+        "share the points of --surface and --losses; after a kill the same command resumes.",
     )
-    parser.add_argument("--from", dest="source", choices=SOURCES, help="what the states are taken from (default: "
-                        "snapshots where there are three or more, else sketches)")  # fmt: skip
+    parser.add_argument(
+        "--from",
+        dest="source",
+        choices=SOURCES,
+        help="source of the states (default: snapshots if there are three or more, else sketches)",
+    )
     parser.add_argument("--through", metavar="STATE,STATE,STATE", help=f"the plane through three states: {SYNTAX}")
-    parser.add_argument("--mark", metavar="STATE", action="append", default=[], help="a further state to mark, as a "
-                        "checkpoint; can be repeated (default: RUN/checkpoints/*.pt)")  # fmt: skip
-    parser.add_argument("--surface", type=int, metavar="N", help="evaluate the loss on N x N points of the plane, and "
-                        "draw its contours")  # fmt: skip
-    parser.add_argument("--losses", action="store_true", help="evaluate the loss at each snapshot, and at its place on "
-                        "the plane")  # fmt: skip
-    parser.add_argument("--name", help="of the files (default: trajectory)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--mark",
+        metavar="STATE",
+        action="append",
+        default=[],
+        help="a further state to mark, such as a checkpoint; repeatable (default: RUN/checkpoints/*.pt)",
+    )
+    parser.add_argument(
+        "--surface", type=int, metavar="N", help="evaluate the loss on N x N points of the plane, and draw its contours"
+    )
+    parser.add_argument(
+        "--losses", action="store_true", help="evaluate the loss at each snapshot, and at its projection onto the plane"
+    )
+    parser.add_argument("--name", help="base name of the files (default: trajectory)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     source.add_objective(parser)
     add_ranks(parser)
-    given = parser.parse_args(argv)
-    if given.surface is not None and given.surface < 2:
-        raise InputError(f"--surface: expected 2 points or more, found {given.surface}")
-    if given.source == "sketches" and (given.surface or given.losses or given.through):
-        raise InputError("--from sketches: expected none of --surface, --losses and --through beside it, found one: "
-                         "they need whole states")  # fmt: skip
-    set_threads(given)
-    run = Run(given.run, partial=given.partial)
-    if given.source is None:
-        whole = given.surface or given.losses or given.through
-        given.source = "snapshots" if whole or _count(run, "snapshot/sample") > 2 else "sketches"
-    return given, run, source.objective(given, run) if given.surface or given.losses else None
+    args = parser.parse_args(argv)
+    if args.surface is not None and args.surface < 2:
+        raise InputError(f"--surface: expected 2 points or more, found {args.surface}")
+    if args.source == "sketches" and (args.surface or args.losses or args.through):
+        raise InputError("--from sketches excludes --surface, --losses and --through: they need whole states")
+    set_threads(args)
+    run = Run(args.run, partial=args.partial)
+    if args.source is None:
+        whole = args.surface or args.losses or args.through
+        args.source = "snapshots" if whole or _count(run, "snapshot/sample") > 2 else "sketches"
+    return args, run, source.objective(args, run) if args.surface or args.losses else None
 
 
 def _count(run: Run, table: str) -> int:
     return sum(run.log(rank).rows(table) for rank in run.ranks if table in run.log(rank).tables)
 
 
-def _tracks(given: argparse.Namespace, run: Run) -> Tracks:
-    marks = {name: state(run, name) for name in given.mark}
-    there = sorted((run.path / "checkpoints").glob("*.pt"))
-    for path in there if not given.mark else []:
-        if path.name.startswith("rank-"):  # what a rank goes on from: its samples are drawn already
+def _tracks(args: argparse.Namespace, run: Run) -> Tracks:
+    marks = {name: state(run, name) for name in args.mark}
+    checkpoints = sorted((run.path / "checkpoints").glob("*.pt"))
+    for path in checkpoints if not args.mark else []:
+        if path.name.startswith("rank-"):  # a rank's resume file: its samples are drawn already
             continue
         try:
             marks[f"checkpoint {path.stem}"] = state(run, str(path))
-        except InputError as error:  # nobody asked for it
+        except InputError as error:  # not fatal: the user did not name this file
             print(f"{error}: it is not drawn", file=sys.stderr)
-    if given.source == "sketches":
+    if args.source == "sketches":
         return from_sketches(run, marks)
     axes = None
-    if given.through:
-        chosen = given.through.split(",")
+    if args.through:
+        chosen = args.through.split(",")
         if len(chosen) != 3:
-            raise InputError(f"--through: expected three states, {SYNTAX}, found {given.through}")
+            raise InputError(f"--through: expected three states, {SYNTAX}, found {args.through}")
         axes = through([state(run, name) for name in chosen], chosen)
     return from_snapshots(run, axes, marks)
 
 
 def _background(
-    given: argparse.Namespace, ranks: Ranks, objective: Objective, found: Tracks, part: Path, options: dict[str, Any]
+    args: argparse.Namespace, ranks: Ranks, objective: Objective, tracks: Tracks, *, part: Path, options: dict[str, Any]
 ) -> Surface:
-    axes = _plane(found)
-    all_places = [track.sample for track in found.ranks.values()] + [track.center for track in found.ranks.values()]
-    at = np.concatenate([*all_places, *(place[None] for place in found.marks.values())])
-    x, y = ranges(at[np.isfinite(at[:, 0])], given.surface, 0.15)
-    title = None if given.quiet else "lsam trajectory --surface"
-    more = {**options, "x": list(x), "y": list(y)}
-    return landscape.scan(objective, axes.origin, axes.directions, x, y, None, part, more, ranks.comm, title)
+    axes = _plane(tracks)
+    all_places = [track.sample for track in tracks.ranks.values()] + [track.center for track in tracks.ranks.values()]
+    at = np.concatenate([*all_places, *(place[None] for place in tracks.marks.values())])
+    x, y = ranges(at[np.isfinite(at[:, 0])], args.surface, 0.15)
+    title = None if args.quiet else "lsam trajectory --surface"
+    shared: dict[str, Any] = {"folder": part, "options": {**options, "x": list(x), "y": list(y)}, "comm": ranks.comm}
+    return landscape.scan(objective, axes.origin, axes.directions, x, y, title=title, **shared)
 
 
 def _losses(
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     ranks: Ranks,
     run: Run,
     objective: Objective,
-    found: Tracks,
+    tracks: Tracks,
+    *,
     part: Path,
     options: dict[str, Any],
 ) -> dict[int, Losses]:
-    axes = _plane(found)
-    tasks = [(rank, i, row) for rank, rows in found.rows.items() for i, row in enumerate(rows)]
+    axes = _plane(tracks)
+    tasks = [(rank, i, row) for rank, rows in tracks.rows.items() for i, row in enumerate(rows)]
 
     def work(index: int) -> tuple[float, float]:
         rank, i, row = tasks[index]
         true = objective(objective.vector(run.snapshot(rank, row)))
-        return true.loss, objective(objective.vector(axes.point(found.ranks[rank].sample[i]))).loss
+        return true.loss, objective(objective.vector(axes.point(tracks.ranks[rank].sample[i]))).loss
 
-    title = None if given.quiet else "lsam trajectory --losses"
-    values = evaluate(work, len(tasks), 2, part, {**options, "states": len(tasks)}, ranks.comm, title)
-    ends = np.cumsum([len(rows) for rows in found.rows.values()])[:-1]
-    return {rank: Losses(*own.T) for rank, own in zip(found.rows, np.split(values, ends), strict=True)}
-
-
-def _plane(found: Tracks) -> Axes:
-    assert found.axes is not None  # whole states were asked for
-    return found.axes
+    title = None if args.quiet else "lsam trajectory --losses"
+    options = {**options, "states": len(tasks)}
+    values = evaluate(work, len(tasks), 2, folder=part, options=options, comm=ranks.comm, title=title)
+    ends = np.cumsum([len(rows) for rows in tracks.rows.values()])[:-1]
+    return {rank: Losses(*pairs.T) for rank, pairs in zip(tracks.rows, np.split(values, ends), strict=True)}
 
 
-def _write(out: dict[str, Path], found: Tracks, losses: dict[int, Losses] | None, background: Surface | None) -> None:
+def _plane(tracks: Tracks) -> Axes:
+    assert tracks.axes is not None  # set when whole states are used
+    return tracks.axes
+
+
+def _write(out: dict[str, Path], tracks: Tracks, losses: dict[int, Losses] | None, background: Surface | None) -> None:
     table: dict[str, list[NDArray[Any]]] = {}
-    for rank, track in found.ranks.items():
-        own = {
-            "rank": np.full(len(track.iteration), rank), "iteration": track.iteration, "total_iteration": track.total,
-            "x": track.sample[:, 0], "y": track.sample[:, 1], "off_plane": track.off, "center_x": track.center[:, 0],
-            "center_y": track.center[:, 1], "center_off_plane": track.center_off,
-        }  # fmt: skip
+    for rank, track in tracks.ranks.items():
+        columns = {
+            "rank": np.full(len(track.iteration), rank),
+            "iteration": track.iteration,
+            "total_iteration": track.total,
+            "x": track.sample[:, 0],
+            "y": track.sample[:, 1],
+            "off_plane": track.off,
+            "center_x": track.center[:, 0],
+            "center_y": track.center[:, 1],
+            "center_off_plane": track.center_off,
+        }
         if losses:
-            own |= {"loss": losses[rank].true, "plane_loss": losses[rank].plane}
-        for name, values in own.items():
+            columns |= {"loss": losses[rank].true, "plane_loss": losses[rank].plane}
+        for name, values in columns.items():
             table.setdefault(name, []).append(values)
     joined: dict[str, Any] = {name: np.concatenate(values) for name, values in table.items()}
     write_csv(out[".csv"], joined)
-    arrays = {**joined, "marks": list(found.marks), "marks_at": np.array([*found.marks.values()]).reshape(-1, 2),
-              "marks_off_plane": np.array([*found.marks_off.values()], float)}  # fmt: skip
-    if not found.marks:
+    arrays = {
+        **joined,
+        "marks": list(tracks.marks),
+        "marks_at": np.array([*tracks.marks.values()]).reshape(-1, 2),
+        "marks_off_plane": np.array([*tracks.marks_off.values()], float),
+    }
+    if not tracks.marks:
         arrays.pop("marks")
-    if found.axes is not None:
-        arrays |= {"origin": found.axes.origin, "directions": found.axes.directions}
+    if tracks.axes is not None:
+        arrays |= {"origin": tracks.axes.origin, "directions": tracks.axes.directions}
     if background is not None:
         arrays |= {"surface/x": background.x, "surface/y": background.y, "surface/loss": background.values["loss"]}
-    explained = None if found.explained is None else list(found.explained)
-    write_arrays(out[".h5"], arrays, {"source": found.source, "labels": found.labels, "explained": explained})
+    explained = None if tracks.explained is None else list(tracks.explained)
+    write_arrays(out[".h5"], arrays, {"source": tracks.source, "labels": tracks.labels, "explained": explained})
 
 
-def _report(found: Tracks, losses: dict[int, Losses] | None, background: Surface | None) -> None:
-    if found.explained is not None:
-        print(f"plane: {100 * found.explained.sum():.2f} % of the samples' variance, "
-              f"{100 * found.explained[0]:.2f} and {100 * found.explained[1]:.2f} %")  # fmt: skip
-    off = np.concatenate([track.off for track in found.ranks.values()])
+def _report(tracks: Tracks, losses: dict[int, Losses] | None, background: Surface | None) -> None:
+    if tracks.explained is not None:
+        print(
+            f"plane: {100 * tracks.explained.sum():.2f} % of the samples' variance, "
+            f"{100 * tracks.explained[0]:.2f} and {100 * tracks.explained[1]:.2f} %"
+        )
+    off = np.concatenate([track.off for track in tracks.ranks.values()])
     print(f"off the plane: {np.median(off):.4g} (median), {off.max():.4g} (largest)")
-    for name, distance in found.marks_off.items():
+    for name, distance in tracks.marks_off.items():
         print(f"{name}: {distance:.4g} off the plane")
-    for what, values in (
-        ("along the tracks", [v for own in (losses or {}).values() for v in (own.true, own.plane)]),
+    for where, values in (
+        ("along the tracks", [v for pair in (losses or {}).values() for v in (pair.true, pair.plane)]),
         ("on the plane", [] if background is None else [background.values["loss"]]),
     ):
-        if lost := sum(int(np.count_nonzero(~np.isfinite(v))) for v in values):
-            print(f"loss {what}: not finite at {lost} points, which are left empty")
+        if count := sum(int(np.count_nonzero(~np.isfinite(v))) for v in values):
+            print(f"loss {where}: not finite at {count} points, which are left empty")
 
 
 if __name__ == "__main__":

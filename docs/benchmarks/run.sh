@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Measures all that docs/performance.md tells of and writes the page: bash docs/benchmarks/run.sh [RANKS...], with lsam and
-# its mpirun on the PATH. RANKS: of the growth benchmark; default: 1 2 4 8. It wants the machine for itself: any other work
-# shows in the numbers. 8 ranks of the largest model need 22 GB of memory; what does not fit is left out, and the page says
-# so. REPEATS=3 makes it short, to see that it runs.
+# Runs all benchmarks of docs/performance.md and writes the page: bash docs/benchmarks/run.sh [RANKS...], with lsam and its
+# mpirun on the PATH. RANKS: numbers of ranks of the growth benchmark; default: 1 2 4 8. Run it on an idle machine: other work
+# changes the numbers. 8 ranks with the largest model need 22 GB of memory; models that do not fit are skipped, and the page
+# says so. REPEATS=3 makes it short, to test that it runs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=docs/benchmarks
 export OMP_NUM_THREADS=1
 flags=()
-if mpirun --version | grep -q "Open MPI"; then # it wants to be told of more ranks than cores
+if mpirun --version | grep -q "Open MPI"; then # more ranks than cores need --oversubscribe
   flags=(--bind-to none --oversubscribe)
   export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx} # the wheel's UCX warns at each window
 fi

@@ -44,8 +44,8 @@ def print_table(law: Law, runs: dict[float, np.ndarray]) -> None:
             "score F'(y)": (law.score(y), STIFFNESS * (y - runs[y])),
         }
         for name, (expected, values) in rows.items():
-            found, error = estimate(values.mean(axis=0))
-            print(f"| {y} | {name} | {expected:.4f} | {found:.4f} | {error:.4f} | {(found - expected) / error:+.1f} |")
+            value, error = estimate(values.mean(axis=0))
+            print(f"| {y} | {name} | {expected:.4f} | {value:.4f} | {error:.4f} | {(value - expected) / error:+.1f} |")
     jumping = line_law(WELL, RHO, STIFFNESS, T, jumping=True)
     for y in SHOWN:
         bias = law.stepped(y, LR, slope_of_steps).mean(y) - law.mean(y)
@@ -77,7 +77,7 @@ def main(out: str) -> None:
 
     ys = np.linspace(-1.6, 1.6, 1601)
     free = np.array([law.free_energy(y) for y in ys])
-    # NaN between the pieces keeps the jumps from being drawn as steep lines.
+    # NaN at the jumps, so that they are not drawn as steep lines.
     sam = f_sam(WELL, ys, RHO)
     sam[np.searchsorted(ys, WELL.critical())] = np.nan
     lower_left.plot(ys, WELL.value(ys), color=GREEN, lw=1.4, label="f")

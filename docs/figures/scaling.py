@@ -1,4 +1,4 @@
-"""Draws scaling.png: efficiency of LSAM and synchronous SAM against ranks, simulated; six minutes of two cores.
+"""Draws scaling.png: simulated efficiency of LSAM and synchronous SAM over ranks; takes six minutes on two cores.
 
 python docs/figures/scaling.py
 """
@@ -18,10 +18,10 @@ from lsam_hpc.simulate.describe import Job
 from lsam_hpc.simulate.machines import load
 from lsam_hpc.simulate.result import simulate
 
-LEAST = 400  # exchanges of all chains together
-GOOD = 0.95
+LEAST = 400  # least number of exchanges of all chains together
+GOOD = 0.95  # efficiency below which bfloat16 is simulated too
 RANKS = (1, 4, 16, 64, 256, 1024, 4096)
-EXCHANGES = 5  # of a chain; by then the network is as full as it gets
+EXCHANGES = 5  # least number per chain; by then the load of the network is stationary
 CASES = {  # (machine, parameters) -> seconds of a step
     ("two-cores", 11_000_000): 2.0,
     ("lumi-g", 11_000_000): 0.1,
@@ -39,42 +39,45 @@ NOTE = (
 )
 
 
-def point(machine: str, parameters: int, ranks: int, way: str) -> float:
-    """Return the efficiency of one set-up."""
+def efficiency(machine: str, parameters: int, ranks: int, method: str) -> float:
+    """Return the simulated efficiency of one configuration."""
     node = load(machine)
     if not node.host_link:
-        node = replace(node, ranks_per_node=1)  # the second core is the exchange's
+        node = replace(node, ranks_per_node=1)  # the second core serves the exchange
     step = CASES[machine, parameters]
     job = Job(ranks, parameters, step, distribution="lognormal", hidden=0.5)
-    if way == "synchronous":
+    if method == "synchronous":
         job = replace(job, period=0, group_size=ranks)
-    elif way == "mended":
+    elif method == "bfloat16":
         job = replace(job, wire_dtype="bfloat16")
-    # Few ranks take more steps each, so that their mean is as well known.
-    few = max(EXCHANGES, LEAST // ranks)
-    found = simulate(job, node, exchanges=few) if job.period else simulate(job, node, 4 * few * step)
-    return found.efficiency
+    # Few ranks take more steps each, so that the mean is equally precise.
+    count = max(EXCHANGES, LEAST // ranks)
+    result = simulate(job, node, exchanges=count) if job.period else simulate(job, node, 4 * count * step)
+    return result.efficiency
 
 
 def main() -> None:
     """Simulate and draw."""
-    found: dict[tuple[str, int, int, str], float] = {}
+    efficiencies: dict[tuple[str, int, int, str], float] = {}
     with ProcessPoolExecutor(2) as pool:
-        for some in (("LSAM", "synchronous"), ("mended",)):
-            short = [c for c in CASES if some != ("mended",) or min(found[(*c, r, "LSAM")] for r in RANKS) < GOOD]
-            keys = [(*case, ranks, way) for ranks in RANKS for case in short for way in some]
-            found |= dict(zip(keys, pool.map(point, *zip(*keys, strict=True)), strict=True))
+        for methods in (("LSAM", "synchronous"), ("bfloat16",)):
+            cases = list(CASES)
+            if methods == ("bfloat16",):
+                cases = [c for c in CASES if min(efficiencies[(*c, r, "LSAM")] for r in RANKS) < GOOD]
+            keys = [(*case, ranks, method) for ranks in RANKS for case in cases for method in methods]
+            efficiencies |= dict(zip(keys, pool.map(efficiency, *zip(*keys, strict=True)), strict=True))
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.6), sharex=True, sharey=True)
     for axis, ((machine, parameters), step) in zip(axes.flat, CASES.items(), strict=True):
-        for way, style, name in (("LSAM", "C0o-", "LSAM, period 4"), ("synchronous", "C1s-", "synchronous SAM"),
-                                 ("mended", "C2^--", "LSAM, wire_dtype bfloat16")):  # fmt: skip
-            if (machine, parameters, 1, way) not in found:
+        for method, style, name in (
+            ("LSAM", "C0o-", "LSAM, period 4"),
+            ("synchronous", "C1s-", "synchronous SAM"),
+            ("bfloat16", "C2^--", "LSAM, wire_dtype bfloat16"),
+        ):
+            if (machine, parameters, 1, method) not in efficiencies:
                 continue
-            values = [100 * found[machine, parameters, ranks, way] for ranks in RANKS]
+            values = [100 * efficiencies[machine, parameters, ranks, method] for ranks in RANKS]
             axis.plot(RANKS, values, style, label=name, markersize=4)
-            print(
-                machine, parameters, way, *(f"{ranks}:{value:.1f}" for ranks, value in zip(RANKS, values, strict=True))
-            )
+            print(machine, parameters, method, *(f"{r}:{v:.1f}" for r, v in zip(RANKS, values, strict=True)))
         axis.axhline(95, color="grey", linewidth=0.7, linestyle=":")
         axis.set_xscale("log", base=4)
         axis.set_xticks(RANKS, [f"{r:,}" for r in RANKS])
@@ -88,7 +91,7 @@ def main() -> None:
     figure.text(0.01, 0.005, textwrap.fill(NOTE, 190), fontsize=7, va="bottom")
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
-    assert not any(math.isnan(value) for value in found.values())
+    assert not any(math.isnan(value) for value in efficiencies.values())
 
 
 if __name__ == "__main__":

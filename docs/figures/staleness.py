@@ -1,6 +1,6 @@
 """Draws docs/figures/staleness.png and prints docs/scaling.md's table: nice python docs/figures/staleness.py OUT.png.
 
-Takes about 10 s for each of the 90 runs; those in the file OUT.json are not run again.
+Each of the 90 runs takes about 10 s; runs whose results are in OUT.json are not repeated.
 """
 
 import json
@@ -23,13 +23,13 @@ from lsam_hpc.train.config import TrainConfig
 
 COLORS = {1: "#0072B2", 4: "#E69F00", 16: "#009E73"}  # Okabe and Ito 2008
 CHAINS, SEEDS = (2, 8, 32, 128, 256), (0, 1, 2)
-STEPS, BATCH = 4096, 32  # of all chains together: 97 passes over the digits
-STEP, PARAMETERS = 0.1, 25_000_000  # seconds, elements: 100 MB, of which an exchange reads and adds each
-NETWORKS = {"fast": 20e9, "slow": 0.5e9}  # bytes per second of a rank: an exchange takes 0.1 and 4 steps
+STEPS, BATCH = 4096, 32  # steps of all chains together: 97 passes over the digits
+STEP, PARAMETERS = 0.1, 25_000_000  # seconds, elements: an exchange reads 100 MB and adds 100 MB
+NETWORKS = {"fast": 20e9, "slow": 0.5e9}  # bytes per second and rank: an exchange takes 0.1 or 4 steps
 
 
 def run(network: str, period: int, chains: int, seed: int) -> dict[str, float]:
-    """Train once in the simulated order."""
+    """Train once, with the exchanges in the simulated order."""
     rate = NETWORKS[network]
     machine = Machine(
         network, ranks_per_node=1, cores=8, copy=1e11, memory=1e12, nic=2 * rate, rank_rate=rate, latency=1e-5
@@ -37,30 +37,38 @@ def run(network: str, period: int, chains: int, seed: int) -> dict[str, float]:
     job = Job(chains, PARAMETERS, STEP, distribution="lognormal", sigma=0.1, period=period)
     config = TrainConfig(steps=STEPS, batch_size=BATCH, period=period, seed=seed)
     began = time.perf_counter()
-    end = train(config, chains, events(job, machine, seed=seed), DIGITS)
-    delays = [record.delay for own in end.exchanges for record in own]
+    result = train(config, chains, events(job, machine, seed=seed), DIGITS)
+    delays = [record.delay for chain in result.exchanges for record in chain]
     return {
-        "network": network, "period": period, "chains": chains, "seed": seed, "error": end.center_test_error,
-        "loss": end.center_train_loss, "sample_error": end.sample_test_error, "staleness": float(end.staleness.mean()),
-        "delay": float(np.mean(delays)), "exchanges": len(delays), "seconds": time.perf_counter() - began,
-    }  # fmt: skip
+        "network": network,
+        "period": period,
+        "chains": chains,
+        "seed": seed,
+        "error": result.center_test_error,
+        "loss": result.center_train_loss,
+        "sample_error": result.sample_test_error,
+        "staleness": float(result.staleness.mean()),
+        "delay": float(np.mean(delays)),
+        "exchanges": len(delays),
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def all_runs(path: Path) -> list[dict[str, float]]:
-    """Return every run's result, from the file as far as it has them."""
-    found = json.loads(path.read_text()) if path.exists() else []
-    known = {(r["network"], r["period"], r["chains"], r["seed"]) for r in found}
+    """Return the results of all runs; run those that are not in the file."""
+    results = json.loads(path.read_text()) if path.exists() else []
+    known = {(r["network"], r["period"], r["chains"], r["seed"]) for r in results}
     for case in [(n, p, c, s) for s in SEEDS for c in CHAINS for p in COLORS for n in NETWORKS]:
         if case not in known:
-            found.append(run(*case))
-            path.write_text(json.dumps(found, indent=0))
-            print(found[-1], file=sys.stderr)
-    return found
+            results.append(run(*case))
+            path.write_text(json.dumps(results, indent=0))
+            print(results[-1], file=sys.stderr)
+    return results
 
 
 def main(out: str) -> None:
-    """Run what is missing, print the table and draw."""
-    found = all_runs(Path(out).with_suffix(".json"))
+    """Do the missing runs, print the table and draw the figure."""
+    results = all_runs(Path(out).with_suffix(".json"))
     print("| chains | steps of each | network | period 1 | period 4 | period 16 |\n|---|---|---|---|---|---|")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     table: dict[tuple[str, int], list[str]] = {}
@@ -68,7 +76,7 @@ def main(out: str) -> None:
         for period, color in COLORS.items():
             means, spreads = [], []
             for chains in CHAINS:
-                same = [r for r in found if (r["network"], r["period"], r["chains"]) == (network, period, chains)]
+                same = [r for r in results if (r["network"], r["period"], r["chains"]) == (network, period, chains)]
                 errors = np.array([r["error"] for r in same])
                 means.append(errors.mean())
                 spreads.append(errors.std(ddof=1) if len(errors) > 1 else 0.0)

@@ -1,68 +1,68 @@
 #!/bin/bash
-# A Horovod script as it is, with LSAM in place of its DistributedOptimizer: docs/horovod.md.
+# An unchanged Horovod script with LSAM in place of DistributedOptimizer: docs/horovod.md.
 #
 #   bsub < jobs/lsf/horovod.sh
 #
 # >>> edit from here >>>
 #BSUB -J "lsam"
-# ranks:
+# number of ranks:
 #BSUB -n 8
-# of them on a node:
+# ranks per node:
 #BSUB -R "span[ptile=4]"
-# the chain's, and one for its exchange thread:
+# one is for the exchange thread:
 #BSUB -R "affinity[core(8)]"
-# a node's; a rank takes that of its number:
+# GPUs per node; rank i of a node uses GPU i:
 #BSUB -gpu "num=4:mode=shared"
 # hours:minutes:
 #BSUB -W 04:00
 ##BSUB -q QUEUE
 ##BSUB -P PROJECT
-# appended to when the job starts again:
+# a restart appends:
 #BSUB -o lsam-%J.out
-# so many minutes before its end the job is told:
+# signal this many minutes before the time limit:
 #BSUB -wa USR1 -wt 5
 
-setup() { # has python, lsam and their MPI found
+setup() { # puts python, lsam and MPI on the PATH
   # module load gcc openmpi
   source .venv/bin/activate
 }
-# The network, where the defaults are not good: docs/clusters.md.
+# Network settings, for networks with bad defaults: docs/clusters.md.
 # export FI_PROVIDER=cxi                       # libfabric: cxi is Slingshot, verbs InfiniBand, tcp Ethernet
-# export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: go on in software when the card's match list is full
+# export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: match in software when the card's list is full
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
-# export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): the fast network's devices
+# export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): devices of the fast network
 out=runs/$LSB_JOBNAME-$LSB_JOBID
 launch=(mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
 # MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). Others: docs/clusters.md.
 command=(lsam wrap -- train.py --epochs 90)
-requeues=0 # how often the job starts again at most, after it was stopped or killed
+requeues=0 # maximum number of restarts after the job was stopped or killed
 # <<< to here <<<
 
-# A trap waits for what runs in the foreground, so the ranks run in the background. They are told once: a second signal
-# would end them at once.
-told="" cancelled=""
-tell() { [ -n "$told" ] || [ -z "${ranks:-}" ] || kill -USR1 "$ranks"; told=1; }
-trap 'again=1; tell' USR1
-trap 'again=1; cancelled=1' TERM
+# bash runs a trap only after the foreground command ends, so the ranks run in the background. USR1 is forwarded once:
+# a second signal would end the ranks without a checkpoint.
+forwarded="" cancelled=""
+forward() { [ -n "$forwarded" ] || [ -z "${ranks:-}" ] || kill -USR1 "$ranks"; forwarded=1; }
+trap 'interrupted=1; forward' USR1
+trap 'interrupted=1; cancelled=1' TERM
 
 setup || { echo "setup failed" >&2; exit 2; }
 export OMP_NUM_THREADS=8
 "${launch[@]}" "${command[@]}" &
 ranks=$!
-again=1
-while [ -n "$again" ]; do
-  again=""
-  wait "$ranks" # a signal ends this wait, not the ranks
+interrupted=1
+while [ -n "$interrupted" ]; do
+  interrupted=""
+  wait "$ranks" # a signal interrupts wait, not the ranks
   code=$?
 done
 
-# 0: done; 1 and 2: what is wrong would be so again; 4: done, without some ranks. All else goes on from the last
-# checkpoint: 3, stopped after one; above 128, killed; and what the launcher makes of a lost node.
+# Do not restart after 0 (done), 1 and 2 (permanent errors) and 4 (done, but some ranks failed). Restart after all other
+# codes: 3 (stopped after a checkpoint), above 128 (killed), and those of a launcher that lost a node.
 case $code in
   0 | 1 | 2 | 4) ;;
   *)
     if [ -z "$cancelled" ] && [ $(cat "$out.attempts" 2> /dev/null | wc -l) -lt "$requeues" ]; then
-      echo "code $code at $(date +%FT%T): the job starts again" >&2
+      echo "code $code at $(date +%FT%T): restarting the job" >&2
       mkdir -p "$(dirname "$out")" && echo again >> "$out.attempts" && exit 99
     fi
     ;;

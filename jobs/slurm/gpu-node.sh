@@ -7,17 +7,17 @@
 #SBATCH --job-name=lsam
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4                  # one rank per GPU
-#SBATCH --cpus-per-task=8                    # the chain's, and one for its exchange thread
+#SBATCH --cpus-per-task=8                    # one is for the exchange thread
 #SBATCH --gpus-per-node=4
-#SBATCH --gpu-bind=none                      # each rank sees all of its node's and takes the one of its number
+#SBATCH --gpu-bind=none                      # each rank sees all GPUs of its node; rank i of a node uses GPU i
 #SBATCH --time=04:00:00
 ##SBATCH --partition=NAME
 ##SBATCH --account=NAME
-#SBATCH --output=%x-%j.out                   # one file a job
-#SBATCH --open-mode=append                   # also when it starts again
-#SBATCH --signal=B:USR1@300                  # so many seconds before its end this script is told
+#SBATCH --output=%x-%j.out                   # one file per job
+#SBATCH --open-mode=append                   # a restart appends
+#SBATCH --signal=B:USR1@300                  # signal this script that many seconds before the time limit
 
-setup() { # has python, lsam and their MPI found
+setup() { # puts python, lsam and MPI on the PATH
   # module load gcc openmpi
   source .venv/bin/activate
 }
@@ -25,35 +25,35 @@ out=runs/$SLURM_JOB_NAME-$SLURM_JOB_ID
 launch=(srun --mpi=pmix --cpu-bind=cores)
 # MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/clusters.md.
 command=(lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --resume auto)
-requeues=0 # how often the job starts again at most, after it was stopped or killed
+requeues=0 # maximum number of restarts after the job was stopped or killed
 # <<< to here <<<
 
-# A trap waits for what runs in the foreground, so the ranks run in the background. They are told once: a second signal
-# would end them at once.
-told="" cancelled=""
-tell() { [ -n "$told" ] || [ -z "${ranks:-}" ] || kill -USR1 "$ranks"; told=1; }
-trap 'again=1; tell' USR1
-trap 'again=1; cancelled=1' TERM
+# bash runs a trap only after the foreground command ends, so the ranks run in the background. USR1 is forwarded once:
+# a second signal would end the ranks without a checkpoint.
+forwarded="" cancelled=""
+forward() { [ -n "$forwarded" ] || [ -z "${ranks:-}" ] || kill -USR1 "$ranks"; forwarded=1; }
+trap 'interrupted=1; forward' USR1
+trap 'interrupted=1; cancelled=1' TERM
 
 setup || { echo "setup failed" >&2; exit 2; }
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it over from sbatch by itself
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not inherit it from sbatch
 "${launch[@]}" "${command[@]}" &
 ranks=$!
-again=1
-while [ -n "$again" ]; do
-  again=""
-  wait "$ranks" # a signal ends this wait, not the ranks
+interrupted=1
+while [ -n "$interrupted" ]; do
+  interrupted=""
+  wait "$ranks" # a signal interrupts wait, not the ranks
   code=$?
 done
 
-# 0: done; 1 and 2: what is wrong would be so again; 4: done, without some ranks. All else goes on from the last
-# checkpoint: 3, stopped after one; above 128, killed; and what the launcher makes of a lost node.
+# Do not restart after 0 (done), 1 and 2 (permanent errors) and 4 (done, but some ranks failed). Restart after all other
+# codes: 3 (stopped after a checkpoint), above 128 (killed), and those of a launcher that lost a node.
 case $code in
   0 | 1 | 2 | 4) ;;
   *)
     if [ -z "$cancelled" ] && [ ${SLURM_RESTART_COUNT:-0} -lt "$requeues" ]; then
-      echo "code $code at $(date +%FT%T): the job starts again" >&2
+      echo "code $code at $(date +%FT%T): restarting the job" >&2
       scontrol requeue "$SLURM_JOB_ID"
     fi
     ;;

@@ -1,1 +1,1 @@
-"""Comparing methods: a suite of training runs, what each reached, and tables and curves of them all."""
+"""Comparison of methods: runs a suite of trainings, and makes tables and curves of their results."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lsam_hpc.compare.run import Record
 from lsam_hpc.compare.suite import slug
 from lsam_hpc.compare.tables import groups
-from lsam_hpc.landscape.figures import COLOURS, figure, save
+from lsam_hpc.landscape.figures.figures import COLOURS, figure, save
 
 AXES = {"epochs": "epochs, all ranks together", "seconds": "seconds of training"}
 
@@ -22,8 +22,8 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     """Draw a figure per budget, stragglers and ranks: two panels, a line and a band of one standard error per method.
 
     Args:
-        records: of the runs.
-        folder: for the figures.
+        records: records of the runs.
+        folder: folder for the figures.
 
     Returns:
         Their paths.
@@ -34,20 +34,20 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     for (budget, stragglers, ranks), methods in groups(records).items():
         slow = "" if stragglers == "none" else f"-{slug(stragglers)}"
         path = folder / f"{budget}-np{ranks}{slow}.png"
-        with figure(9.0, 4.0, 1, 2) as (drawn, ((left, right),)):
-            for panel, (axis, label) in zip((left, right), AXES.items(), strict=True):
-                for number, (method, found) in enumerate(methods.items()):
-                    at, mean, error = band(found, axis)
+        with figure(9.0, 4.0, 1, 2) as (drawn, ((by_epochs, by_seconds),)):
+            for panel, (axis, label) in zip((by_epochs, by_seconds), AXES.items(), strict=True):
+                for number, (method, runs) in enumerate(methods.items()):
+                    at, mean, error = band(runs, axis)
                     style = "-" if number < len(COLOURS) else "--"
-                    (line,) = panel.plot(at, mean, style, label=f"{method} ({_final(found):.2f})")
+                    (line,) = panel.plot(at, mean, style, label=f"{method} ({_final(runs):.2f})")
                     panel.fill_between(at, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
                 panel.set(xlabel=label, yscale="log")
                 panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
                 panel.yaxis.set_major_formatter("{x:g}")
                 panel.yaxis.set_minor_locator(NullLocator())
-            left.set_ylabel("test error of the center, %")
-            right.sharey(left)
-            right.legend(title="method (test error at the end, %)", loc="center left", bbox_to_anchor=(1.0, 0.5))
+            by_epochs.set_ylabel("test error of the center, %")
+            by_seconds.sharey(by_epochs)
+            by_seconds.legend(title="method (test error at the end, %)", loc="center left", bbox_to_anchor=(1.0, 0.5))
             drawn.suptitle(f"{budget}, {ranks} ranks" + (f", stragglers {stragglers}" if slow else ""))
             paths.append(save(drawn, path))
     return paths
@@ -58,9 +58,9 @@ def _final(records: Sequence[Record]) -> float:
 
 
 def band(records: Sequence[Record], axis: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return places, means and standard errors over runs whose points are at slightly different places.
+    """Return positions, means and standard errors of curves whose points are at slightly different positions.
 
-    Runs are joined point by point between the latest first and the earliest last place that they have.
+    The curves are interpolated between their latest first and their earliest last position.
     """
     curves = [[(point[axis], point["test_error"]) for point in record["curve"]] for record in records]
     columns = [tuple(np.array(column) for column in zip(*curve, strict=True)) for curve in curves]

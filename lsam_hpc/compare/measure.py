@@ -1,4 +1,4 @@
-"""What a run reached: from its logs and the states that it kept."""
+"""Results of a training run, from its logs and its snapshots."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import numpy as np
 import torch
 
 from lsam_hpc.compare.suite import Cell, Suite, snapshot_interval
-from lsam_hpc.landscape.andriushchenko2023 import sharpness
+from lsam_hpc.landscape.curvature.sharpness import sharpness
+from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.spectrum import eigenpairs
 from lsam_hpc.landscape.states import state
 from lsam_hpc.train import data
+from lsam_hpc.train.builders import images_per_step, make_model, total_steps
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.dataset import Dataset
 from lsam_hpc.train.evaluation import SUBSET, evaluate
-from lsam_hpc.train.parts import images_per_step, make_model, total_steps
 from lsam_hpc.train.selection import OPTIONS
 from lsam_hpc.trajectory import Run
 
 BATCH = 500  # images in an evaluation's batch
-RHO = 0.05  # radius of the worst case, L2
+RHO = 0.05  # L2 radius of the worst-case sharpness
 
 
 class Point(typing.TypedDict):
-    """A point of a curve: the center as it was during training."""
+    """A point of a curve: the center at a moment of training."""
 
     epochs: float  # passes over the training set of all ranks together
     seconds: float  # of training
@@ -37,24 +37,25 @@ class Point(typing.TypedDict):
 
 
 def interval(cell: Cell, points: int) -> int:
-    """Return after how many local steps a cell's center is to be kept, for a curve of so many points."""
+    """Return the local steps between snapshots of a cell's center that give a curve of `points` points."""
     config = _config(cell)
-    return snapshot_interval(total_steps(config, _data(config)), cell.ranks // config.group_size, points, config.period)
+    period = typing.cast("int", config.period)  # a suite has no schedules
+    return snapshot_interval(total_steps(config, _data(config)), cell.ranks // config.group_size, points, period)
 
 
 def measure(run_dir: Path, cell: Cell, suite: Suite) -> tuple[dict[str, Any], list[Point]]:
-    """Return what a run ended with, and the curve of its center's error; all from what the run left.
+    """Return the final results of a run, and the curve of its center's error.
 
     Args:
-        run_dir: of a run that ended.
-        cell: that it is.
-        suite: says on how many images.
+        run_dir: directory of a run that ended.
+        cell: the cell that was run.
+        suite: its suite, which sets the numbers of images.
     """
     run, config = Run(run_dir), _config(cell)
-    ends = [found for rank in run.ranks if (found := run.result(rank)) is not None]
+    ends = [end for rank in run.ranks if (end := run.result(rank)) is not None]
     first = next(end for end in ends if not math.isnan(end["center_test_error"]))
     exchanges = sum(end["exchanges"] for end in ends)
-    stale = sum(end["staleness_mean"] * end["exchanges"] for end in ends)
+    staleness_sum = sum(end["staleness_mean"] * end["exchanges"] for end in ends)
     seconds = max(end["seconds"] for end in ends)
     total = int(max(run.steps(rank)["total_iteration"].max() for rank in run.ranks)) + 1
     result = {
@@ -62,7 +63,7 @@ def measure(run_dir: Path, cell: Cell, suite: Suite) -> tuple[dict[str, Any], li
         "seconds": seconds,
         "total_steps": total,
         "images_per_second": total * images_per_step(config) / seconds,
-        "staleness_mean": stale / exchanges if exchanges else 0.0,
+        "staleness_mean": staleness_sum / exchanges if exchanges else 0.0,
         "refused": sum(end["refused"] for end in ends),
     }
     dataset = _data(config)
@@ -73,13 +74,13 @@ def measure(run_dir: Path, cell: Cell, suite: Suite) -> tuple[dict[str, Any], li
 
 
 def _curve(run: Run, config: TrainConfig, dataset: Dataset, images: int) -> list[Point]:
-    """Return the errors of the centers that rank 0 kept, with BatchNorm's statistics from training images."""
-    kept, steps = run.snapshots(0, "center"), run.steps(0)
+    """Return the errors of rank 0's snapshots of the center, with BatchNorm statistics from training images."""
+    snapshots, steps = run.snapshots(0, "center"), run.steps(0)
     began = steps["time"][0]
     objective = _objective(config, dataset, min(SUBSET, images))
     test_x, test_y = dataset.test_x[:images], dataset.test_y[:images]
     curve: list[Point] = []
-    for index, (step, time) in enumerate(zip(kept["iteration"], kept["time"], strict=True)):
+    for index, (step, time) in enumerate(zip(snapshots["iteration"], snapshots["time"], strict=True)):
         row = min(int(np.searchsorted(steps["iteration"], step)), len(steps["iteration"]) - 1)
         with objective.at(torch.from_numpy(run.snapshot(0, index, "center"))) as model:
             _, error = evaluate(model, test_x, test_y)
@@ -113,4 +114,4 @@ def _data(config: TrainConfig) -> Dataset:
 
 @cache
 def _loaded(name: str, directory: str | None, *selection: Any) -> Dataset:  # noqa: ANN401
-    return data.load(name, directory, *selection)
+    return data.load(name, directory, **dict(zip(OPTIONS, selection, strict=True)))

@@ -1,4 +1,4 @@
-"""A suite: which methods are trained on what, read from a YAML or TOML file."""
+"""A suite of training runs, read from a YAML or TOML file."""
 
 from __future__ import annotations
 
@@ -13,30 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optionfile import convert, read_table, typed, unknown_option
+from lsam_hpc.options.files import convert, read_table, typed, unknown_option
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.stragglers import Stragglers
 
 Options = Mapping[str, Any]
 NAME = re.compile(r"[\w.+-]+")
-# What a cell's run is given besides: a suite does not choose these.
-OURS = {"out", "overwrite", "resume", "seed", "stragglers", "snapshot_every", "snapshot_states", "snapshot_ranks"}
+# Options that `SuiteRunner` sets; a suite cannot choose them.
+RESERVED = {"out", "overwrite", "resume", "seed", "stragglers", "snapshot_every", "snapshot_states", "snapshot_ranks"}
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How learning rates and radii are chosen: on images held out of the training set, with as many runs for all."""
+    """How settings are chosen: on images held out of the training set, with equally many runs for each method."""
 
     validation: int  # images held out
     budget: str
     ranks: int
     seeds: tuple[int, ...]
-    grids: Mapping[str, tuple[Options, ...]]  # method -> what is tried
-
-    @property
-    def trials(self) -> int:
-        """Settings that each method gets."""
-        return len(next(iter(self.grids.values())))
+    grids: Mapping[str, tuple[Options, ...]]  # method -> settings to try
 
 
 @dataclass(frozen=True)
@@ -49,17 +44,17 @@ class Cell:
     seed: int
     stragglers: str
     options: Options  # of `lsam train`
-    trial: int | None = None  # of the tuning
+    trial: int | None = None  # number of the setting, in the tuning
 
     @property
     def name(self) -> str:
-        """Of its folder; different for different cells of a suite."""
-        which = "" if self.trial is None else f"-trial{self.trial}"
-        return f"{self.budget}-{self.method}-np{self.ranks}-{slug(self.stragglers)}-seed{self.seed}{which}"
+        """Name of its folder, unique within a suite."""
+        suffix = "" if self.trial is None else f"-trial{self.trial}"
+        return f"{self.budget}-{self.method}-np{self.ranks}-{slug(self.stragglers)}-seed{self.seed}{suffix}"
 
     @property
     def group(self) -> tuple[str, str, int]:
-        """What is compared with each other: the same budget, stragglers and ranks."""
+        """Budget, stragglers and ranks: cells that have the same are compared with each other."""
         return self.budget, self.stragglers, self.ranks
 
 
@@ -73,23 +68,23 @@ class Suite:
     ranks: tuple[int, ...]
     stragglers: tuple[str, ...]
     seeds: tuple[int, ...]
-    reference: str  # the method that the others are compared with
+    reference: str  # method that the others are compared with
     images: int | None  # in a step of all ranks together; None: --batch-size on each
-    points: int  # of a curve
-    curve_images: int  # test images for each of these
+    points: int  # number of points of a curve
+    curve_images: int  # test images for each point
     sharpness_images: int  # training images for the sharpness of the final centers; 0: none
-    equal_seconds: bool  # besides, runs of as many seconds as the reference's
+    equal_seconds: bool  # run each cell also for as many seconds as the reference took
     tune: Tuning | None
 
     def cells(self, tuned: Mapping[str, Options]) -> Iterator[Cell]:
-        """Yield the runs at equal samples, those that are compared with each other one after the other.
+        """Yield the runs at equal samples; runs that are compared with each other follow each other.
 
         Args:
             tuned: method -> the options chosen for it.
         """
         for budget, stragglers, ranks in itertools.product(self.budgets, self.stragglers, self.ranks):
             for seed, method in itertools.product(self.seeds, self.methods):
-                yield self._cell(method, budget, ranks, seed, stragglers, tuned.get(method, {}))
+                yield self._cell(method, budget, ranks, seed, stragglers=stragglers, more=tuned.get(method, {}))
 
     def trials(self) -> Iterator[Cell]:
         """Yield the runs of the tuning."""
@@ -98,10 +93,11 @@ class Suite:
         for method, grid in self.tune.grids.items():
             for (trial, chosen), seed in itertools.product(enumerate(grid), self.tune.seeds):
                 held_out = {**chosen, "validation": self.tune.validation}
-                cell = self._cell(method, self.tune.budget, self.tune.ranks, seed, "none", held_out)
+                budget, ranks = self.tune.budget, self.tune.ranks
+                cell = self._cell(method, budget, ranks, seed, stragglers="none", more=held_out)
                 yield dataclasses.replace(cell, trial=trial)
 
-    def _cell(self, method: str, budget: str, ranks: int, seed: int, stragglers: str, more: Options) -> Cell:
+    def _cell(self, method: str, budget: str, ranks: int, seed: int, *, stragglers: str, more: Options) -> Cell:
         share = {} if self.images is None else {"batch_size": self.images // ranks}
         options = {**self.train, **share, **self.budgets[budget], **self.methods[method], **more}
         return Cell(method, budget, ranks, seed, stragglers, options)
@@ -111,26 +107,26 @@ def read_suite(path: Path, data_dir: str | None = None) -> Suite:
     """Return the suite that a file describes.
 
     Args:
-        path: of the file.
-        data_dir: with the data set's files, in place of the file's own.
+        path: the file.
+        data_dir: directory with the data set's files; replaces the suite's `data_dir`.
 
     Raises:
-        InputError: the file cannot be read, or something in it is not as it should be.
+        InputError: the file cannot be read, or has an invalid value.
     """
-    found = read_table(path)
+    table = read_table(path)
     fields = {field.name for field in dataclasses.fields(Suite)}
-    for key in found:
+    for key in table:
         if key not in fields:
             raise InputError(f"{path}: {unknown_option(str(key), sorted(fields))}")
 
     def names(key: str, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        value = found.get(key, default)
+        value = table.get(key, default)
         if not isinstance(value, dict) or not value or not all(NAME.fullmatch(str(name)) for name in value):
             raise InputError(f"{path}: {key}: expected names of letters, digits and -+._ with options, found {value!r}")
         return {str(name): value or {} for name, value in value.items()}
 
     def many(key: str, default: list[Any], to: type) -> tuple[Any, ...]:
-        value = found.get(key, default)
+        value = table.get(key, default)
         try:
             listed = tuple(convert(part, to) for part in value)
         except (TypeError, ValueError) as error:
@@ -140,18 +136,18 @@ def read_suite(path: Path, data_dir: str | None = None) -> Suite:
         return listed
 
     def whole(key: str, default: int, least: int) -> int:
-        value = found.get(key, default)
+        value = table.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{path}: {key}: expected a whole number >= {least}, found {value!r}")
         return value
 
-    budgets = {name: _options(path, f"budgets: {name}", given) for name, given in names("budgets").items()}
+    budgets = {name: _options(path, f"budgets: {name}", options) for name, options in names("budgets").items()}
     methods, grids = {}, {}
-    for name, given in names("methods").items():
-        own = dict(given) if isinstance(given, dict) else {"": given}
-        grids[name] = _grid(path, name, own.pop("tune", None))
-        methods[name] = _options(path, f"methods: {name}", own)
-    train = _options(path, "train", found.get("train", {}))
+    for name, value in names("methods").items():
+        options = dict(value) if isinstance(value, dict) else {"": value}
+        grids[name] = _grid(path, name, options.pop("tune", None))
+        methods[name] = _options(path, f"methods: {name}", options)
+    train = _options(path, "train", table.get("train", {}))
     suite = Suite(
         train=train if data_dir is None else {**train, "data_dir": data_dir},
         methods=methods,
@@ -159,12 +155,12 @@ def read_suite(path: Path, data_dir: str | None = None) -> Suite:
         ranks=many("ranks", [4], int),
         stragglers=many("stragglers", ["none"], str),
         seeds=many("seeds", [0, 1, 2], int),
-        reference=str(found.get("reference", next(iter(methods)))),
-        images=None if found.get("images") is None else whole("images", 0, 1),
+        reference=str(table.get("reference", next(iter(methods)))),
+        images=None if table.get("images") is None else whole("images", 0, 1),
         points=whole("points", 10, 1),
         curve_images=whole("curve_images", 2000, 1),
         sharpness_images=whole("sharpness_images", 512, 0),
-        equal_seconds=bool(found.get("equal_seconds", False)),
+        equal_seconds=bool(table.get("equal_seconds", False)),
         tune=None,
     )
     if suite.reference not in methods:
@@ -173,51 +169,51 @@ def read_suite(path: Path, data_dir: str | None = None) -> Suite:
         if ranks < 1 or (suite.images or ranks) % ranks:
             raise InputError(f"{path}: images: expected a multiple of the ranks, found {suite.images} for {ranks}")
     tuned = {name: grid for name, grid in grids.items() if grid}
-    if found.get("tune") is None:
+    if table.get("tune") is None:
         if tuned:
-            raise InputError(f"{path}: tune: expected how to tune {next(iter(tuned))}, found nothing")
+            raise InputError(f"{path}: tune: expected a table, as {next(iter(tuned))} is to be tuned, found none")
     else:
-        suite = dataclasses.replace(suite, tune=_tuning(path, found["tune"], tuned, suite))
+        suite = dataclasses.replace(suite, tune=_tuning(path, table["tune"], tuned, suite))
     for cell in [*suite.trials(), *suite.cells({})]:
         _checked(path, cell)
     return suite
 
 
-def _tuning(path: Path, found: object, grids: dict[str, tuple[Options, ...]], suite: Suite) -> Tuning:
+def _tuning(path: Path, table: object, grids: dict[str, tuple[Options, ...]], suite: Suite) -> Tuning:
     known = {"validation", "budget", "ranks", "seeds"}
-    if not isinstance(found, dict) or not set(found) <= known or not isinstance(found.get("validation"), int):
-        raise InputError(f"{path}: tune: expected {', '.join(sorted(known))}, found {found!r}")
+    if not isinstance(table, dict) or not set(table) <= known or not isinstance(table.get("validation"), int):
+        raise InputError(f"{path}: tune: expected {', '.join(sorted(known))}, found {table!r}")
     lengths = {name: len(grid) for name, grid in grids.items()}
     if len(grids) < len(suite.methods) or len(set(lengths.values())) != 1:
         raise InputError(f"{path}: tune: expected as many settings for each method, found {lengths or 'none'}")
-    budget, ranks = str(found.get("budget", next(iter(suite.budgets)))), found.get("ranks", suite.ranks[0])
+    budget, ranks = str(table.get("budget", next(iter(suite.budgets)))), table.get("ranks", suite.ranks[0])
     if budget not in suite.budgets or not isinstance(ranks, int) or ranks < 1:
         raise InputError(f"{path}: tune: expected a budget of the suite and a number of ranks, found {budget}, {ranks}")
-    seeds = found.get("seeds", [1000])
+    seeds = table.get("seeds", [1000])
     if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
         raise InputError(f"{path}: tune: seeds: expected a list of numbers, found {seeds!r}")
     if set(seeds) & set(suite.seeds):
-        raise InputError(f"{path}: tune: seeds: expected others than those of the runs, found {seeds}")
-    return Tuning(found["validation"], budget, ranks, tuple(seeds), grids)
+        raise InputError(f"{path}: tune: seeds: expected seeds that no run has, found {seeds}")
+    return Tuning(table["validation"], budget, ranks, tuple(seeds), grids)
 
 
-def _grid(path: Path, method: str, found: object) -> tuple[Options, ...]:
-    """Return the settings that `{lr: [0.1, 0.2], rho: [0, 0.1]}` stands for."""
-    if found is None:
+def _grid(path: Path, method: str, grid: object) -> tuple[Options, ...]:
+    """Return all combinations of values, as of `{lr: [0.1, 0.2], rho: [0, 0.1]}`."""
+    if grid is None:
         return ()
-    if not isinstance(found, dict) or not all(isinstance(values, list) and values for values in found.values()):
-        raise InputError(f"{path}: methods: {method}: tune: expected lists of values by option, found {found!r}")
-    names = list(found)
-    settings = [dict(zip(names, values, strict=True)) for values in itertools.product(*found.values())]
+    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+        raise InputError(f"{path}: methods: {method}: tune: expected lists of values by option, found {grid!r}")
+    names = list(grid)
+    settings = [dict(zip(names, values, strict=True)) for values in itertools.product(*grid.values())]
     return tuple(_options(path, f"methods: {method}: tune", setting) for setting in settings)
 
 
-def _options(path: Path, where: str, found: object) -> dict[str, Any]:
-    """Return options of `lsam train`, each of its type."""
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: {where}: expected options of lsam train and their values, found {found!r}")
+def _options(path: Path, where: str, options: object) -> dict[str, Any]:
+    """Return options of `lsam train`, converted to their types."""
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: {where}: expected options of lsam train and their values, found {options!r}")
     hints = typing.get_type_hints(TrainConfig)
-    return typed(f"{path}: {where}", found, {name: hint for name, hint in hints.items() if name not in OURS})
+    return typed(f"{path}: {where}", options, {name: hint for name, hint in hints.items() if name not in RESERVED})
 
 
 def _checked(path: Path, cell: Cell) -> None:
@@ -226,19 +222,19 @@ def _checked(path: Path, cell: Cell) -> None:
     try:
         config = TrainConfig(**cell.options, seed=cell.seed, stragglers=cell.stragglers)
         config.check()
-        config.together(cell.ranks).check_links(cell.ranks)
+        config.together(cell.ranks).check_communication(cell.ranks)
         Stragglers(cell.stragglers, 0, cell.ranks, cell.seed)
     except InputError as error:
         raise InputError(f"{path}: {cell.name}: {error}") from error
 
 
 def slug(stragglers: str) -> str:
-    """Return what names stragglers in a file's name."""
+    """Return a text for stragglers that a file name can contain."""
     return re.sub(r"[^\w.]+", "_", stragglers)
 
 
 def flags(options: Options) -> list[str]:
-    """Return options as the flags of `lsam train`."""
+    """Return options as command-line flags of `lsam train`."""
     words = []
     for name, value in options.items():
         flag = name.replace("_", "-")
@@ -250,13 +246,13 @@ def flags(options: Options) -> list[str]:
 
 
 def snapshot_interval(total: float, chains: int, points: int, period: int) -> int:
-    """Return after how many local steps a chain's center is kept, so that a run has so many points.
+    """Return the local steps between snapshots of a chain's center that give a curve of `points` points.
 
     Args:
         total: steps of all chains together.
-        chains: in the run.
-        points: that are wanted, apart from the last.
-        period: of the exchanges, at which states are kept.
+        chains: number of chains.
+        points: number of points, not counting the last.
+        period: local steps between exchanges, at which snapshots are taken.
     """
     return max(period, math.floor(total / chains / points))
 

@@ -10,26 +10,26 @@ from pathlib import Path
 
 from lsam_hpc.compare.run import Record
 from lsam_hpc.compare.suite import Cell, settings
-from lsam_hpc.files import appearing
+from lsam_hpc.util.files import atomic_path
 
 Group = tuple[str, str, int]  # budget, stragglers, ranks
 CELL = ("budget", "stragglers", "ranks", "method", "seed")
 
 
 def groups(records: Iterable[Record]) -> dict[Group, dict[str, list[Record]]]:
-    """Return what is compared with each other: group -> method -> its records, a seed each."""
-    found: dict[Group, dict[str, list[Record]]] = {}
+    """Return group -> method -> its records, one per seed; methods of a group are compared with each other."""
+    by_group: dict[Group, dict[str, list[Record]]] = {}
     for record in records:
         cell = Cell(**record["cell"])
-        found.setdefault(cell.group, {}).setdefault(cell.method, []).append(record)
-    return found
+        by_group.setdefault(cell.group, {}).setdefault(cell.method, []).append(record)
+    return by_group
 
 
 def markdown(records: Iterable[Record], reference: str) -> str:
     """Return a table for each group as Markdown, the best error of each in bold.
 
     Args:
-        records: of the runs.
+        records: records of the runs.
         reference: the method that the others are compared with.
     """
     parts = []
@@ -41,22 +41,29 @@ def markdown(records: Iterable[Record], reference: str) -> str:
 
 def _table(methods: dict[str, list[Record]], reference: str) -> str:
     target = statistics.fmean(_points(record)[-1]["test_error"] for record in methods[reference])
-    flat = any("sharpness" in record["result"] for found in methods.values() for record in found)
+    flat = any("sharpness" in record["result"] for runs in methods.values() for record in runs)
     head = [
-        "method", "test error %", f"against {reference}", "train loss", "seconds", "images/s",
-        f"seconds to the error of {reference}", *(["sharpness", "top eigenvalue"] if flat else []), "settings",
-    ]  # fmt: skip
-    best = min(statistics.fmean(_values(found, "center_test_error")) for found in methods.values())
+        "method",
+        "test error %",
+        f"against {reference}",
+        "train loss",
+        "seconds",
+        "images/s",
+        f"seconds to the error of {reference}",
+        *(["sharpness", "top eigenvalue"] if flat else []),
+        "settings",
+    ]
+    best = min(statistics.fmean(_values(runs, "center_test_error")) for runs in methods.values())
     rows = []
-    for method, found in methods.items():
-        errors = _values(found, "center_test_error")
+    for method, runs in methods.items():
+        errors = _values(runs, "center_test_error")
         error = mean_and_error(errors)
         row = [method, f"**{error}**" if statistics.fmean(errors) == best else error]
         row.append("" if method == reference else _against(errors, _values(methods[reference], "center_test_error")))
-        row += [mean_and_error(_values(found, "center_train_loss"), 4), mean_and_error(_values(found, "seconds"), 1)]
-        row += [f"{statistics.fmean(_values(found, 'images_per_second')):.0f}", _reached(found, target)]
-        row += [f"{statistics.fmean(_values(found, name)):.3g}" for name in ("sharpness", "top_eigenvalue") if flat]
-        rows.append([*row, settings(Cell(**found[0]["cell"]))])
+        row += [mean_and_error(_values(runs, "center_train_loss"), 4), mean_and_error(_values(runs, "seconds"), 1)]
+        row += [f"{statistics.fmean(_values(runs, 'images_per_second')):.0f}", _reached(runs, target)]
+        row += [f"{statistics.fmean(_values(runs, name)):.3g}" for name in ("sharpness", "top_eigenvalue") if flat]
+        rows.append([*row, settings(Cell(**runs[0]["cell"]))])
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -73,31 +80,31 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def seconds_to(record: Record, target: float) -> float:
-    """Return after how many seconds of training the center's error was at most the target; infinity if never.
+    """Return the seconds of training until the center's error is at most the target; infinity if never.
 
     Args:
-        record: of the run.
-        target: in %, on the test images of the curve's points.
+        record: record of the run.
+        target: error in % on the test images of the curve.
     """
     return min((point["seconds"] for point in _points(record) if point["test_error"] <= target), default=math.inf)
 
 
 def _points(record: Record) -> list[dict[str, float]]:
-    """Return a run's curve; one that has none is known at its end."""
+    """Return a run's curve; without one, its end is the only point."""
     result = record["result"]
     return record["curve"] or [{"seconds": result["seconds"], "test_error": result["center_test_error"]}]
 
 
 def _reached(records: Sequence[Record], target: float) -> str:
     times = [seconds_to(record, target) for record in records]
-    there = [time for time in times if time < math.inf]
-    if len(there) == len(times):
+    reached = [time for time in times if time < math.inf]
+    if len(reached) == len(times):
         return f"{statistics.median(times):.1f}"
-    return f"{len(there)} of {len(times)} runs" if there else "never"
+    return f"{len(reached)} of {len(times)} runs" if reached else "never"
 
 
 def _against(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Return the relative difference of two means, and in how many standard errors of it they are apart."""
+    """Return the relative difference of two means, and the difference in standard errors."""
     difference = statistics.fmean(ours) - statistics.fmean(theirs)
     relative = f"{100 * difference / statistics.fmean(theirs):+.1f} %" if statistics.fmean(theirs) else ""
     if len(ours) < 2 or len(theirs) < 2:
@@ -127,7 +134,7 @@ def _cell(record: Record) -> dict[str, object]:
 
 def _write(rows: Sequence[dict[str, object]], path: Path) -> None:
     path.unlink(missing_ok=True)
-    with appearing(path) as part, part.open("w", newline="") as file:
+    with atomic_path(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         for row in rows:

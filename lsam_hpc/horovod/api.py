@@ -1,4 +1,4 @@
-"""The names of `horovod.torch`, some of them LSAM's."""
+"""The names of `horovod.torch`, some of them replaced by LSAM's."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ REPLACED: dict[str, Any] = {
 __all__ = sorted({name for name in dir(real) if not name.startswith("_")} | REPLACED.keys())
 globals().update({name: getattr(real, name) for name in __all__ if name not in REPLACED})
 
-# What hvd.elastic does with a model or an optimizer goes by LSAM's functions in either case.
+# hvd.elastic must use LSAM's functions with `lsam wrap` and with the changed import alike.
 register()
 real_elastic.broadcast_parameters = broadcast_parameters
 real_elastic.broadcast_optimizer_state = broadcast_optimizer_state
 
 
 def install(name: str) -> None:
-    """Put LSAM's names into `horovod.torch` itself, for scripts that import that, and keep logs.
+    """Replace names of `horovod.torch` itself, for scripts that import it, and write logs.
 
     Args:
-        name: of the run, for its directory where none is named.
+        name: of the run; part of its directory's default name.
     """
     session.name, session.logs = name, True
-    for name, value in REPLACED.items():
-        setattr(real, name, value)
+    for replaced, value in REPLACED.items():
+        setattr(real, replaced, value)
     real_optimizer.DistributedOptimizer = DistributedOptimizer
-    for name in ("broadcast_optimizer_state", "broadcast_parameters"):
-        setattr(real_functions, name, REPLACED[name])
+    for function in ("broadcast_optimizer_state", "broadcast_parameters"):
+        setattr(real_functions, function, REPLACED[function])

@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lsam_hpc import rma
-from lsam_hpc.distributed import LSAM
+from lsam_hpc.distributed.lsam import LSAM
 from lsam_hpc.errors import InputError
 from lsam_hpc.horovod.options import Options
 from lsam_hpc.horovod.session import session
-from lsam_hpc.linkoptions import LinkOptions
-from lsam_hpc.logoptions import LogOptions, check_log
 from lsam_hpc.optim import masks
-from lsam_hpc.rundir import prepare
-from lsam_hpc.runlog import RunLog, describe
+from lsam_hpc.options.ascent import AscentOptions
+from lsam_hpc.options.communication import CommunicationOptions
+from lsam_hpc.options.coupling import CouplingOptions
+from lsam_hpc.options.logging import LoggingOptions, check_logging
+from lsam_hpc.options.option import keywords, part
+from lsam_hpc.rundir.prepare import prepare
+from lsam_hpc.rundir.runlog import RunLog, describe
 
 
 def make_chain(
@@ -32,6 +35,7 @@ def make_chain(
     options: Options,
     model: nn.Module | None,
     ranks: Sequence[int],
+    *,
     average: Callable[[list[Tensor]], None],
     log: RunLog | None,
 ) -> LSAM:
@@ -51,36 +55,25 @@ def make_chain(
         if options.mask == "norm" and model is None:
             raise InputError("mask: expected a module that holds the parameters for norm, found none that was called")
 
-    rma.agree(comm, check)
-    links: dict[str, Any] = options.only(LinkOptions.__annotations__)
-    grouped = max(map(len, comm.allgather(list(ranks)))) > 1
-    if grouped:
-        # Horovod averages in the backward pass already: each rank's own gradient is nowhere to be had.
-        links |= {"group_ranks": list(ranks), "group_size": len(ranks), "group_average": average,
-                  "group_ascent": "averaged"}  # fmt: skip
-    else:
-        links.pop("group_size")
+    rma.raise_on_all(comm, check)
+    communication = keywords(options, CommunicationOptions)
+    if max(map(len, comm.allgather(list(ranks)))) > 1:
+        # Horovod averages in the backward pass already: each rank's own gradient is not available.
+        communication |= {"group_ranks": list(ranks), "group_average": average}
+    communication["group_size"] = len(ranks)
+    ascent = {**keywords(options, AscentOptions), "ascent": "stale"}
+    if options.mask == "norm" and model is not None:
+        ascent["mask"] = masks.Norm(model)
     chain = LSAM(
         base,
-        rho=options.rho,
-        gamma=options.gamma,
-        coupling=options.coupling,  # type: ignore[arg-type]
-        pull=options.pull,
-        period=options.period,
-        stiffness=options.stiffness,
-        temperature=options.temperature,
-        center_momentum=options.center_momentum,
-        schedule=options.schedule,  # type: ignore[arg-type]
+        **ascent,
+        **keywords(options, CouplingOptions),
+        **communication,
         budget="per-rank",  # the script counts its steps
-        seed=options.seed,
-        observer=log.exchange if log else None,
-        witness=log.witness if log else None,
+        on_exchange=log.exchange if log else None,
+        state_callback=log.state_callback if log else None,
         comm=comm,
-        ascent="stale",
-        metric=options.metric,  # type: ignore[arg-type]
-        mask=masks.Norm(model) if options.mask == "norm" and model is not None else options.mask,
         model=model,
-        **links,
     )
     chain.keeps_gradients = True
     return chain
@@ -101,7 +94,7 @@ class ChainLog:
     def step(self, chain: LSAM, loss: object) -> None:
         """Log the step that the chain has just taken; a loss that is no number is left open."""
         known = isinstance(loss, (Tensor, float))
-        self.run.step(chain, chain.total_step - 1, float(loss) if known else math.nan)  # type: ignore[arg-type]
+        self.run.step(chain, chain.global_step - 1, float(loss) if known else math.nan)  # type: ignore[arg-type]
 
     def close(self, result: dict[str, float], lost: Sequence[int]) -> None:
         """Write the result; the lowest rank that is left says where the run is."""
@@ -120,23 +113,23 @@ def make_log(base: Optimizer, names: dict[Tensor, str], options: Options, number
         number: of the optimizers that have a log already: the next ones' directories end in -2, -3, ...
     """
     comm = session.comm
-    rma.same(comm, "out", options.out)
+    rma.require_equal(comm, "out", options.out)
     if options.out is None and not session.logs:
         return None
     start = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
     out = options.out or f"runs/{session.name}-{start:%Y%m%d-%H%M%S}"
     named = Path(out if not number else f"{out}-{number + 1}")
-    logs: LogOptions = options.only(LogOptions.__annotations__)  # type: ignore[assignment]
+    logs = part(options, LoggingOptions)
 
     def make_directory() -> Path:
-        check_log(logs)
-        return prepare(named, options.described(), options.overwrite, comm.rank)
+        check_logging(logs)
+        return prepare(named, options.described(), comm.rank, overwrite=options.overwrite)
 
-    run_dir = rma.agree(comm, make_directory)
+    run_dir = rma.raise_on_all(comm, make_directory)
     params = [p for group in base.param_groups for p in group["params"]]
     attributes = describe(comm, json.dumps(options.described()), options.seed, start, torch.device(params[0].device))
     layout = [(names.get(p, f"parameter.{i}"), tuple(p.shape)) for i, p in enumerate(params)]
-    return ChainLog(rma.agree(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, logs)), run_dir)
+    return ChainLog(rma.raise_on_all(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, logs)), run_dir)
 
 
 def group_sets(hvd: Any, size: int, comm: MPI.Intracomm) -> Any:  # noqa: ANN401 - a module; a ProcessSet

@@ -1,4 +1,4 @@
-"""Which tensor a copy was made of, as long as somebody has the copy."""
+"""Maps copies of tensors to their originals, as long as the copy exists."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 class Copies:
-    """Originals by their copies."""
+    """The originals of copied tensors."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
 
     def remember(self, copy: Tensor, original: Tensor) -> None:
-        """Take note of a copy."""
+        """Record a copy."""
         key = id(copy)
         self._known[key] = weakref.ref(copy, lambda _: self._known.pop(key, None)), original
 
     def original(self, copy: Tensor) -> Tensor | None:
-        """Return what a tensor is a copy of, or None."""
-        found = self._known.get(id(copy))
-        return found[1] if found is not None else None
+        """Return the tensor that was copied, or None if `copy` is no recorded copy."""
+        known = self._known.get(id(copy))
+        return known[1] if known is not None else None

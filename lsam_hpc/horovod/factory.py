@@ -25,7 +25,7 @@ class _Alone:
         return False
 
 
-def DistributedOptimizer(
+def DistributedOptimizer(  # noqa: N802, PLR0917 - Horovod's name and arguments
     optimizer: Optimizer,
     named_parameters: Iterable[tuple[str, Tensor]] | None = None,
     compression: Any = hvd.Compression.none,  # noqa: ANN401
@@ -34,7 +34,7 @@ def DistributedOptimizer(
     gradient_predivide_factor: float = 1.0,
     num_groups: int = 0,
     groups: Any = None,  # noqa: ANN401
-    sparse_as_dense: bool = False,
+    sparse_as_dense: bool = False,  # noqa: FBT001, FBT002 - as Horovod's
     process_set: Any = hvd.global_process_set,  # noqa: ANN401
     **lsam: Any,  # noqa: ANN401
 ) -> LsamOptimizer:

@@ -1,4 +1,4 @@
-"""Horovod's elastic state of an optimizer that has a chain."""
+"""The elastic state of an optimizer with a chain, for `hvd.elastic`."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ class ChainHandler(state.StateHandler):  # type: ignore[misc]
         self.save()
 
     def save(self) -> None:
-        """Keep the sample, the center and the optimizer's state."""
-        self.value.rest()
+        """Copy the sample, the center and the optimizer's state."""
+        self.value.restore_sample()
         chain = self.value.chain
         self._chain = None if chain is None else _copied(chain.state_dict())
         self._state = _copied(self.value.base.state_dict())
         self.value.mode_changed()
 
     def restore(self) -> None:
-        """Bring them back; collective."""
-        self.value.rest()
+        """Restore the last copy; collective."""
+        self.value.restore_sample()
         if self.value.chain is not None and self._chain is not None:
             self.value.chain.load_state_dict(_copied(self._chain))
         else:
-            self.value.restart()  # it was committed before the first step
+            self.value.restart()  # the copy is from before the first step
             self.value.base.load_state_dict(_copied(self._state))
         self.value.mode_changed()
 
     def sync(self) -> None:
-        """Give every rank rank 0's optimizer state."""
+        """Copy rank 0's optimizer state to all ranks."""
         broadcast_optimizer_state(self.value, 0)
 
 
 def register() -> None:
-    """Have `hvd.elastic.TorchState` use the handler."""
+    """Make `hvd.elastic.TorchState` use the handler."""
     known = state.get_handler_registry()
     if (LsamOptimizer, ChainHandler) not in known:
         state.set_handler_registry([(LsamOptimizer, ChainHandler), *known])
 
 
 def _copied(state: Any) -> Any:  # noqa: ANN401
-    """Return a state whose tensors nobody else writes into."""
+    """Return a deep copy of a state."""
     if isinstance(state, Tensor):
         return state.detach().clone()
     if isinstance(state, dict):

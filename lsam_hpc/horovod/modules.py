@@ -1,8 +1,8 @@
-"""Finds the modules that an optimizer's parameters belong to, and tells it of their modes, states and forward passes.
+"""Finds the modules that hold an optimizer's parameters, and notifies the optimizer of their calls.
 
-Horovod's optimizers are given parameters, not a model. The modules are those that a script calls: the outermost ones
-that hold any of the parameters, seen by torch's global forward hook until the first step. From then on each has a
-forward hook of its own, and `nn.Module.train`, `state_dict` and `load_state_dict` look whether they are meant.
+A Horovod optimizer gets parameters, not a model. Until the first step torch's global forward hook collects the modules:
+the outermost called ones that hold any of the parameters. After it each of them has its own forward hook, and
+`nn.Module.train`, `state_dict` and `load_state_dict` are wrapped to notify the optimizer.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Owner(Protocol):
-    """An optimizer as its modules see it."""
+    """The methods of an optimizer that its modules call."""
 
     def before_forward(self, module: nn.Module) -> None:
-        """Hear that a root's forward pass begins."""
+        """Called before the forward pass of a root module."""
 
     def mode_changed(self) -> None:
-        """Hear that a root changed between training and evaluation."""
+        """Called after `train()` or `eval()` of a root module."""
 
     def state_of(self, names: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what a state_dict has in place of these tensors."""
+        """Return the replacements for some tensors of a state_dict, by name."""
 
     def before_load(self, tensors: Iterable[Tensor]) -> None:
-        """Hear that these tensors are about to be overwritten."""
+        """Called before these tensors are overwritten by `load_state_dict`."""
 
 
 class Roots:
-    """The outermost modules that are called and hold any of an optimizer's parameters.
+    """The outermost modules that the script calls and that hold any of an optimizer's parameters.
 
     Args:
         owner: the optimizer.
@@ -42,44 +42,44 @@ class Roots:
     """
 
     def __init__(self, owner: Owner, params: list[Tensor]) -> None:
-        self.found: list[nn.Module] = []
+        self.modules: list[nn.Module] = []
         self._owner = weakref.ref(owner)
-        self._open = {id(p) for p in params}
-        self._handles: list[RemovableHandle] = [register_module_forward_pre_hook(self._look)]
+        self._unassigned = {id(p) for p in params}
+        self._handles: list[RemovableHandle] = [register_module_forward_pre_hook(self._collect)]
 
-    def more(self, params: list[Tensor]) -> None:
-        """Look for the modules of these parameters too."""
-        self._open |= {id(p) for p in params} - {id(p) for module in self.found for p in module.parameters()}
+    def add_params(self, params: list[Tensor]) -> None:
+        """Search for the modules of these parameters too."""
+        self._unassigned |= {id(p) for p in params} - {id(p) for module in self.modules for p in module.parameters()}
 
-    def settle(self) -> None:
-        """Look for no others; have those that were found call the owner before each forward pass."""
-        self._forget()
-        _watch()
-        for module in self.found:
+    def finish_search(self) -> None:
+        """End the search; from now on the modules call the owner before each forward pass."""
+        self._remove_hooks()
+        _patch_modules()
+        for module in self.modules:
             _owners[module] = self._owner
             self._handles.append(module.register_forward_pre_hook(_Before(self._owner)))
 
     def close(self) -> None:
-        """Leave the modules as they were."""
-        self._forget()
-        for module in self.found:
+        """Remove all hooks."""
+        self._remove_hooks()
+        for module in self.modules:
             _owners.pop(module, None)
 
-    def _forget(self) -> None:
+    def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _look(self, module: nn.Module, _: Any) -> None:  # noqa: ANN401
-        if self._open:
-            held = {id(p) for p in module.parameters()} & self._open
+    def _collect(self, module: nn.Module, _: Any) -> None:  # noqa: ANN401
+        if self._unassigned:
+            held = {id(p) for p in module.parameters()} & self._unassigned
             if held:
-                self._open -= held
-                self.found.append(module)
+                self._unassigned -= held
+                self.modules.append(module)
 
 
 class _Before:
-    """The forward hook of a root; in a copy of the module, or in a file, it is one that does nothing."""
+    """The forward hook of a root; copies and pickles of it do nothing."""
 
     def __init__(self, owner: weakref.ref[Owner]) -> None:
         self._owner = owner
@@ -90,7 +90,7 @@ class _Before:
             owner.before_forward(module)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        # {}.get(module, inputs) returns the inputs as they are, and whoever loads the file needs nothing of ours.
+        # {}.get(module, inputs) returns the inputs unchanged, and loading the file does not need lsam_hpc.
         return getattr, ({}, "get")
 
 
@@ -102,12 +102,12 @@ def _all_owners() -> Iterator[Owner]:
 
 
 @functools.cache
-def _watch() -> None:
-    """Have torch's modules tell the owners."""
+def _patch_modules() -> None:
+    """Wrap methods of `nn.Module` so that they notify the owners."""
     train, state_dict, load_state_dict = nn.Module.train, nn.Module.state_dict, nn.Module.load_state_dict
 
     @functools.wraps(train)
-    def told_train(self: nn.Module, mode: bool = True) -> nn.Module:
+    def notifying_train(self: nn.Module, mode: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - torch's signature
         result: nn.Module = train(self, mode)
         ref = _owners.get(self)
         if ref is not None and (owner := ref()) is not None:
@@ -115,9 +115,9 @@ def _watch() -> None:
         return result
 
     @functools.wraps(state_dict)
-    def told_state(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def notifying_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         state = state_dict(self, *args, **kwargs)
-        # A module's own calls for its children come with a destination; keep_vars asks for the parameters themselves.
+        # A module calls its children's with a destination; keep_vars=True asks for the parameters themselves.
         if not args and kwargs.get("destination") is None and not kwargs.get("keep_vars"):
             prefix = kwargs.get("prefix", "")
             names = {prefix + name: t for name, t in _named(self) if prefix + name in state}
@@ -126,14 +126,14 @@ def _watch() -> None:
         return state
 
     @functools.wraps(load_state_dict)
-    def told_load(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def notifying_load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         for owner in _all_owners():
             owner.before_load(t for _, t in _named(self))
         return load_state_dict(self, *args, **kwargs)
 
-    nn.Module.train = told_train  # type: ignore[method-assign, assignment]
-    nn.Module.state_dict = told_state  # type: ignore[method-assign]
-    nn.Module.load_state_dict = told_load  # type: ignore[method-assign]
+    nn.Module.train = notifying_train  # type: ignore[method-assign, assignment]
+    nn.Module.state_dict = notifying_state_dict  # type: ignore[method-assign]
+    nn.Module.load_state_dict = notifying_load_state_dict  # type: ignore[method-assign]
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -5,72 +5,39 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optionfile import convert, kind, read_options, unknown_option
+from lsam_hpc.options.ascent import AscentOptions
+from lsam_hpc.options.communication import CommunicationOptions
+from lsam_hpc.options.coupling import CouplingOptions
+from lsam_hpc.options.files import convert, read_options, unknown_option
+from lsam_hpc.options.logging import LoggingOptions
+from lsam_hpc.options.option import kind, option
 
 PREFIX = "LSAM_"
 # Variables of ours that are no options: the file's name, and what the installation and the tests use.
 OTHERS = ("LSAM_CONFIG", "LSAM_MPI", "LSAM_WHEELS", "LSAM_TEST_MPICH")
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
-Hyper: TypeAlias = float | Callable[[int], float]
-
-
-def _option(default: Any, text: str) -> Any:  # noqa: ANN401
-    return field(default=default, metadata={"help": text})
-
 
 @dataclass(frozen=True)
-class Options:
-    """What a script can be told besides what Horovod knows; numbers may be callables of the total step as keywords."""
+class Options(LoggingOptions, CommunicationOptions, CouplingOptions, AscentOptions):
+    """Options of the drop-in; numbers may be functions of the global step where they are keywords."""
 
-    rho: float = _option(0.05, "ascent radius of SAM")
-    gamma: float = _option(1e-12, "constant that keeps the ascent's division finite")
-    ascent: str = _option("auto", "auto: exact where step is given a closure, else stale; exact; stale")
-    metric: str = _option("l2", "of the ascent: l2; adaptive: ASAM")
-    mask: str = _option("all", "coordinates that the ascent moves: all, norm, random, fisher")
-    coupling: str = _option("elastic", "how chains and center move each other: elastic, kernel, restart")
-    pull: float | None = _option(None, "fraction of the gap that an exchange moves the center; default: 0.9 / chains")
-    period: int = _option(4, "local steps between exchanges")
-    stiffness: float = _option(0.1, "lambda of the Gaussian kernel (coupling kernel)")
-    temperature: float = _option(0.0, "T of the Langevin noise; 0: mini-batch noise only")
-    center_momentum: float = _option(0.0, "momentum of what is added to the center")
-    schedule: str = _option("async", "async; lockstep: exchanges in rank order, for tests")
-    group_size: int = _option(1, "neighbouring ranks that are one chain and average their gradients by Horovod")
-    overlap: bool = _option(True, "a thread of its own does the exchanges")
-    max_delay: int = _option(1, "exchanges in flight at most")
-    max_jump: float = _option(10.0, "a delta longer than so many medians of the last ones is refused")
-    wire_dtype: str = _option("float32", "float32; bfloat16, float16: half the bytes of an exchange")
-    topology: str = _option("center", "what a chain is coupled to: center, gossip, leader")
-    graph: str = _option("random", "whom a rank reads (topology gossip): random, ring, exponential")
-    degree: int = _option(1, "how many others a rank reads (topology gossip)")
-    publish: str = _option("none", "what others can read of a chain: none, sample, perturbed")
-    silent_after: float = _option(30.0, "seconds without a sign of life after which a rank counts as lost")
-    eval_center: bool = _option(True, "model.eval() holds the center until model.train()")
-    save_center: bool = _option(True, "model.state_dict() gives the center")
-    seed: int = _option(0, "of the Langevin noise and the sketches")
-    out: str | None = _option(None, "the run directory for logs")
-    overwrite: bool = _option(False, "replace the run in out")
-    sketch_every: int = _option(1, "steps between sketches, made at exchanges; 1: at each exchange; 0: none")
-    sketch_buckets: int = _option(1024, "numbers in a sketch, per layer group")
-    sketch_groups: int = _option(4, "layer groups that are sketched one by one, at most")
-    sketch_states: str = _option("sample,center", "what is sketched, of sample, center and perturbation")
-    snapshot_every: str = _option("none", "steps between full states, or log: after 1, 2, 4, 8, ... steps")
-    snapshot_states: str = _option("sample,center", "what is kept in full, of sample, center and perturbation")
-    snapshot_ranks: str = _option("all", "whose states are kept in full: all, first")
-    snapshot_dtype: str = _option("float32", "of snapshots on disk")
-    snapshot_compression: str = _option("gzip", "of snapshots on disk")
-    flush_seconds: float = _option(5.0, "how old a logged row may get before it is on disk")
-    hdf5_locking: str = _option("auto", "of the logs; off for file systems without locks")
-
-    def only(self, names: Mapping[str, object]) -> dict[str, Any]:
-        """Return those of the options that are among some names."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name in names}
+    ascent: Literal["auto", "exact", "stale"] = option(  # type: ignore[assignment]
+        "auto", "gradient of the ascent. auto: exact where step gets a closure, else stale; exact; stale"
+    )
+    group_ascent: Literal["averaged"] = option(
+        "averaged", "gradient of the ascent in a group: the group's mean, which Horovod leaves in the backward pass"
+    )
+    eval_center: bool = option(True, "model.eval() holds the center until model.train()")
+    save_center: bool = option(True, "model.state_dict() returns the center")
+    out: str | None = option(None, "run directory for logs; default: no logs")
+    overwrite: bool = option(False, "replace the run in out")
 
     def described(self) -> dict[str, Any]:
         """Return the options as JSON can hold them: callables by their names."""

@@ -1,4 +1,4 @@
-"""What the drop-in knows of this process: its communicator and its optimizers."""
+"""State of this process for the Horovod drop-in: its communicator and its optimizers."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from mpi4py import MPI
 
 
 class Chained(Protocol):
-    """An optimizer that may have a chain."""
+    """An optimizer with or without a chain."""
 
     def close(self) -> list[int]:
-        """End the chain and return the ranks that were lost."""
+        """End the chain and return the failed ranks."""
 
 
-FORWARD = 0.3  # s in which the launcher passes on what this rank said last; MPICH's drops it when a job aborts
+FORWARD = 0.3  # s for the launcher to forward the last output; MPICH's launcher drops it when a job aborts
 
 
 class Session:
-    """The process's part of a job."""
+    """One process of a job."""
 
     def __init__(self) -> None:
         self.comm: MPI.Intracomm = MPI.COMM_WORLD
         self.started = False  # init was called
-        self.failed = False  # this rank leaves by itself: the others are not on their way to a collective call
+        self.failed = False  # this rank ends alone: the others will not join a collective call
         self.name = "horovod"  # of the run directory, where none is named
         self.logs = False  # keep logs also if no directory is named
         self.wrapped = False  # an optimizer was made
         self.optimizers: list[Chained] = []
 
     def close_first(self) -> None:
-        """Have the chains end before all that was told of the process's end so far: logs, helper threads, Horovod."""
+        """Close the chains before all exit handlers registered so far: logs, helper threads, Horovod."""
         atexit.unregister(self.close)
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End all chains; collective."""
+        """Close all chains; collective."""
         if self.failed:
             return
-        lost: list[int] = []
+        failed_ranks: list[int] = []
         for optimizer in self.optimizers:
-            lost += optimizer.close()
+            failed_ranks += optimizer.close()
         self.optimizers.clear()
-        if lost:
+        if failed_ranks:
             sys.stdout.flush()
-            os._exit(4)  # MPI_Finalize would wait for the dead
+            os._exit(4)  # MPI_Finalize would wait for the failed ranks
 
     def abort(self, code: int) -> None:
-        """End the job with this code, if there are other ranks."""
+        """Abort the job with an exit code, if it has other ranks."""
         self.failed = True
         sys.stdout.flush()
         sys.stderr.flush()

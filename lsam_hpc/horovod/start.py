@@ -14,18 +14,18 @@ from mpi4py import MPI
 from lsam_hpc.errors import InputError
 from lsam_hpc.horovod.options import resolve
 from lsam_hpc.horovod.session import session
-from lsam_hpc.preflight import check_world, libraries
 from lsam_hpc.rma.progress import require_threads
+from lsam_hpc.util.preflight import check_world, libraries
 
 _real_init, _real_shutdown = real.init, real.shutdown
 
 
 def init(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as Horovod's
-    """Start Horovod, as `horovod.torch.init`, after MPI by mpi4py, which LSAM's windows need.
+    """Start MPI by mpi4py, which LSAM's windows need, and then Horovod, as `horovod.torch.init` does.
 
     Raises:
-        InputError: Horovod was built without MPI, or another MPI than mpi4py's is in the process, or MPI's threads are
-            not there, or an LSAM_* variable is no option.
+        InputError: Horovod was built without MPI, the process has loaded a second MPI library, MPI does not support
+            threads, or an LSAM_* variable names no option.
     """
     check_build(real)
     check_libraries(Path("/proc/self/maps"))
@@ -33,7 +33,7 @@ def init(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as Horovod's
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
     require_threads("Horovod's thread beside LSAM's")
     resolve({})
-    # Process sets of group_size are made after this.
+    # group_size makes process sets after init.
     os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
     _real_init(*args, **kwargs)
     session.comm = _communicator(args[0] if args else kwargs.get("comm"))
@@ -45,7 +45,7 @@ def init(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as Horovod's
 
 
 def shutdown() -> None:
-    """End LSAM's chains and then Horovod, as `horovod.torch.shutdown`; the models hold the center then."""
+    """Close LSAM's chains and then Horovod, as `horovod.torch.shutdown`; the models then hold the center."""
     session.close()
     _real_shutdown()
 
@@ -68,13 +68,13 @@ def check_libraries(maps: Path) -> None:
     """Raise InputError if the process has loaded two MPI libraries, one for mpi4py and one for Horovod.
 
     Args:
-        maps: the process's memory map as Linux shows it; where there is none, nothing is looked at.
+        maps: the process's memory map in Linux's format; without such a file nothing is checked.
     """
-    found = libraries(maps)
-    if len(found) > 1:
+    loaded = libraries(maps)
+    if len(loaded) > 1:
         raise InputError(
-            f"MPI: expected one library for mpi4py and Horovod, found {' and '.join(found)} in one process: rebuild "
-            f"Horovod for mpi4py's, {MPI.get_vendor()[0]}: tools/install_horovod.sh {sys.executable}"
+            f"MPI: expected one library for mpi4py and Horovod, found {' and '.join(loaded)} in one process: rebuild "
+            f"Horovod with mpi4py's MPI, {MPI.get_vendor()[0]}: tools/install_horovod.sh {sys.executable}"
         )
 
 
@@ -83,21 +83,20 @@ def check_ranks(hvd: Any, comm: MPI.Intracomm) -> None:  # noqa: ANN401 - a modu
     if (hvd.rank(), hvd.size()) != (comm.rank, comm.size):
         raise InputError(
             f"Horovod: expected the ranks of MPI, found rank {hvd.rank()} of {hvd.size()} where mpi4py has rank "
-            f"{comm.rank} of {comm.size}: is the launcher of the MPI that both were built for?"
+            f"{comm.rank} of {comm.size}: use the launcher of the MPI library that both were built with"
         )
 
 
-def _communicator(given: Any) -> MPI.Intracomm:  # noqa: ANN401 - what hvd.init takes
-    if given is None or (not isinstance(given, MPI.Comm) and not list(given)):
+def _communicator(comm: Any) -> MPI.Intracomm:  # noqa: ANN401 - the `comm` of hvd.init: a communicator or ranks
+    if comm is None or (not isinstance(comm, MPI.Comm) and not list(comm)):
         return MPI.COMM_WORLD
-    if isinstance(given, MPI.Intracomm):
-        return given
-    ranks = list(given)
-    return MPI.COMM_WORLD.Create_group(MPI.COMM_WORLD.group.Incl(ranks))
+    if isinstance(comm, MPI.Intracomm):
+        return comm
+    return MPI.COMM_WORLD.Create_group(MPI.COMM_WORLD.group.Incl(list(comm)))
 
 
 def _abort_on_error() -> None:
-    """Have an exception that nobody catches end the job, after its traceback: other ranks may wait for this one."""
+    """Make an uncaught exception abort the job, after its traceback: other ranks may wait for this one."""
     shown, process = sys.excepthook, os.getpid()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,14 +1,13 @@
-"""Where training went, seen in the landscape: surfaces, paths and trajectories, and files of other tools.
+"""Loss landscapes: surfaces, paths, trajectories, curvature and chain statistics of runs, and other tools' files.
 
-What needs torch is loaded when it is first used, so that logs can be read and exported without it.
+Modules that need torch are imported on first use, so that logs can be read and exported without torch.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from lsam_hpc.landscape.li2018 import (
+from lsam_hpc.landscape.formats.loss_landscape import (
     Directions,
     Projection,
     Surface,
@@ -19,45 +18,46 @@ from lsam_hpc.landscape.li2018 import (
     write_projection,
     write_surface,
 )
-from lsam_hpc.landscape.projection import Plane, plane
+from lsam_hpc.landscape.geometry.projection import Plane, plane
+from lsam_hpc.util.lazy import attach
 
 if TYPE_CHECKING:
-    from lsam_hpc.landscape.andriushchenko2023 import sharpness
-    from lsam_hpc.landscape.axes import Axes, random_axes, through
-    from lsam_hpc.landscape.chains import Chains
-    from lsam_hpc.landscape.cohen2021 import Edge, edge, snapshots
-    from lsam_hpc.landscape.curvature import layers
-    from lsam_hpc.landscape.meyer2021 import trace
+    from lsam_hpc.landscape.chains.diagnosis import diagnose
+    from lsam_hpc.landscape.chains.mcmc import mixing
+    from lsam_hpc.landscape.chains.statistics import Chains
+    from lsam_hpc.landscape.chains.timeline import write_timeline
+    from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, snapshots
+    from lsam_hpc.landscape.curvature.products import layers
+    from lsam_hpc.landscape.curvature.sharpness import sharpness
+    from lsam_hpc.landscape.curvature.spectral_density import Density, density
+    from lsam_hpc.landscape.curvature.spectrum import eigenpairs
+    from lsam_hpc.landscape.curvature.trace import trace
+    from lsam_hpc.landscape.geometry.axes import Axes, random_axes, through
+    from lsam_hpc.landscape.geometry.path import barrier, curve, find_curve, lines
+    from lsam_hpc.landscape.geometry.smoothing import smoothed
+    from lsam_hpc.landscape.geometry.surface import Settings, scan
+    from lsam_hpc.landscape.geometry.tracks import Tracks, from_sketches, from_snapshots
     from lsam_hpc.landscape.objective import Objective, fixed_batches
-    from lsam_hpc.landscape.path import barrier, curve, find_curve, lines
-    from lsam_hpc.landscape.smoothing import smoothed
-    from lsam_hpc.landscape.spectrum import eigenpairs
     from lsam_hpc.landscape.states import state
-    from lsam_hpc.landscape.surface import Settings, scan
-    from lsam_hpc.landscape.timeline import write_timeline
-    from lsam_hpc.landscape.tracks import Tracks, from_sketches, from_snapshots
-    from lsam_hpc.landscape.ubaru2017 import Density, density
-    from lsam_hpc.landscape.vehtari2021 import mixing
-    from lsam_hpc.landscape.verdicts import judge
 
-# name -> module that is loaded for it
+# public name -> submodule that defines it, imported on first use
 _HOMES = {
     **dict.fromkeys(("Objective", "fixed_batches"), "objective"),
-    **dict.fromkeys(("Axes", "random_axes", "through"), "axes"),
-    **dict.fromkeys(("Settings", "scan"), "surface"),
-    **dict.fromkeys(("barrier", "curve", "find_curve", "lines"), "path"),
-    **dict.fromkeys(("Tracks", "from_sketches", "from_snapshots"), "tracks"),
-    "Chains": "chains",
-    **dict.fromkeys(("Edge", "edge", "snapshots"), "cohen2021"),
-    **dict.fromkeys(("Density", "density"), "ubaru2017"),
-    "eigenpairs": "spectrum",
-    "judge": "verdicts",
-    "layers": "curvature",
-    "mixing": "vehtari2021",
-    "sharpness": "andriushchenko2023",
-    "smoothed": "smoothing",
-    "trace": "meyer2021",
-    "write_timeline": "timeline",
+    **dict.fromkeys(("Axes", "random_axes", "through"), "geometry.axes"),
+    **dict.fromkeys(("Settings", "scan"), "geometry.surface"),
+    **dict.fromkeys(("barrier", "curve", "find_curve", "lines"), "geometry.path"),
+    **dict.fromkeys(("Tracks", "from_sketches", "from_snapshots"), "geometry.tracks"),
+    "Chains": "chains.statistics",
+    **dict.fromkeys(("Edge", "edge", "snapshots"), "curvature.edge_of_stability"),
+    **dict.fromkeys(("Density", "density"), "curvature.spectral_density"),
+    "eigenpairs": "curvature.spectrum",
+    "diagnose": "chains.diagnosis",
+    "layers": "curvature.products",
+    "mixing": "chains.mcmc",
+    "sharpness": "curvature.sharpness",
+    "smoothed": "geometry.smoothing",
+    "trace": "curvature.trace",
+    "write_timeline": "chains.timeline",
     "state": "states",
 }
 
@@ -76,13 +76,13 @@ __all__ = [
     "barrier",
     "curve",
     "density",
+    "diagnose",
     "edge",
     "eigenpairs",
     "find_curve",
     "fixed_batches",
     "from_sketches",
     "from_snapshots",
-    "judge",
     "layers",
     "lines",
     "mixing",
@@ -103,13 +103,4 @@ __all__ = [
     "write_surface",
     "write_timeline",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = attach(__name__, _HOMES)

@@ -11,35 +11,35 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim.batchnorm import kept, layers, recalibrate
+from lsam_hpc.optim.batchnorm import layers, preserve_module_state, recalibrate
 from lsam_hpc.optim.flat import FlatVector
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
-SAME = 1e-5  # relative difference of two evaluations of the same that counts as rounding
+ROUNDING = 1e-5  # relative difference between two evaluations at one point that counts as rounding
 
 
 class Value(NamedTuple):
-    """What an objective is at a point."""
+    """The values of an objective at a point."""
 
     loss: float
-    error: float  # in %; NaN where targets are no classes
+    error: float  # classification error in %; NaN if targets are not classes
 
 
 class Objective:
-    """f(x): the mean loss of a model over fixed batches, its gradient and its error.
+    """f(x): the mean loss of a model over fixed batches, with its gradient and classification error.
 
-    The model is in eval mode, but for BatchNorm: its statistics are computed anew from the batches at every point,
-    since those of another point mean nothing there. The model and its buffers are as before after every call.
+    The model is in eval mode. BatchNorm's statistics are recomputed from the batches at every point, because the
+    statistics of one point are wrong at another. Every call restores the model and its buffers.
 
     Args:
         model: its trainable parameters are x, P in all, in the order of `model.parameters()`.
-        batches: (inputs, targets), fixed; kept as they are given.
-        loss: mean loss of a batch from outputs and targets. Default: cross-entropy.
-        batch_norm: `"recalibrate"` (default), or `"keep"`: the statistics that the model has.
+        batches: fixed pairs (inputs, targets).
+        loss: function of outputs and targets that returns a batch's mean loss. Default: cross-entropy.
+        batch_norm: `"recalibrate"` (default), or `"keep"` for the statistics that the model has.
 
     Raises:
-        InputError: there are no data, or nothing to train.
+        InputError: there are no data, or no trainable parameters.
     """
 
     def __init__(
@@ -66,34 +66,34 @@ class Objective:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the flat vectors."""
+        """Data type of the flat vectors."""
         return self._at.vector.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the flat vectors."""
+        """Device of the flat vectors."""
         return self._at.vector.device
 
     def start(self) -> Tensor:
-        """Return the model's parameters as they are, shape (P,)."""
+        """Return a copy of the model's present parameters, shape (P,)."""
         return self._at.gather(self.params).clone()
 
     def vector(self, x: object) -> Tensor:
         """Return a point as a vector of this objective's type and device, shape (P,).
 
         Raises:
-            InputError: it has another size than the model.
+            InputError: its size differs from the model's.
         """
-        found = torch.as_tensor(x, dtype=self.dtype, device=self.device).reshape(-1)
-        if found.numel() != self.size:
-            raise InputError(f"model: expected one of {found.numel()} parameters, as the state has, found {self.size}")
-        return found
+        flat = torch.as_tensor(x, dtype=self.dtype, device=self.device).reshape(-1)
+        if flat.numel() != self.size:
+            raise InputError(f"model: expected {flat.numel()} parameters, as in the state, found {self.size}")
+        return flat
 
     @contextmanager
     def at(self, x: Tensor) -> Iterator[nn.Module]:
-        """Hold a point in the model, in eval mode with BatchNorm's statistics for it; all is as before at the end."""
+        """Set the model to a point, in eval mode, with BatchNorm's statistics for it; restore the model afterwards."""
         before = [p.detach().clone() for p in self.params]
-        with kept(self.model):
+        with preserve_module_state(self.model):
             try:
                 self.model.eval()
                 self._at.vector.copy_(self.vector(x))
@@ -107,7 +107,7 @@ class Objective:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Value:
-        """Return the mean loss and the error at a point, shape (P,)."""
+        """Return the mean loss and the error at a point x of shape (P,)."""
         total, wrong = 0.0, 0
         with self.at(x) as model:
             for inputs, targets in self.batches:
@@ -119,7 +119,7 @@ class Objective:
         return Value(total / self.samples, 100 * wrong / self.samples if classified else float("nan"))
 
     def gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """Return the mean loss and its gradient at a point, shape (P,)."""
+        """Return the mean loss and its gradient, shape (P,), at a point x of shape (P,)."""
         total, sums = 0.0, FlatVector(self.params)
         with self.at(x) as model, torch.enable_grad():
             for inputs, targets in self.batches:
@@ -130,61 +130,65 @@ class Objective:
         return total / self.samples, sums.vector
 
     def ascent(self, x: Tensor, rho: float) -> Tensor:
-        """Return x + rho g / |g|, where f_SAM takes its value, shape (P,)."""
+        """Return x + rho g / |g|, shape (P,), the point at which f_SAM(x) evaluates f."""
         _, grad = self.gradient(x)
         norm = torch.linalg.vector_norm(grad)
         return self.vector(x) + (grad * (rho / norm) if norm > 0 else 0.0)
 
     def check(self, x: Tensor | None = None) -> None:
-        """Evaluate twice at a point.
+        """Evaluate loss and gradient twice at a point, to detect randomness.
 
         Args:
-            x: shape (P,). Default: the model as it is.
+            x: shape (P,). Default: the model's present parameters.
 
         Raises:
             InputError: the model is not deterministic, or its loss is not finite.
         """
         x = self.start() if x is None else x
-        (first, grad), (second, again) = self.gradient(x), self.gradient(x)
+        (first, grad), (second, grad2) = self.gradient(x), self.gradient(x)
         if first != first or abs(first) == float("inf"):
             raise InputError(f"loss: expected a finite number at the given state, found {first}")
-        if abs(first - second) > SAME * max(1.0, abs(first)):
-            raise InputError(f"model: expected the same loss twice, found {first:.6g} and {second:.6g}: "
-                             "something in it is random in eval mode")  # fmt: skip
-        far = float(torch.linalg.vector_norm(grad - again) / torch.linalg.vector_norm(grad).clamp_min(1e-12))
-        if far > 100 * SAME:
-            raise InputError(f"model: expected the same gradient twice, found a relative difference of {far:.2g}")
+        if abs(first - second) > ROUNDING * max(1.0, abs(first)):
+            raise InputError(
+                f"model: expected the same loss twice, found {first:.6g} and {second:.6g}: "
+                "the model is random in eval mode"
+            )
+        change = float(torch.linalg.vector_norm(grad - grad2) / torch.linalg.vector_norm(grad).clamp_min(1e-12))
+        if change > 100 * ROUNDING:
+            raise InputError(f"model: expected the same gradient twice, found a relative difference of {change:.2g}")
 
 
 def fixed_batches(data: Iterable[Batch], at_most: int | None = None) -> list[Batch]:
-    """Return the first batches of data that gives the same each time, as a DataLoader without shuffling.
+    """Return the first batches of data whose order is fixed, such as a DataLoader without shuffling.
 
     Args:
-        data: gives (inputs, targets) each time that it is gone through.
-        at_most: number of samples after which the rest is left out. Default: all.
+        data: yields (inputs, targets) in each pass.
+        at_most: largest number of samples. Default: all.
 
     Raises:
-        InputError: a second pass gives something else, or it gives no pairs of tensors.
+        InputError: a second pass yields other samples, or the data do not yield pairs of tensors.
     """
-    first, second = (list(_some(data, at_most)) for _ in range(2))
+    first, second = (list(_first(data, at_most)) for _ in range(2))
     same = len(first) == len(second) and all(
         torch.equal(a, b) for pair in zip(first, second, strict=True) for a, b in zip(*pair, strict=True)
     )
     if not same:
-        raise InputError("data: expected the same samples in each pass, found others in the second: "
-                         "turn shuffling and random augmentation off")  # fmt: skip
+        raise InputError(
+            "data: expected the same samples in each pass, found others in the second: "
+            "turn off shuffling and random augmentation"
+        )
     return first
 
 
-def _some(data: Iterable[Batch], at_most: int | None) -> Iterator[Batch]:
-    left = at_most
+def _first(data: Iterable[Batch], at_most: int | None) -> Iterator[Batch]:
+    remaining = at_most
     for batch in data:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
             raise InputError(f"data: expected pairs of tensors, inputs and targets, found {type(batch).__name__}")
-        inputs, targets = batch[0][:left], batch[1][:left]
+        inputs, targets = batch[0][:remaining], batch[1][:remaining]
         if len(targets):
             yield inputs, targets
-        if left is not None and (left := left - len(targets)) <= 0:
+        if remaining is not None and (remaining := remaining - len(targets)) <= 0:
             return
 
 

@@ -1,4 +1,4 @@
-"""Packages that only some of the landscape tools need."""
+"""Imports of optional packages that only some of the landscape tools need."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 from lsam_hpc.errors import InputError
 
 
-def package(name: str, what: str) -> Any:  # noqa: ANN401
+def package(name: str, needed_by: str) -> Any:  # noqa: ANN401 (any module)
     """Import a package of the extra `landscape`.
 
     Args:
-        name: of the package or a module in it.
-        what: needs it.
+        name: of the package or of a module in it.
+        needed_by: the tool that needs it, for the error message.
 
     Raises:
-        InputError: it is missing.
+        InputError: the package is not installed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 tells of 1.0 when it is imported
+        warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0
         try:
             return importlib.import_module(name)
         except ImportError as error:
-            raise InputError(f"{what}: expected the package {name.partition('.')[0]}, found none: "
-                             "pip install 'lsam-hpc[landscape]'") from error  # fmt: skip
+            raise InputError(
+                f"{needed_by}: expected the package {name.partition('.')[0]}, found none: "
+                "pip install 'lsam-hpc[landscape]'"
+            ) from error

@@ -1,4 +1,4 @@
-"""Names of states: where in a run, or in which file, a vector of parameters is found."""
+"""Reads a state (a vector of parameters) by its name, from a run or from a file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ def state(run: Run, name: str) -> NDArray[np.float32]:
     """Return a state of a run as a flat vector, shape (P,).
 
     Args:
-        run: with snapshots, unless the state is in a file.
-        name: `center` or `center@I`: the center in the I-th snapshot of the lowest rank (default: the last);
+        run: with snapshots, unless the name is that of a file.
+        name: `center` or `center@I`: the center in snapshot I of the lowest rank (default: the last one);
             `3` or `3@I`: the sample of rank 3; or the name of a file with the model's state_dict.
 
     Raises:
-        InputError: there is no such state.
+        InputError: the name is not valid, or the run or file has no such state.
     """
     if match := re.fullmatch(r"(center|\d+)(?:@(-?\d+))?", name):
         kind = "center" if match[1] == "center" else "sample"
         rank = run.ranks[0] if kind == "center" else int(match[1])
         if f"snapshot/{kind}" not in run.log(rank).tables or not len(run.snapshots(rank, kind)["iteration"]):
-            raise InputError(f"{run.path}: expected snapshots of the {kind} of rank {rank}, found none: "
-                             "train with --snapshot-every log, or name a file")  # fmt: skip
+            raise InputError(
+                f"{run.path}: expected snapshots of the {kind} of rank {rank}, found none: "
+                "train with --snapshot-every log, or name a file"
+            )
         return run.snapshot(rank, int(match[2] or -1), kind)
     if Path(name).suffix in (".pt", ".pth"):
         return _from_file(run, Path(name))
@@ -41,17 +43,19 @@ def state(run: Run, name: str) -> NDArray[np.float32]:
 
 def _from_file(run: Run, path: Path) -> NDArray[np.float32]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: expected a file with a state_dict, found: {error.strerror or error}") from error
-    except Exception as error:  # torch names no class for what may be wrong with a file
-        raise InputError(f"{path}: expected a state_dict that torch.load(weights_only=True) reads, "
-                         f"found: {str(error).splitlines()[0]}") from error  # fmt: skip
+    except Exception as error:  # torch.load documents no exception class for damaged files
+        raise InputError(
+            f"{path}: expected a state_dict that torch.load(weights_only=True) reads, "
+            f"found: {str(error).splitlines()[0]}"
+        ) from error
     vector = np.empty(run.size, np.float32)
     for name, shape, at in run.layout:
-        value = found.get(name) if isinstance(found, dict) else None
+        value = state_dict.get(name) if isinstance(state_dict, dict) else None
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != tuple(shape):
-            what = tuple(value.shape) if isinstance(value, torch.Tensor) else "none"
-            raise InputError(f"{path}: expected {name} of shape {tuple(shape)}, found {what}")
+            actual = tuple(value.shape) if isinstance(value, torch.Tensor) else "none"
+            raise InputError(f"{path}: expected {name} of shape {tuple(shape)}, found {actual}")
         vector[at : at + math.prod(shape)] = value.reshape(-1).float().numpy()
     return vector

@@ -1,7 +1,7 @@
-"""Points shared out over MPI ranks by tickets, and kept through a kill: what is finished is never evaluated again.
+"""Evaluates points on MPI ranks from a shared queue, and saves each finished point, so that a kill loses none.
 
-No rank waits for another while points are left: a rank draws the next one from a counter in a window. Each rank appends
-what it finished to a file of its own, so that nothing but the points under way is lost, however the job ends.
+The queue is a counter in an MPI window: a rank takes the next point without waiting for others. Each rank appends its
+finished points to its own file, so that a killed job loses only the points that were being evaluated.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Work = Callable[[int], Sequence[float]]
 OPTIONS = "options.json"
-SYNC = 1.0  # s between two waits for the disk, which outlast a quick point many times
+SYNC = 1.0  # smallest time between two fsync calls, in seconds: fsync may take much longer than a point
 _FILES = "points-*.bin"
 
 
@@ -38,117 +39,122 @@ def evaluate(
     columns: int,
     folder: Path | None = None,
     options: Mapping[str, Any] | None = None,
+    *,
     comm: MPI.Intracomm | None = None,
     title: str | None = None,
 ) -> NDArray[np.float64]:
-    """Return the values of all points, shape (count, columns), alike on all ranks.
+    """Return the values of all points, shape (count, columns), the same on all ranks.
 
     Args:
-        work: gives the values of a point, shape (columns,), the same on whichever rank it runs.
+        work: returns the values of a point, shape (columns,), from its index; the same on every rank.
         count: number of points.
-        columns: number of values of each.
-        folder: where finished points are kept; those that are there are not evaluated again. Default: nowhere.
-        options: what the values depend on; points of other options in the folder are refused.
+        columns: number of values of a point.
+        folder: where finished points are saved; saved points are not evaluated again. Default: none are saved.
+        options: all that the values depend on; a folder with points of other options is an error.
         comm: the ranks that share the points; collective. Default: this process alone, without MPI.
-        title: of the progress shown on rank 0. Default: none is shown.
+        title: of the progress bar on rank 0. Default: no progress bar.
 
     Raises:
-        InputError: the folder holds points of other options, or cannot be written; or `work` raised it.
+        InputError: the folder holds points of other options or cannot be written, or `work` raises it.
     """
     if comm is None or comm.size == 1:
-        found = dict(_begin(folder, dict(options or {}), columns, count))
-        todo = [index for index in range(count) if index not in found]
-        tickets = itertools.count()
-        found.update(_loop(work, todo, tickets.__next__, folder, columns, 0, _Bar(title, count, len(found))))
-        return _table(found, count, columns)
-    return _by_ranks(work, count, columns, folder, dict(options or {}), comm, title)
+        points = dict(_open(folder, dict(options or {}), columns, count))
+        todo = [index for index in range(count) if index not in points]
+        bar = _ProgressBar(title, count, len(points))
+        next_point = itertools.count().__next__
+        points.update(_loop(work, todo, next_point, bar, folder=folder, columns=columns, rank=0))
+        return _table(points, count, columns)
+    return _on_ranks(work, count, columns, folder, dict(options or {}), comm=comm, title=title)
 
 
-def _by_ranks(
+def _on_ranks(
     work: Work,
     count: int,
     columns: int,
     folder: Path | None,
     options: dict[str, Any],
+    *,
     comm: MPI.Intracomm,
     title: str | None,
 ) -> NDArray[np.float64]:
-    from lsam_hpc.rma import Progress, agree, reason
-    from lsam_hpc.rma.counter import Cells
+    from lsam_hpc.rma import ProgressThread, raise_on_all, why_progress_needed
+    from lsam_hpc.rma.counter import AtomicArray
 
-    # Only rank 0 looks, so that all see the same whatever a network file system shows to each.
-    first = agree(comm, lambda: _begin(folder, options, columns, count) if comm.rank == 0 else {})
-    before: dict[int, tuple[float, ...]] = comm.bcast(first)
+    # Only rank 0 reads the folder: on a network file system other ranks may see other contents.
+    saved = raise_on_all(comm, lambda: _open(folder, options, columns, count) if comm.rank == 0 else {})
+    before: dict[int, tuple[float, ...]] = comm.bcast(saved)
     todo = [index for index in range(count) if index not in before]
     with ExitStack() as stack:
-        cells = Cells(comm, 2)  # of rank 0: tickets drawn, points finished
+        cells = AtomicArray(comm, 2)  # on rank 0: points taken, points finished
         stack.callback(cells.close)
-        if reason(comm) is not None:
-            stack.callback(Progress(comm).close)
-        bar = _Bar(title if comm.rank == 0 else None, count, len(before), lambda: cells.value(0, 1))
+        if why_progress_needed(comm) is not None:
+            stack.callback(ProgressThread(comm).close)
+        bar = _ProgressBar(title if comm.rank == 0 else None, count, len(before), lambda: cells.value(0, 1))
 
-        def draw() -> int:
+        def next_point() -> int:
             return cells.add(0, 0)
 
-        def finished() -> None:
-            cells.add(0, 1)
+        def loop() -> dict[int, tuple[float, ...]]:
+            finished = partial(cells.add, 0, 1)
+            return _loop(work, todo, next_point, bar, folder=folder, columns=columns, rank=comm.rank, finished=finished)
 
-        own = agree(comm, lambda: _loop(work, todo, draw, folder, columns, comm.rank, bar, finished))
-    found = dict(before)
-    for part in comm.allgather(own):
-        found.update(part)
-    return _table(found, count, columns)
+        evaluated = raise_on_all(comm, loop)
+    points = dict(before)
+    for part in comm.allgather(evaluated):
+        points.update(part)
+    return _table(points, count, columns)
 
 
 def _loop(
     work: Work,
     todo: Sequence[int],
-    draw: Callable[[], int],
+    next_point: Callable[[], int],
+    bar: _ProgressBar,
+    *,
     folder: Path | None,
     columns: int,
     rank: int,
-    bar: _Bar,
     finished: Callable[[], object] = lambda: None,
 ) -> dict[int, tuple[float, ...]]:
-    """Evaluate the points of the tickets that this rank draws."""
-    found = {}
+    """Evaluate the points that this rank takes from the queue; return their values by index."""
+    points: dict[int, tuple[float, ...]] = {}
     with ExitStack() as stack:
         stack.callback(bar.close)
-        keep = _Kept(folder / f"points-{rank:04d}.bin", columns) if folder else None
-        if keep:
-            stack.callback(keep.close)
-        while (ticket := draw()) < len(todo):
-            values = tuple(float(value) for value in work(todo[ticket]))
-            found[todo[ticket]] = values
-            if keep:
-                keep.append(todo[ticket], values)
+        file = _PointFile(folder / f"points-{rank:04d}.bin", columns) if folder else None
+        if file:
+            stack.callback(file.close)
+        while (place := next_point()) < len(todo):
+            index = todo[place]
+            points[index] = tuple(float(value) for value in work(index))
+            if file:
+                file.append(index, points[index])
             finished()
             bar.show()
-    return found
+    return points
 
 
-def _begin(folder: Path | None, options: dict[str, Any], columns: int, count: int) -> dict[int, tuple[float, ...]]:
-    """Make the folder, or return the points that are in it."""
+def _open(folder: Path | None, options: dict[str, Any], columns: int, count: int) -> dict[int, tuple[float, ...]]:
+    """Make the folder if needed, and return the finished points in it."""
     if folder is None:
         return {}
-    given = json.loads(json.dumps(options))  # as a file gives it back
+    options = json.loads(json.dumps(options))  # in the form in which they are read from the file
     file = folder / OPTIONS
     try:
         folder.mkdir(exist_ok=True)
         if file.exists():
-            _compare(folder, json.loads(file.read_text()), given)
+            _compare(folder, json.loads(file.read_text()), options)
         elif any(folder.glob(_FILES)):
             raise InputError(f"{folder}: expected {OPTIONS} beside the points, found none: remove the folder")
         else:
             temporary = folder / f"{OPTIONS}.tmp"
-            temporary.write_text(json.dumps(given, indent=2) + "\n")
+            temporary.write_text(json.dumps(options, indent=2) + "\n")
             temporary.replace(file)
         return read_points(folder, columns, count)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{folder}: expected a folder for finished points, found: {error}") from error
 
 
-def _compare(folder: Path, old: Any, new: dict[str, Any]) -> None:  # noqa: ANN401
+def _compare(folder: Path, old: Any, new: dict[str, Any]) -> None:  # noqa: ANN401 (JSON)
     if old == new:
         return
     old = old if isinstance(old, dict) else {}
@@ -165,26 +171,26 @@ def _short(value: object) -> str:
 
 
 def read_points(folder: Path, columns: int, count: int) -> dict[int, tuple[float, ...]]:
-    """Return the finished points in a folder: their values by index. Torn records are left out.
+    """Return the values of the finished points in a folder, by index; incomplete or damaged records are left out.
 
     Args:
-        folder: of `evaluate`.
-        columns: number of values of each point.
-        count: number of points; others are left out.
+        folder: the folder given to `evaluate`.
+        columns: number of values of a point.
+        count: number of points; larger indices are left out.
     """
     kind = _record(columns)
-    found = {}
+    points = {}
     for file in sorted(folder.glob(_FILES)):
         stored = file.read_bytes()
         rows = np.frombuffer(stored[: len(stored) // kind.itemsize * kind.itemsize], kind)
         for row in rows:
             index = int(row["index"])
             if row["crc"] == _crc(row) and 0 <= index < count:
-                found[index] = tuple(float(value) for value in row["values"])
-    return found
+                points[index] = tuple(float(value) for value in row["values"])
+    return points
 
 
-class _Kept:
+class _PointFile:
     """A file of finished points to which one rank appends."""
 
     def __init__(self, path: Path, columns: int) -> None:
@@ -192,14 +198,14 @@ class _Kept:
         self._synced = time.monotonic()
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            # What a killed program left of its last record would shift all that follow.
+            # Cut off an incomplete last record of a killed program: it would shift the records after it.
             size = os.fstat(self._file).st_size
             os.ftruncate(self._file, size // self._kind.itemsize * self._kind.itemsize)
         except OSError as error:
-            raise self._refused(error.strerror) from error
+            raise self._error(error.strerror) from error
 
     def append(self, index: int, values: tuple[float, ...]) -> None:
-        """Write a point: it outlasts a kill when this returns, and a crash of the machine at most `SYNC` later."""
+        """Write a point: it survives a kill from now on, and a crash of the machine at most `SYNC` seconds later."""
         if len(values) != self._kind["values"].shape[0]:
             raise InputError(f"point {index}: expected {self._kind['values'].shape[0]} values, found {len(values)}")
         row = np.zeros((), self._kind)
@@ -210,15 +216,15 @@ class _Kept:
             if time.monotonic() - self._synced > SYNC:
                 self._sync()
         except OSError as error:
-            raise self._refused(error.strerror) from error
+            raise self._error(error.strerror) from error
         if written != self._kind.itemsize:
-            raise self._refused("no space left")
+            raise self._error("no space left")
 
     def close(self) -> None:
         try:
             self._sync()
         except OSError as error:
-            raise self._refused(error.strerror) from error
+            raise self._error(error.strerror) from error
         finally:
             os.close(self._file)
 
@@ -226,12 +232,12 @@ class _Kept:
         os.fsync(self._file)
         self._synced = time.monotonic()
 
-    def _refused(self, why: str | None) -> InputError:
-        return InputError(f"{self._path}: expected a file that can be written, found: {why}")
+    def _error(self, reason: str | None) -> InputError:
+        return InputError(f"{self._path}: expected a file that can be written, found: {reason}")
 
 
-class _Bar:
-    """Progress with an estimate of the time left."""
+class _ProgressBar:
+    """A progress bar with the estimated remaining time."""
 
     def __init__(self, title: str | None, count: int, before: int, finished: Callable[[], int] | None = None) -> None:
         self._bar: Any = None
@@ -240,8 +246,9 @@ class _Bar:
             try:
                 from tqdm import tqdm
             except ImportError as error:
-                raise InputError("progress: expected the package tqdm, found none: pip install 'lsam-hpc[train]'"
-                                 ) from error  # fmt: skip
+                raise InputError(
+                    "progress: expected the package tqdm, found none: pip install 'lsam-hpc[train]'"
+                ) from error
             every = 0.1 if sys.stderr.isatty() else 10.0
             self._bar = tqdm(total=count, initial=before, desc=title, unit="point", mininterval=every)
 
@@ -260,12 +267,12 @@ def _record(columns: int) -> np.dtype[np.void]:
     return np.dtype([("index", "<i8"), ("values", "<f8", (columns,)), ("crc", "<u4")])
 
 
-def _crc(row: Any) -> int:  # noqa: ANN401
+def _crc(row: Any) -> int:  # noqa: ANN401 (a structured numpy scalar)
     return zlib.crc32(row["index"].tobytes() + row["values"].tobytes())
 
 
-def _table(found: Mapping[int, tuple[float, ...]], count: int, columns: int) -> NDArray[np.float64]:
+def _table(points: Mapping[int, tuple[float, ...]], count: int, columns: int) -> NDArray[np.float64]:
     table = np.full((count, columns), math.nan)
-    for index, values in found.items():
+    for index, values in points.items():
         table[index] = values
     return table

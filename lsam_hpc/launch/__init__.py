@@ -1,1 +1,1 @@
-"""What a run needs from the machine, and scripts that are run as they are."""
+"""Checks of the machine, batch scripts, and running Horovod scripts unchanged."""

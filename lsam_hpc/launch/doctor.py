@@ -1,39 +1,40 @@
-"""`lsam doctor`: check what a run needs from the machine, and say what is wrong with it."""
+"""`lsam doctor`: check that the machine meets the needs of a run, and report what does not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lsam_hpc import preflight
-from lsam_hpc.arguments import Parser
+from lsam_hpc.util import preflight
+from lsam_hpc.util.arguments import Parser
 
-BAD = 2  # the exit code if a check failed
+FAILED = 2  # exit code if a check failed
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `lsam doctor` on this rank; return its exit code: 0 if the verdict is ready, 2 if not."""
     parser = Parser(
-        prog="lsam doctor", allow_abbrev=False,
-        description="Check what a run needs from the machine: alone, and under mpirun or srun as the run will be.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--run-dir", type=Path, default=Path(), help="folder that runs are written to (default: this one)"
+        prog="lsam doctor",
+        allow_abbrev=False,
+        description="Check that the machine meets the needs of a run. Start it like the run: alone, by mpirun or srun.",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    given = parser.parse_args(argv)
-    refused = _start()
+    parser.add_argument(
+        "--run-dir", type=Path, default=Path(), help="folder that runs are written to (default: the working directory)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(argv)
+    error = _start()
 
     from lsam_hpc.launch import doctor_mpi, doctor_node, doctor_process
-    from lsam_hpc.launch.doctor_report import Finding, Ranks, shown
+    from lsam_hpc.launch.doctor_report import Finding, Ranks, report
 
-    if refused is not None:
-        if refused.speaks:
-            print(shown([Finding(refused.check, "fail", str(refused))], given.json), flush=True)
-        return BAD if refused.speaks else 0
+    if error is not None:
+        if error.speaks:
+            print(report([Finding(error.check, "fail", str(error))], as_json=options.json), flush=True)
+        return FAILED if error.speaks else 0
     from mpi4py import MPI
 
-    ranks = Ranks(MPI.COMM_WORLD, given.run_dir)
+    ranks = Ranks(MPI.COMM_WORLD, options.run_dir)
     checks: list[Callable[[Ranks], Finding]] = [
         doctor_process.python,
         doctor_process.torch,
@@ -54,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
     ]
     findings = [check(ranks) for check in checks]
     if ranks.comm.rank == 0:
-        print(shown(findings, given.json), flush=True)
-    return BAD if any(found.level == "fail" for found in findings) else 0
+        print(report(findings, as_json=options.json), flush=True)
+    return FAILED if any(finding.level == "fail" for finding in findings) else 0
 
 
 def _start() -> preflight.StartError | None:
-    """Start MPI; return why that cannot be done."""
+    """Start MPI; return the error if that fails."""
     try:
         preflight.start()
     except preflight.StartError as error:

@@ -1,4 +1,4 @@
-"""Checks of `lsam doctor` on the nodes: memory, and the file system that runs are written to."""
+"""Checks of `lsam doctor` on the nodes: memory, and the file system of the run directory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from lsam_hpc import preflight
 from lsam_hpc.launch.doctor_report import Finding, Level, Ranks, by_value
+from lsam_hpc.util import preflight
 
-GOOD_ROOM = 128 << 20  # bytes of /dev/shm per rank: windows of a model of 11 M weights and MPI's own
+GOOD_ROOM = 128 << 20  # bytes of /dev/shm per rank: windows of a model of 11 million weights, and MPI's segments
 GOOD_MEMORY = 1 << 30  # bytes per rank
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def shared_memory(ranks: Ranks) -> Finding:
-    """/dev/shm has room for windows."""
+    """Check that /dev/shm has room for windows."""
     hosts = ranks.hosts()
     least = min(
         (free / hosts.count(host), free, host)
@@ -30,17 +30,15 @@ def shared_memory(ranks: Ranks) -> Finding:
 
 
 def memory(ranks: Ranks) -> Finding:
-    """There is memory for each rank."""
+    """Check that each rank has enough memory."""
     hosts = ranks.hosts()
-    least = min(
-        (free / hosts.count(host), host) for host, free in zip(hosts, ranks.each(_available), strict=True)
-    )  # fmt: skip
+    least = min((free / hosts.count(host), host) for host, free in zip(hosts, ranks.each(_available), strict=True))
     text = f"{least[0] / 1e9:.1f} GB a rank on {least[1]}"
     return Finding("memory", "ok" if least[0] >= GOOD_MEMORY else "warn", text)
 
 
 def run_directory(ranks: Ranks) -> Finding:
-    """All nodes see the folder that runs are written to, and it has room."""
+    """Check that all nodes see the folder of the runs, and that it has room."""
     comm = ranks.comm
 
     def make() -> Path:
@@ -48,16 +46,19 @@ def run_directory(ranks: Ranks) -> Finding:
         os.close(handle)
         return Path(name)
 
-    made = ranks.each(lambda: make() if comm.rank == 0 else None)[0]
-    if isinstance(made, str):
-        return Finding("run directory", "fail", f"{ranks.folder.absolute()}: {made}")
-    seen = ranks.each(lambda: made.exists())
+    probe = ranks.each(lambda: make() if comm.rank == 0 else None)[0]
+    if isinstance(probe, str):
+        return Finding("run directory", "fail", f"{ranks.folder.absolute()}: {probe}")
+    seen = ranks.each(lambda: probe.exists())
     if comm.rank == 0:
-        made.unlink()
+        probe.unlink()
     blind = [rank for rank in ranks.first_of_nodes() if seen[rank] is not True]
     if blind:
-        return Finding("run directory", "fail", f"{ranks.folder.absolute()} is not seen by rank {blind[0]}: expected a "
-                       "file system that all nodes share")  # fmt: skip
+        return Finding(
+            "run directory",
+            "fail",
+            f"{ranks.folder.absolute()} is not seen by rank {blind[0]}: expected a file system that all nodes share",
+        )
     free = shutil.disk_usage(ranks.folder).free
     return Finding(
         "run directory", "ok" if free > 1e9 else "warn", f"{ranks.folder.absolute()}, {free / 1e9:.1f} GB free"
@@ -65,10 +66,10 @@ def run_directory(ranks: Ranks) -> Finding:
 
 
 def hdf5(ranks: Ranks) -> Finding:
-    """HDF5 can write there, and lock its files."""
+    """Check that HDF5 can write and lock files in the folder of the runs."""
     first = ranks.comm.rank in ranks.first_of_nodes()
 
-    def look() -> str:
+    def write_file() -> str:
         if not first:
             return ""
         h5py = importlib.import_module("h5py")
@@ -83,17 +84,17 @@ def hdf5(ranks: Ranks) -> Finding:
                 return f"{text}, {word}"
         return f"{text}: no file can be written"
 
-    found = [text for text in ranks.each(look) if text]
-    level: Level = "ok" if all(text.endswith(", locks") for text in found) else "warn"
-    if any("locks" not in text for text in found):
-        return Finding("hdf5", "fail", by_value(found))
-    return Finding("hdf5", level, by_value(found))
+    texts = [text for text in ranks.each(write_file) if text]
+    level: Level = "ok" if all(text.endswith(", locks") for text in texts) else "warn"
+    if any("locks" not in text for text in texts):
+        return Finding("hdf5", "fail", by_value(texts))
+    return Finding("hdf5", level, by_value(texts))
 
 
 def _available() -> int:
-    """Return the bytes of memory that this process's node or job has left."""
-    found = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(found["MemAvailable"].split()[0]) * 1024
+    """Return the free memory of this process's node, or its job's limit if lower, in bytes."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(meminfo["MemAvailable"].split()[0]) * 1024
     for file in _LIMITS:
         if file.exists() and (text := file.read_text().strip()).isdigit():
             free = min(free, int(text))

@@ -1,4 +1,4 @@
-"""What a check of `lsam doctor` is given and what it returns."""
+"""Arguments, results and report of the checks of `lsam doctor`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found."""
+    """The result of a check."""
 
     check: str
     level: Level
@@ -27,20 +27,20 @@ class Ranks:
     """The ranks that are checked; every check is collective.
 
     Args:
-        comm: all of them.
-        folder: where runs will be written.
+        comm: of all ranks.
+        folder: that runs will be written to.
     """
 
     comm: MPI.Intracomm
     folder: Path
 
-    def each(self, look: Callable[[], Any]) -> list[Any]:
-        """Return what each rank finds, on all ranks; in place of an exception its text."""
+    def each(self, function: Callable[[], Any]) -> list[Any]:
+        """Call a function on each rank; return all results on all ranks, with exceptions as text."""
         try:
-            found = look()
-        except Exception as error:  # noqa: BLE001  (whatever is wrong with a machine is a finding)
-            found = f"{type(error).__name__}: {error}"
-        return self.comm.allgather(found)
+            result = function()
+        except Exception as error:  # noqa: BLE001 - any fault of a machine is a finding
+            result = f"{type(error).__name__}: {error}"
+        return self.comm.allgather(result)
 
     def hosts(self) -> list[str]:
         """Return each rank's host."""
@@ -53,30 +53,32 @@ class Ranks:
 
 
 def by_value(values: Sequence[Any]) -> str:
-    """Return what all ranks found, or which of them found what."""
+    """Return the value common to all ranks, or each value with its ranks."""
     if len(set(values)) == 1:
         return str(values[0])
     ranks: dict[str, list[str]] = {}
     for rank, value in enumerate(values):
         ranks.setdefault(str(value), []).append(str(rank))
     return "; ".join(
-        f"rank {', '.join(who[:4])}{', ...' if len(who) > 4 else ''}: {what}" for what, who in ranks.items()
+        f"rank {', '.join(some[:4])}{', ...' if len(some) > 4 else ''}: {value}" for value, some in ranks.items()
     )
 
 
 def verdict(findings: Sequence[Finding]) -> str:
     """Return one line on all findings."""
-    failed = [found.check for found in findings if found.level == "fail"]
-    doubtful = [found.check for found in findings if found.level == "warn"]
+    failed = [finding.check for finding in findings if finding.level == "fail"]
+    doubtful = [finding.check for finding in findings if finding.level == "warn"]
     if failed:
         return f"not ready: {', '.join(failed)}"
     return f"ready, but look at: {', '.join(doubtful)}" if doubtful else "ready"
 
 
-def shown(findings: Sequence[Finding], as_json: bool) -> str:
+def report(findings: Sequence[Finding], *, as_json: bool) -> str:
     """Return all findings and the verdict as a table or as JSON."""
     if as_json:
-        return json.dumps({"verdict": verdict(findings), "findings": [asdict(found) for found in findings]}, indent=1)
-    width = max(len(found.check) for found in findings)
-    lines = [f"{found.level:4}  {found.check:{width}}  {found.text}" for found in findings]
+        return json.dumps(
+            {"verdict": verdict(findings), "findings": [asdict(finding) for finding in findings]}, indent=1
+        )
+    width = max(len(finding.check) for finding in findings)
+    lines = [f"{finding.level:4}  {finding.check:{width}}  {finding.text}" for finding in findings]
     return "\n".join([*lines, f"verdict: {verdict(findings)}"])

@@ -1,4 +1,4 @@
-"""Has `import horovod.torch`, in whatever form, find LSAM's optimizer."""
+"""An import hook: every form of `import horovod.torch` gets LSAM's optimizer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.preflight import needed_transports
+from lsam_hpc.util.preflight import needed_transports
 
 REPLACED = "horovod.torch"
 REFUSED = ("horovod.tensorflow", "horovod.keras", "horovod.mxnet")
 
 
 class Hook(MetaPathFinder):
-    """Puts LSAM's names into `horovod.torch` when it has been imported, and refuses Horovod's other frameworks."""
+    """Replaces names of `horovod.torch` after its import, and refuses Horovod's other frameworks."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -25,42 +25,42 @@ class Hook(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the module's own spec, with what is to be done after it, or None for all other modules."""
+        """Return the spec of `horovod.torch` with a wrapped loader, None for all other modules."""
         refuse(fullname)
         if fullname != REPLACED:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Then(spec.loader, self._name)
+            spec.loader = _PatchingLoader(spec.loader, self._name)
         return spec
 
 
-class _Then(Loader):
-    """Loads a module by its own loader and then has LSAM put its names in."""
+class _PatchingLoader(Loader):
+    """Loads a module with its own loader, then replaces LSAM's names in it."""
 
     def __init__(self, loader: Loader, name: str) -> None:
         self._loader = loader
         self._name = name
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Leave it to the own loader."""
+        """Create the module with its own loader."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module's code, then LSAM's."""
+        """Run the module's code, then replace the names."""
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
         with needed_transports():
-            importlib.import_module("mpi4py.MPI")  # first, so that it finds its own MPI library, not Horovod's
+            importlib.import_module("mpi4py.MPI")  # before Horovod, so that it loads its own MPI library
         self._loader.exec_module(module)
         importlib.import_module("lsam_hpc.horovod.api").install(self._name)
 
 
 def install(name: str) -> None:
-    """Look at every import from now on.
+    """Install the hook.
 
     Args:
-        name: of the run, for its directory.
+        name: of the run; part of its directory's default name.
     """
     sys.meta_path.insert(0, Hook(name))
 
@@ -69,4 +69,6 @@ def refuse(module: str) -> None:
     """Raise InputError if a module is Horovod's for another framework than PyTorch."""
     for name in REFUSED:
         if module == name or module.startswith(name + "."):
-            raise InputError(f"{module}: expected a PyTorch script (horovod.torch), found one for another framework")
+            raise InputError(
+                f"{module}: expected a PyTorch script (horovod.torch), found a script for another framework"
+            )

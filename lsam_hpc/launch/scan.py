@@ -1,4 +1,4 @@
-"""What `lsam wrap` would replace in a script, found without running it."""
+"""Finds the lines of a script that `lsam wrap` affects, without running it."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ NAMES = ("DistributedOptimizer", "broadcast_parameters", "broadcast_optimizer_st
 
 @dataclass
 class Findings:
-    """Lines of a script and what would become of each."""
+    """The affected lines of a script, each with a message."""
 
     lines: list[tuple[int, str]] = field(default_factory=list)
-    wraps: bool = False  # an optimizer is made
+    wraps: bool = False  # DistributedOptimizer is called
 
     def note(self, node: ast.AST, text: str) -> None:
-        """Take note of a line."""
+        """Add the line of a node."""
         self.lines.append((getattr(node, "lineno", 0), text))
 
 
 def scan(source: str) -> Findings:
-    """Return what would be replaced; calls are known by their names, whatever the module's alias.
+    """Return the affected lines; calls are recognized by name, under any alias of the module.
 
     Raises:
         InputError: the script is for another framework.
     """
-    found = Findings()
+    findings = Findings()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                _imported(found, node, alias.name)
+                _note_import(findings, node, alias.name)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
-                _imported(found, node, f"{node.module}.{alias.name}")
+                _note_import(findings, node, f"{node.module}.{alias.name}")
         elif isinstance(node, ast.Call):
-            _called(found, node)
-    found.lines.sort()
-    return found
+            _note_call(findings, node)
+    findings.lines.sort()
+    return findings
 
 
-def _imported(found: Findings, node: ast.AST, module: str) -> None:
+def _note_import(findings: Findings, node: ast.AST, module: str) -> None:
     refuse(module)
     if module == REPLACED or module.startswith(REPLACED + "."):
-        found.note(node, f"{module}: LSAM's names are put into {REPLACED}")
+        findings.note(node, f"{module}: names of {REPLACED} are replaced by LSAM's")
 
 
-def _called(found: Findings, node: ast.Call) -> None:
+def _note_call(findings: Findings, node: ast.Call) -> None:
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if name not in NAMES:
         return
-    found.note(node, f"{name}: LSAM's")
+    findings.note(node, f"{name}: LSAM's")
     if name == NAMES[0]:
-        found.wraps = True
+        findings.wraps = True
         if any("Adasum" in ast.dump(keyword.value) for keyword in node.keywords if keyword.arg == "op"):
-            found.note(node, "op: Adasum would be refused")
+            findings.note(node, "op: Adasum would be refused")

@@ -14,10 +14,10 @@ from lsam_hpc.errors import InputError
 
 
 def compiled(path: str) -> CodeType:
-    """Return a script's code.
+    """Return the compiled code of a script.
 
     Raises:
-        InputError: it cannot be read, or is no Python.
+        InputError: the file cannot be read, or is not valid Python.
     """
     try:
         return compile(Path(path).read_bytes(), os.path.abspath(path), "exec", dont_inherit=True)
@@ -29,14 +29,14 @@ def compiled(path: str) -> CodeType:
 
 
 def run(path: str, arguments: Sequence[str]) -> None:
-    """Run a script as the main module, which it stays: what is pickled or run again by workers refers to it.
+    """Run a script as `__main__`, which it remains: pickles and worker processes refer to it.
 
     Args:
         path: of the script.
-        arguments: sys.argv[1:] of it.
+        arguments: sys.argv[1:] of the script.
 
     Raises:
-        InputError: it cannot be read, or is no Python.
+        InputError: the file cannot be read, or is not valid Python.
     """
     code = compiled(path)
     module = ModuleType("__main__")
@@ -48,5 +48,5 @@ def run(path: str, arguments: Sequence[str]) -> None:
         module.__annotations__ = {}
     sys.argv[:] = [path, *arguments]
     sys.path[0] = os.path.dirname(os.path.realpath(path))
-    sys.modules["__main__"] = module  # __spec__ is None, as it is for a script: workers find it by its file
+    sys.modules["__main__"] = module  # __spec__ stays None, as for any script: workers find it by its file
     exec(code, module.__dict__)

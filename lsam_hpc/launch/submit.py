@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
 from lsam_hpc.launch.templates import SYSTEMS, render
 from lsam_hpc.launch.templates_job import Job
-from lsam_hpc.optionfile import kind, read_options, unknown_option
+from lsam_hpc.options.files import read_options, unknown_option
+from lsam_hpc.options.option import kind
+from lsam_hpc.util.arguments import Parser
 
 HELP = {
     "system": "slurm, pbs or lsf; default: the one whose programs are on the PATH",
@@ -68,9 +69,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
         InputError: an option is unknown or out of its range, or there is no command.
     """
     parser = Parser(
-        prog="lsam submit", allow_abbrev=False, usage="lsam submit [options] -- lsam train ...",
+        prog="lsam submit",
+        allow_abbrev=False,
+        usage="lsam submit [options] -- lsam train ...",
         description="Write a batch script for a command that runs on every rank, and submit it.",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--site", metavar="FILE", help="TOML or YAML file with a centre's options, named as here; flags win"
     )
@@ -135,8 +138,9 @@ def check(job: Job, system: str) -> None:
     if job.sweep is not None and job.chain > 1:
         raise InputError("--sweep: expected it or --chain, found both")
     if system == "pbs" and job.sweep is not None and job.requeue:
-        raise InputError("--requeue: expected 0 with --sweep on PBS, which starts whole arrays only, "
-                         f"found {job.requeue}")  # fmt: skip
+        raise InputError(
+            f"--requeue: expected 0 with --sweep on PBS, which starts whole arrays only, found {job.requeue}"
+        )
     if job.pack is not None and system != "slurm":
         raise InputError(f"--pack: expected Slurm, whose sbcast copies it, found {system}")
     if not job.disk.startswith("/"):

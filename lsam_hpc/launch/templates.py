@@ -1,4 +1,4 @@
-"""Batch scripts, all made of the same parts: jobs/ holds the rendered ones, `lsam submit` renders more."""
+"""Templates of batch scripts, for the scripts in jobs/ and for `lsam submit`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lsam_hpc.launch.templates_slurm import Slurm
 
 
 class System(Protocol):
-    """What batch systems differ in."""
+    """The parts of a script in which batch systems differ."""
 
-    file: str  # what a file is submitted with
-    submit: tuple[str, ...]  # the program that submits what is on its standard input, and prints the job's id
-    chained: str  # how the jobs of a chain are submitted; {0}: the script
-    openmpi: str  # what starts the ranks with Open MPI
-    mpich: str  # and with MPICH or Intel MPI
-    index: str  # which of a sweep's values is this element's
-    attempts: str  # how often the job was started again
-    pack: str  # what has an environment copied to the nodes, empty if nothing does; {0}: the archive, {1}: where to
+    file: str  # command that submits a file
+    submit: tuple[str, ...]  # command that submits its standard input and prints the job's id
+    chained: str  # command that submits a chain of jobs; {0}: the script
+    openmpi: str  # launcher for Open MPI
+    mpich: str  # launcher for MPICH and Intel MPI
+    index: str  # index of an array element, from 0
+    attempts: str  # number of restarts so far
+    pack: str  # settings for copying an environment to the nodes, empty if unsupported; {0}: archive, {1}: folder
 
     def header(self, job: Job) -> list[str]:
-        """Return the scheduler's options."""
+        """Return the directives."""
         ...
 
     def out(self, job: Job) -> str:
@@ -32,51 +32,51 @@ class System(Protocol):
         ...
 
     def begin(self, job: Job) -> list[str]:
-        """Return what is done before the ranks start."""
+        """Return the commands before the ranks start."""
         ...
 
     def again(self, job: Job) -> str:
-        """Return the command that has the job started again."""
+        """Return the command that restarts the job."""
         ...
 
     def after(self, previous: str) -> list[str]:
-        """Return the options that have a job wait for the end of another."""
+        """Return the options that make a job wait for the end of another."""
         ...
 
 
 SYSTEMS: dict[str, System] = {"slurm": Slurm(), "pbs": Pbs(), "lsf": Lsf()}
 
 _NETWORK = """\
-# The network, where the defaults are not good: docs/clusters.md.
+# Network settings, for networks with bad defaults: docs/clusters.md.
 # export FI_PROVIDER=cxi                       # libfabric: cxi is Slingshot, verbs InfiniBand, tcp Ethernet
-# export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: go on in software when the card's match list is full
+# export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: match in software when the card's list is full
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
-# export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): the fast network's devices"""
+# export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): devices of the fast network"""
 _BODY = """\
-# A trap waits for what runs in the foreground, so the ranks run in the background. They are told once: a second signal
-# would end them at once.
-told="" cancelled=""
-tell() {{ [ -n "$told" ] || [ -z "${{ranks:-}}" ] || kill -USR1 "$ranks"; told=1; }}
-trap 'again=1; tell' USR1
-trap 'again=1; cancelled=1' TERM
+# bash runs a trap only after the foreground command ends, so the ranks run in the background. USR1 is forwarded once:
+# a second signal would end the ranks without a checkpoint.
+forwarded="" cancelled=""
+forward() {{ [ -n "$forwarded" ] || [ -z "${{ranks:-}}" ] || kill -USR1 "$ranks"; forwarded=1; }}
+trap 'interrupted=1; forward' USR1
+trap 'interrupted=1; cancelled=1' TERM
 
 {begin}
 "${{launch[@]}}" "${{command[@]}}" &
 ranks=$!
-again=1
-while [ -n "$again" ]; do
-  again=""
-  wait "$ranks" # a signal ends this wait, not the ranks
+interrupted=1
+while [ -n "$interrupted" ]; do
+  interrupted=""
+  wait "$ranks" # a signal interrupts wait, not the ranks
   code=$?
 done
 
-# 0: done; 1 and 2: what is wrong would be so again; 4: done, without some ranks. All else goes on from the last
-# checkpoint: 3, stopped after one; above 128, killed; and what the launcher makes of a lost node.
+# Do not restart after 0 (done), 1 and 2 (permanent errors) and 4 (done, but some ranks failed). Restart after all other
+# codes: 3 (stopped after a checkpoint), above 128 (killed), and those of a launcher that lost a node.
 case $code in
   0 | 1 | 2 | 4) ;;
   *)
     if [ -z "$cancelled" ] && [ {attempts} -lt "$requeues" ]; then
-      echo "code $code at $(date +%FT%T): the job starts again" >&2
+      echo "code $code at $(date +%FT%T): restarting the job" >&2
       {again}
     fi
     ;;
@@ -89,9 +89,9 @@ def render(job: Job, system: str, path: str | None = None) -> str:
     """Return a batch script.
 
     Args:
-        job: what it is for.
+        job: to be run.
         system: slurm, pbs or lsf.
-        path: where the script will be, for its first lines.
+        path: of the script, for the submit command in its head. Default: no such line.
     """
     batch = SYSTEMS[system]
     lines = ["#!/bin/bash", *(f"# {line}" for line in job.about.splitlines()), "#"]
@@ -99,7 +99,7 @@ def render(job: Job, system: str, path: str | None = None) -> str:
         lines += [f"#   {batch.chained.format(path) if job.chain > 1 else f'{batch.file} {path}'}", "#"]
     setup = [line.strip() for line in job.setup.splitlines() if line.strip()]
     lines += ["# >>> edit from here >>>", *batch.header(job), ""]
-    lines += ["setup() { # has python, lsam and their MPI found", *(f"  {line}" for line in setup or [":"]), "}"]
+    lines += ["setup() { # puts python, lsam and MPI on the PATH", *(f"  {line}" for line in setup or [":"]), "}"]
     variables = [word.strip() for word in job.environment.splitlines() if word.strip()]
     for name, _, value in (word.partition("=") for word in variables):
         lines.append(f"export {name}={shlex.quote(value)}")
@@ -117,7 +117,7 @@ def render(job: Job, system: str, path: str | None = None) -> str:
     lines += [f"command=({command})"]
     if job.pack is not None:
         lines += batch.pack.format(shlex.quote(job.pack), shlex.quote(job.disk)).splitlines()
-    lines += [f"requeues={job.requeue} # how often the job starts again at most, after it was stopped or killed"]
+    lines += [f"requeues={job.requeue} # maximum number of restarts after the job was stopped or killed"]
     lines += ["# <<< to here <<<", "", ""]
     begin = "\n".join(batch.begin(job))
     return "\n".join(lines) + _BODY.format(begin=begin, attempts=batch.attempts, again=batch.again(job))

@@ -1,4 +1,4 @@
-"""What a batch job asks for, and what it runs."""
+"""The resources and the command of a batch job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Job:
     """A batch job.
 
-    `setup`, `directives`, `launch` and `command` are text that stands in the script as it is.
+    `setup`, `directives`, `launch` and `command` are inserted into the script unquoted.
     """
 
     command: str
@@ -23,16 +23,16 @@ class Job:
     time: str = "01:00:00"
     partition: str | None = None
     account: str | None = None
-    directives: str = ""  # more of the scheduler's options, one a line
-    setup: str = ""  # has python, lsam and their MPI found
-    environment: str = ""  # NAME=VALUE, one a line
+    directives: str = ""  # further options of the scheduler, one per line
+    setup: str = ""  # shell commands that put python, lsam and MPI on the PATH
+    environment: str = ""  # NAME=VALUE, one per line
     launch: str | None = None
-    requeue: int = 0  # how often at most
-    warn: int = 300  # s before the time limit at which the ranks are told
+    requeue: int = 0  # maximum number of restarts
+    warn: int = 300  # s before the time limit at which the ranks are signalled
     sweep: str | None = None  # option=value,value,...: an array job with one element for each value
-    chain: int = 1  # jobs of which each goes on where the one before ended
-    pack: str | None = None  # a tar file of the environment, for the nodes' own disks
-    disk: str = "/tmp"  # where it goes: a folder that is each node's own
+    chain: int = 1  # number of jobs, each of which resumes the one before
+    pack: str | None = None  # tar file of the environment, to be unpacked on each node
+    disk: str = "/tmp"  # node-local folder for it
 
     @property
     def ranks(self) -> int:
@@ -41,18 +41,18 @@ class Job:
 
     @property
     def values(self) -> list[str]:
-        """What a sweep goes through, nothing without one."""
+        """The values of a sweep, empty without one."""
         return [] if self.sweep is None else [word.strip() for word in self.sweep.partition("=")[2].split(",")]
 
 
-def directives(prefix: str, options: Sequence[tuple[str, str]], more: str, beside: bool = False) -> list[str]:
+def directives(prefix: str, options: Sequence[tuple[str, str]], more: str, *, beside: bool = False) -> list[str]:
     """Return the scheduler's options as lines of a script.
 
     Args:
-        prefix: that it knows them by, such as #SBATCH.
-        options: and what to say of each; those that begin with # are there to be filled in.
-        more: options as the user has written them, one a line.
-        beside: whether a comment may stand on the same line.
+        prefix: of the scheduler, such as #SBATCH.
+        options: each with a comment; an option that begins with # is commented out, for the user to fill in.
+        more: options written by the user, one per line.
+        beside: put comments on the same line. Default: on the line above.
     """
     lines = []
     for option, text in options:

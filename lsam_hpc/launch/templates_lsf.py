@@ -1,4 +1,4 @@
-"""What batch scripts say to LSF."""
+"""Batch scripts for LSF."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lsam_hpc.launch.templates_job import Job, directives
 
 
 class Lsf:
-    """See `templates.System`."""
+    """The LSF parts of a script: see `templates.System`."""
 
     file = "bsub <"
     submit: tuple[str, ...] = ("bsub",)
@@ -20,26 +20,28 @@ class Lsf:
     pack = ""
 
     def header(self, job: Job) -> list[str]:
-        """Return the scheduler's options."""
+        """Return the directives."""
         minutes = max(1, job.warn // 60)
         array = f"[1-{len(job.values)}]" if job.values else ""
         options = [
-            (f'-J "{job.name}{array}"', "one element for each value below" if array else ""),
-            (f"-n {job.ranks}", "ranks"),
-            (f'-R "span[ptile={job.ranks_per_node}]"', "of them on a node"),
-            (f'-R "affinity[core({job.cpus_per_rank})]"', "the chain's, and one for its exchange thread"),
+            (f'-J "{job.name}{array}"', "one element per value below" if array else ""),
+            (f"-n {job.ranks}", "number of ranks"),
+            (f'-R "span[ptile={job.ranks_per_node}]"', "ranks per node"),
+            (f'-R "affinity[core({job.cpus_per_rank})]"', "one is for the exchange thread"),
         ]
         if job.gpus_per_node:
-            options.append((f'-gpu "num={job.gpus_per_node}:mode=shared"', "a node's; a rank takes that of its number"))
+            options.append(
+                (f'-gpu "num={job.gpus_per_node}:mode=shared"', "GPUs per node; rank i of a node uses GPU i")
+            )
         options += [
             (f"-W {job.time.rpartition(':')[0]}", "hours:minutes"),
             (f"-q {job.partition}" if job.partition else "#-q QUEUE", ""),
             (f"-P {job.account}" if job.account else "#-P PROJECT", ""),
-            (f"-o {job.name}-%J{'-%I' if array else ''}.out", "appended to when the job starts again"),
-            (f"-wa USR1 -wt {minutes}", "so many minutes before its end the job is told"),
+            (f"-o {job.name}-%J{'-%I' if array else ''}.out", "a restart appends"),
+            (f"-wa USR1 -wt {minutes}", "signal this many minutes before the time limit"),
         ]
         if job.requeue:
-            options += [("-r", "LSF starts it again when a node is lost"), ('-Q "99"', "and after this exit code")]
+            options += [("-r", "restart when a node fails"), ('-Q "99"', "restart after this exit code")]
         return directives("#BSUB", options, job.directives)
 
     def out(self, job: Job) -> str:
@@ -49,16 +51,13 @@ class Lsf:
         return "runs/$LSB_JOBNAME" if job.chain > 1 else "runs/$LSB_JOBNAME-$LSB_JOBID"
 
     def begin(self, job: Job) -> list[str]:
-        """Return what is done before the ranks start."""
-        return [
-            'setup || { echo "setup failed" >&2; exit 2; }',
-            f"export OMP_NUM_THREADS={job.cpus_per_rank}",
-        ]
+        """Return the commands before the ranks start."""
+        return ['setup || { echo "setup failed" >&2; exit 2; }', f"export OMP_NUM_THREADS={job.cpus_per_rank}"]
 
     def again(self, job: Job) -> str:
-        """Return the command that has the job started again: an exit code, which LSF's -Q looks for."""
+        """Return the command that restarts the job: it exits with the code of -Q."""
         return 'mkdir -p "$(dirname "$out")" && echo again >> "$out.attempts" && exit 99'
 
     def after(self, previous: str) -> list[str]:
-        """Return the options that have a job wait for the end of another."""
+        """Return the options that make a job wait for the end of another."""
         return ["-w", f"ended({previous})"]

@@ -1,4 +1,4 @@
-"""What batch scripts say to PBS (OpenPBS, PBS Professional)."""
+"""Batch scripts for PBS (OpenPBS, PBS Professional)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lsam_hpc.launch.templates_job import Job, directives
 
 
 class Pbs:
-    """See `templates.System`."""
+    """The PBS parts of a script: see `templates.System`."""
 
     file = "qsub"
     submit: tuple[str, ...] = ("qsub",)
@@ -21,31 +21,31 @@ class Pbs:
     pack = ""
 
     def header(self, job: Job) -> list[str]:
-        """Return the scheduler's options."""
+        """Return the directives."""
         cpus = job.ranks_per_node * job.cpus_per_rank
         gpus = f":ngpus={job.gpus_per_node}" if job.gpus_per_node else ""
         options = [
             (f"-N {job.name}", ""),
             (f"-l select={job.nodes}:ncpus={cpus}:mpiprocs={job.ranks_per_node}{gpus}", ""),
-            ("-l place=scatter", "each part on a node of its own"),
+            ("-l place=scatter", "one chunk per node"),
             (f"-l walltime={job.time}", ""),
             (f"-q {job.partition}" if job.partition else "#-q QUEUE", ""),
             (f"-A {job.account}" if job.account else "#-A PROJECT", ""),
-            ("-j oe", "one file of output a job: NAME.oID"),
-            ("-r y", "PBS may start it again after preemption"),
+            ("-j oe", "one output file per job: NAME.oID"),
+            ("-r y", "PBS may restart the job after preemption"),
         ]
         if job.values:
-            options.append((f"-J 0-{len(job.values) - 1}", "one element for each value below"))
+            options.append((f"-J 0-{len(job.values) - 1}", "one element per value below"))
         return directives("#PBS", options, job.directives)
 
     def out(self, job: Job) -> str:
-        """Return the run directory; one that was started again goes on in the first one's."""
+        """Return the run directory; a restarted job uses that of the first job."""
         if job.values:
             return "runs/$PBS_JOBNAME-${PBS_ARRAY_ID%%[*}-$PBS_ARRAY_INDEX"
         return "runs/$PBS_JOBNAME" if job.chain > 1 else "${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}"
 
     def begin(self, job: Job) -> list[str]:
-        """Return what is done before the ranks start."""
+        """Return the commands before the ranks start."""
         return [
             'cd "$PBS_O_WORKDIR" || exit 2',
             'setup || { echo "setup failed" >&2; exit 2; }',
@@ -53,9 +53,9 @@ class Pbs:
         ]
 
     def again(self, job: Job) -> str:
-        """Return the command that has the job started again: qrerun is the operators', so a copy is submitted."""
+        """Return the command that restarts the job: it submits a copy, because only operators may call qrerun."""
         return f'qsub -v "LSAM_ATTEMPT=$(({self.attempts} + 1)),LSAM_OUT=$out" < "$0"'
 
     def after(self, previous: str) -> list[str]:
-        """Return the options that have a job wait for the end of another."""
+        """Return the options that make a job wait for the end of another."""
         return ["-W", f"depend=afterany:{previous}"]

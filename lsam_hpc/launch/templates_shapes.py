@@ -1,4 +1,4 @@
-"""The scripts in jobs/: the common shapes of jobs, rendered by `python -m lsam_hpc.launch.templates_shapes DIR`."""
+"""Renders the scripts in jobs/: `python -m lsam_hpc.launch.templates_shapes jobs`."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ SHAPES = {
     "sweep": replace(_CPU, about="An array job: one run for each value of an option.", sweep="rho=0.01,0.02,0.05,0.1"),
     "preemptible": replace(
         _CPU,
-        about="For a queue whose jobs are pushed out by others: the run goes on from its last checkpoint each time.",
+        about="For a preemptible queue: after each preemption the run resumes from its last checkpoint.",
         nodes=2,
         requeue=20,
     ),
     "chained": replace(
         _CPU,
-        about="A run longer than the queue's time limit: several jobs of one name, each of which goes on in runs/NAME\n"
-        "where the one before stopped. Those that are left when the run is done end at once.",
+        about="A run longer than the queue's time limit: several jobs of one name, each of which resumes runs/NAME\n"
+        "where the job before it stopped. When the run is done, the remaining jobs end at once.",
         chain=5,
     ),
     "horovod": replace(
         _GPU,
-        about="A Horovod script as it is, with LSAM in place of its DistributedOptimizer: docs/horovod.md.",
+        about="An unchanged Horovod script with LSAM in place of DistributedOptimizer: docs/horovod.md.",
         command="lsam wrap -- train.py --epochs 90",
         nodes=2,
     ),
@@ -52,7 +52,7 @@ SHAPES = {
 
 
 def main(folder: Path) -> None:
-    """Write the scripts to a folder such as jobs."""
+    """Write all scripts to a folder."""
     for system in ("slurm", "pbs", "lsf"):
         for name, job in SHAPES.items():
             path = folder / system / f"{name}.sh"

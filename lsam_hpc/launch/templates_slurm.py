@@ -1,18 +1,18 @@
-"""What batch scripts say to Slurm."""
+"""Batch scripts for Slurm."""
 
 from __future__ import annotations
 
 from lsam_hpc.launch.templates_job import Job, directives
 
 _PACK = """\
-# Ranks that import torch from a shared file system open thousands of small files each. An archive of the environment,
-# made once by `tar -C .venv -cf env.tar .`, is copied to each node's own disk in place of that. Empty: none.
+# Ranks that import torch from a shared file system open thousands of small files each. To avoid this, an archive of the
+# environment, made by `tar -C .venv -cf env.tar .`, is unpacked on each node. Empty: use the shared environment.
 pack={0}
-disk={1} # a folder that is each node's own"""
+disk={1} # a node-local folder"""
 
 
 class Slurm:
-    """See `templates.System`."""
+    """The Slurm parts of a script: see `templates.System`."""
 
     file = "sbatch"
     submit: tuple[str, ...] = ("sbatch", "--parsable")
@@ -21,35 +21,35 @@ class Slurm:
     index = "$SLURM_ARRAY_TASK_ID"
     attempts = "${SLURM_RESTART_COUNT:-0}"
     pack = _PACK
-    chained = "sbatch {0} # several times: one job of a name runs at a time"
+    chained = "sbatch {0} # submit several times: jobs of the same name run one after another"
 
     def header(self, job: Job) -> list[str]:
-        """Return the scheduler's options."""
+        """Return the directives."""
         per = "one rank per GPU" if job.gpus_per_node else "ranks"
         output = "%x-%A-%a.out" if job.sweep else "%x-%j.out"
         options = [
             (f"--job-name={job.name}", ""),
             (f"--nodes={job.nodes}", ""),
             (f"--ntasks-per-node={job.ranks_per_node}", per),
-            (f"--cpus-per-task={job.cpus_per_rank}", "the chain's, and one for its exchange thread"),
+            (f"--cpus-per-task={job.cpus_per_rank}", "one is for the exchange thread"),
         ]
         if job.gpus_per_node:
             options += [
                 (f"--gpus-per-node={job.gpus_per_node}", ""),
-                ("--gpu-bind=none", "each rank sees all of its node's and takes the one of its number"),
+                ("--gpu-bind=none", "each rank sees all GPUs of its node; rank i of a node uses GPU i"),
             ]
         options += [
             (f"--time={job.time}", ""),
             (f"--partition={job.partition}" if job.partition else "#--partition=NAME", ""),
             (f"--account={job.account}" if job.account else "#--account=NAME", ""),
-            (f"--output={output}", "one file a job"),
-            ("--open-mode=append", "also when it starts again"),
-            (f"--signal=B:USR1@{job.warn}", "so many seconds before its end this script is told"),
+            (f"--output={output}", "one file per job"),
+            ("--open-mode=append", "a restart appends"),
+            (f"--signal=B:USR1@{job.warn}", "signal this script that many seconds before the time limit"),
         ]
         if job.values:
-            options.append((f"--array=0-{len(job.values) - 1}", "one element for each value below"))
+            options.append((f"--array=0-{len(job.values) - 1}", "one element per value below"))
         if job.requeue:
-            options.append(("--requeue", "after preemption and when a node is lost"))
+            options.append(("--requeue", "restart after preemption and when a node fails"))
         if job.chain > 1:
             options.append(("--dependency=singleton", "one job of this name at a time"))
         return directives("#SBATCH", options, job.directives, beside=True)
@@ -61,11 +61,11 @@ class Slurm:
         return "runs/$SLURM_JOB_NAME" if job.chain > 1 else "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
 
     def begin(self, job: Job) -> list[str]:
-        """Return what is done before the ranks start."""
+        """Return the commands before the ranks start."""
         lines = [
             'setup || { echo "setup failed" >&2; exit 2; }',
             "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK",
-            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it over from sbatch by itself",
+            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not inherit it from sbatch",
         ]
         if job.pack is not None:
             lines += [
@@ -81,9 +81,9 @@ class Slurm:
         return lines
 
     def again(self, job: Job) -> str:
-        """Return the command that has the job started again."""
+        """Return the command that restarts the job."""
         return 'scontrol requeue "$SLURM_JOB_ID"'
 
     def after(self, previous: str) -> list[str]:
-        """Return the options that have a job wait for the end of another: a chain's name says it in its script."""
+        """Return no options: the script's --dependency=singleton makes jobs of a chain wait for each other."""
         return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import traceback
@@ -12,14 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
 from lsam_hpc.horovod.options import HINTS, Options, resolve, variable
 from lsam_hpc.launch import hook, script
 from lsam_hpc.launch.scan import scan
-from lsam_hpc.optionfile import kind, unknown_option
-
-RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")  # of a process that has not started MPI
+from lsam_hpc.options.command_line import add_flags, flag
+from lsam_hpc.options.files import unknown_option
+from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.log import get_logger
+from lsam_hpc.util.preflight import launched_rank
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
             if frame.filename == os.path.abspath(path)
         ]
         where = f" ({path}, line {lines[-1]})" if lines else ""
-        raise InputError(f"{error}{where}", error.everywhere) from error
+        raise InputError(f"{error}{where}", everywhere=error.everywhere) from error
     except BaseException as error:  # noqa: BLE001  (it is shown, and ends the job)
         return _fail(error, path)
     _warn_if_unused(path)
@@ -58,21 +58,18 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, Any], bool, str, list[str]]:
         InputError: an option is unknown, or there is no script.
     """
     parser = Parser(
-        prog="lsam wrap", allow_abbrev=False, usage="lsam wrap [options] -- script.py args...",
+        prog="lsam wrap",
+        allow_abbrev=False,
+        usage="lsam wrap [options] -- script.py args...",
         description="Run a Horovod script as it is, with LSAM in place of DistributedOptimizer; under mpirun or srun.",
-    )  # fmt: skip
+    )
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="TOML or YAML file with options")
     parser.add_argument("--dry-run", action="store_true", help="say what would be replaced; the script does not run")
-    for option in dataclasses.fields(Options):
-        flag, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
-        to = kind(HINTS[option.name])
-        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if to is bool else {"type": to}
-        shown = f"{text} (default: {option.default})" if option.default is not None else text
-        parser.add_argument(flag, default=argparse.SUPPRESS, help=shown, **how)
+    add_flags(parser, Options)
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise InputError(unknown_option(unknown[0], [f"--{name.replace('_', '-')}" for name in HINTS]))
+        raise InputError(unknown_option(unknown[0], [*map(flag, HINTS)]))
     given = vars(known)
     words, dry = given.pop("words"), given.pop("dry_run")
     words = words[words[:1] == ["--"] :]
@@ -122,8 +119,7 @@ def _warn_if_unused(path: str) -> None:
     loaded = sys.modules.get("lsam_hpc.horovod.session")
     if loaded is not None and loaded.session.wrapped:
         return
-    if next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0":
-        print(
-            f"lsam wrap: warning: {path} never called hvd.DistributedOptimizer: LSAM had no part in this run",
-            file=sys.stderr,
+    if launched_rank() == 0:
+        get_logger(__name__).warning(
+            "warning: %s never called hvd.DistributedOptimizer: LSAM had no part in this run", path
         )

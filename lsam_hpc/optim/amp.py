@@ -1,4 +1,4 @@
-"""Gradients that a GradScaler has scaled."""
+"""Unscales gradients with torch's GradScaler, once per pass of a step."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from torch.optim import Optimizer
 
 
 class Pass:
-    """Stands for one pass of a step, where a GradScaler wants an optimizer: an object with param_groups."""
+    """Represents one pass of a step to a GradScaler, which needs only an object with param_groups."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's groups."""
+        """The optimizer's parameter groups."""
         return self._optimizer.param_groups
 
 
 def unscale(scaler: GradScaler | None, *optimizers: Any) -> bool:  # noqa: ANN401 - anything with param_groups
-    """Unscale the gradients of the first optimizer's groups, unless that was done for one of them already.
+    """Unscale the gradients in the groups of the first object, unless they were unscaled under one of the objects.
 
-    Every pass of a step goes by another optimizer, because the scaler unscales once for each between its updates; an
-    overflow in any of them makes the scaler's next `update` lower its scale.
+    Each pass of a step needs an object of its own, because the scaler unscales once per object between its updates. An
+    overflow in any pass makes the scaler's next `update` lower its scale.
 
     Args:
-        scaler: of the training loop; None or disabled: nothing to do.
-        *optimizers: objects with the param_groups that this pass may have been unscaled by.
+        scaler: the training loop's. None or disabled: nothing is unscaled.
+        *optimizers: objects with param_groups under which this pass may have been unscaled.
 
     Returns:
-        Whether all gradients are finite; True without a scaler, whose user does not ask.
+        True if all gradients are finite; always True without an enabled scaler.
     """
     if scaler is None or not scaler.is_enabled():
         return True
@@ -39,19 +39,19 @@ def unscale(scaler: GradScaler | None, *optimizers: Any) -> bool:  # noqa: ANN40
     if done is None:
         done = optimizers[0]
         scaler.unscale_(done)
-    found = scaler._per_optimizer_states[id(done)]["found_inf_per_device"]
-    return not any(flag.item() for flag in found.values())
+    overflows = scaler._per_optimizer_states[id(done)]["found_inf_per_device"]
+    return not any(flag.item() for flag in overflows.values())
 
 
-def unscaled(scaler: GradScaler | None, optimizer: Any) -> bool:  # noqa: ANN401
-    """Return whether the scaler has unscaled an optimizer's gradients since its last update."""
+def unscaled(scaler: GradScaler | None, optimizer: Any) -> bool:  # noqa: ANN401 - anything with param_groups
+    """Return True if the scaler has unscaled the optimizer's gradients since the scaler's last update."""
     if scaler is None or not scaler.is_enabled() or id(optimizer) not in scaler._per_optimizer_states:
         return False
     return bool(scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED)
 
 
-def forget(scaler: GradScaler | None, *optimizers: Any) -> None:  # noqa: ANN401
-    """Have the scaler know nothing of what a step that failed has unscaled."""
+def forget(scaler: GradScaler | None, *optimizers: Any) -> None:  # noqa: ANN401 - anything with param_groups
+    """Remove the optimizers from the scaler's records, so that gradients unscaled in a failed step do not count."""
     for optimizer in optimizers:
         if scaler is not None:
             scaler._per_optimizer_states.pop(id(optimizer), None)

@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, at points where they should not move or are not known."""
+"""Freezes, preserves and recomputes BatchNorm's running statistics."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 
-class Frozen:
-    """Stops a model's running statistics from moving while it is at a perturbed point.
+class FrozenBatchNormStats:
+    """Stops updates of a model's running statistics while its parameters are perturbed.
 
-    Layers in training mode go on normalising by the batch. Use `on` and `off`, which may be called twice.
+    Layers in training mode still normalize by the batch. `on` and `off` may be called repeatedly.
 
     Args:
-        model: its layers are looked up at each `on`; None: does nothing.
+        model: its layers are looked up at each `on`. None: `on` and `off` do nothing.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
@@ -24,14 +25,14 @@ class Frozen:
         self._stopped: list[_BatchNorm] = []
 
     def on(self) -> None:
-        """Stop the statistics of all layers that track them."""
+        """Stop updates of the statistics in all layers that track them."""
         if not self._stopped:
             self._stopped = layers(self._model)
             for layer in self._stopped:
                 layer.track_running_stats = False
 
     def off(self) -> None:
-        """Let them move again."""
+        """Allow updates again."""
         for layer in self._stopped:
             layer.track_running_stats = True
         self._stopped = []
@@ -44,22 +45,22 @@ class Frozen:
 
     @property
     def statistics(self) -> list[Tensor]:
-        """The buffers of all layers that track statistics."""
+        """The buffers of all layers that track running statistics."""
         return [buffer for layer in layers(self._model) for buffer in layer.buffers(recurse=False)]
 
 
 def layers(model: nn.Module | None) -> list[_BatchNorm]:
-    """Return the layers of a model that track running statistics; None has none."""
+    """Return the BatchNorm layers of a model that track running statistics; for None an empty list."""
     return [
         m for m in (model.modules() if model is not None else ()) if isinstance(m, _BatchNorm) and m.track_running_stats
     ]
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Give every module its mode, and every buffer its value, back at the end."""
+def preserve_module_state(model: nn.Module) -> Iterator[None]:
+    """Restore every module's mode and every buffer's value when the body ends, also after an exception."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with _modes_kept(model):
+    with _preserve_modes(model):
         try:
             yield
         finally:
@@ -69,7 +70,7 @@ def kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
+def _preserve_modes(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -79,28 +80,39 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def recalibrate(model: nn.Module, data: Iterable[Tensor]) -> None:
-    """Set the running statistics of every BatchNorm layer to their mean over the given batches.
+    """Set the running statistics of every BatchNorm layer to their mean over batches of inputs.
 
     Args:
-        model: its BatchNorm layers' buffers are overwritten; nothing else is changed.
-        data: batches of inputs; not read when the model has no such layer.
+        model: only the buffers of its BatchNorm layers change.
+        data: batches of inputs; not read if the model has no such layer.
 
     Source: Izmailov et al. 2018 (arXiv 1803.05407), section 3.3.
     """
-    found = layers(model)
-    if not found:
+    tracking = layers(model)
+    if not tracking:
         return
-    momenta = [layer.momentum for layer in found]
-    with _modes_kept(model):
+    momenta = [layer.momentum for layer in tracking]
+    with _preserve_modes(model):
         try:
-            model.eval()  # but for these layers: dropout would shift what they see
-            for layer in found:
+            model.eval()  # dropout would change the inputs of these layers
+            for layer in tracking:
                 layer.reset_running_stats()
-                layer.momentum = None  # a cumulative mean
+                layer.momentum = None  # torch then computes a cumulative mean
                 layer.train()
             with torch.no_grad():
                 for batch in data:
                     model(batch)
         finally:
-            for layer, momentum in zip(found, momenta, strict=True):
+            for layer, momentum in zip(tracking, momenta, strict=True):
                 layer.momentum = momentum
+
+
+def shared_tensors(base: Optimizer, model: nn.Module | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors that a chain shares with its center: the parameters, and the model's BatchNorm statistics.
+
+    The statistics follow the parameters in the center's vector. The exchanges move the center's statistics toward the
+    average of the chains'; each chain keeps its own.
+    """
+    params = [p for group in base.param_groups for p in group["params"]]
+    statistics = [s for layer in layers(model) for s in (layer.running_mean, layer.running_var) if s is not None]
+    return params, statistics

@@ -1,4 +1,4 @@
-"""What a chain knows of its center, and the center of a single chain."""
+"""The interface of a center, and a center in the memory of one process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Center(Protocol):
-    """The shared variable y as a chain sees it: a vector of P elements that many add to."""
+    """The shared variable y: a vector of P elements to which several chains add."""
 
     @property
     def size(self) -> int:
@@ -20,10 +20,10 @@ class Center(Protocol):
         """Number of updates added so far."""
 
     def read(self, out: Tensor) -> int:
-        """Copy y into `out`, shape (P,), and return a version that the copy holds at least."""
+        """Copy y into `out`, shape (P,), and return a version: the copy contains at least its updates."""
 
-    def look(self, out: Tensor) -> None:
-        """Copy y into `out`, shape (P,), outside an exchange."""
+    def peek(self, out: Tensor) -> None:
+        """Copy y into `out`, shape (P,), outside of an exchange."""
 
     def add(self, delta: Tensor) -> int:
         """Add `delta`, shape (P,), to y and return the version before it."""
@@ -32,28 +32,28 @@ class Center(Protocol):
     def nbytes(self) -> int:
         """Bytes that one read or one add moves."""
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Return the context in which an exchange runs: nothing, or this chain's turn in lockstep."""
+    def exclusive_turn(self) -> AbstractContextManager[None]:
+        """Return the context in which an exchange runs: in lockstep this chain's turn, else without effect."""
 
     @property
-    def shares(self) -> bool:
-        """Whether `share` does anything."""
+    def publishes(self) -> bool:
+        """True if `publish` has an effect."""
 
-    def meet(self, sample: Tensor, pull: float) -> None:
-        """Begin an exchange of `sample`, shape (P,): a center made of other chains' states takes these in."""
+    def begin_exchange(self, sample: Tensor, pull: float) -> None:
+        """Begin an exchange of `sample`, shape (P,); a center computed from other chains' states reads them here."""
 
-    def share(self, state: Tensor) -> None:
-        """Publish a state of this chain, shape (P,), whose delta was accepted, for others to read."""
+    def publish(self, state: Tensor) -> None:
+        """Publish a state of this chain, shape (P,), for other chains; called after its delta was accepted."""
 
 
 class LocalCenter:
-    """A center in this process's memory, for one chain or for several that are stepped in turn.
+    """A center in this process's memory, for one chain or several chains that take steps in turn.
 
     Args:
-        start: y at the start, shape (P,); copied.
+        start: initial y, shape (P,); copied.
     """
 
-    shares = False
+    publishes = False
 
     def __init__(self, start: Tensor) -> None:
         self.vector = start.detach().clone()
@@ -69,7 +69,7 @@ class LocalCenter:
         out.copy_(self.vector)
         return self.version
 
-    def look(self, out: Tensor) -> None:
+    def peek(self, out: Tensor) -> None:
         """Copy y into `out`, shape (P,)."""
         out.copy_(self.vector)
 
@@ -84,12 +84,12 @@ class LocalCenter:
         """Bytes that one read or one add moves."""
         return self.vector.nbytes
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Return a context that does nothing: chains in one process take turns by themselves."""
+    def exclusive_turn(self) -> AbstractContextManager[None]:
+        """Return a context without effect: the chains of one process already take turns."""
         return nullcontext()
 
-    def meet(self, sample: Tensor, pull: float) -> None:
-        """Do nothing: the chains' deltas are all that this center knows of them."""
+    def begin_exchange(self, sample: Tensor, pull: float) -> None:
+        """Do nothing: this center changes only by `add`."""
 
-    def share(self, state: Tensor) -> None:
-        """Do nothing: nobody reads a chain's state here."""
+    def publish(self, state: Tensor) -> None:
+        """Do nothing: no other chain reads published states."""

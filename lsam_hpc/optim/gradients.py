@@ -1,4 +1,4 @@
-"""Gradients as the optimizers take them from the parameters."""
+"""Collects, clears and checks the gradients of parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lsam_hpc.errors import InputError
 
 
 class Gradients(NamedTuple):
-    """Parameters and a gradient for each."""
+    """Parameters, and the gradient of each."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -22,26 +22,26 @@ def present(parameters: Iterable[Tensor]) -> Gradients:
     """Return the parameters that have a gradient, and the gradients.
 
     Raises:
-        RuntimeError: none has.
+        RuntimeError: no parameter has a gradient.
     """
-    found = Gradients([], [])
+    gradients = Gradients([], [])
     for p in parameters:
         if (grad := p.grad) is not None:
-            found.params.append(p)
-            found.grads.append(grad)
-    if not found.params:
+            gradients.params.append(p)
+            gradients.grads.append(grad)
+    if not gradients.params:
         raise RuntimeError("no parameter has a gradient: call loss.backward() first, in step's closure too")
-    return found
+    return gradients
 
 
 def clear(params: Iterable[Tensor]) -> None:
-    """Take their gradients from parameters."""
+    """Set the gradients of the parameters to None."""
     for p in params:
         p.grad = None
 
 
 def take(parameters: Iterable[Tensor]) -> Gradients:
-    """Return what `present` returns, and clear the gradients."""
+    """Return the parameters that have a gradient, and the gradients, and set these to None on the parameters."""
     taken = present(parameters)
     clear(taken.params)
     return taken
@@ -53,8 +53,8 @@ def check_dense(parameters: Iterable[Tensor]) -> None:
         grad = p.grad
         if grad is not None and grad.layout is not torch.strided:
             raise InputError(
-                f"gradients: expected dense ones, found {grad.layout} for a parameter of shape {tuple(p.shape)}: "
-                "an embedding with sparse=False gives dense ones"
+                f"gradients: expected dense gradients, found {grad.layout} for a parameter of shape "
+                f"{tuple(p.shape)}: an embedding needs sparse=False"
             )
 
 
@@ -63,6 +63,6 @@ def check_real(parameters: Iterable[Tensor]) -> None:
     for p in parameters:
         if p.is_complex():
             raise InputError(
-                f"parameters: expected real ones, found {p.dtype} of shape {tuple(p.shape)}: "
+                f"parameters: expected real parameters, found {p.dtype} of shape {tuple(p.shape)}: "
                 "optimize torch.view_as_real of it"
             )

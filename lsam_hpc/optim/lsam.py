@@ -6,143 +6,139 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from typing_extensions import Unpack
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim.batchnorm import kept, recalibrate
+from lsam_hpc.optim.arguments import SAMArguments
+from lsam_hpc.optim.batchnorm import preserve_module_state, recalibrate, shared_tensors
+from lsam_hpc.optim.callback import StateCallback
 from lsam_hpc.optim.center import Center
-from lsam_hpc.optim.coupler import Coupler, shared_tensors
+from lsam_hpc.optim.coupler import Coupler
+from lsam_hpc.optim.delta_filter import DeltaFilter
+from lsam_hpc.optim.executor import Executor, InlineExecutor
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.gradients import Gradients
-from lsam_hpc.optim.guard import Guard
-from lsam_hpc.optim.hyper import Coupling, Hyper, check_hyperparameters, evaluate, evaluate_period
-from lsam_hpc.optim.options import AscentOptions
 from lsam_hpc.optim.record import Exchange
-from lsam_hpc.optim.runner import Inline, Runner
 from lsam_hpc.optim.sam import SAM
-from lsam_hpc.optim.witness import Witness
+from lsam_hpc.optim.steps import LocalSteps, StepCounter
+from lsam_hpc.options.coupling import CouplingOptions, check_coupling
+from lsam_hpc.options.keywords import documented, takes_after_two
+from lsam_hpc.options.option import argument, keywords, part
+from lsam_hpc.options.schedules import evaluate, evaluate_period
 
-# What a chain counts, saved with its state.
-_COUNTS = (
-    "_claimed", "exchanges", "refused", "staleness_sum", "staleness_max", "blocked", "center_distance",
-    "_since_exchange",
-)  # fmt: skip
+# What a chain counts, by its key in a saved state.
+_COUNTS = {
+    "_claimed": "_claimed",
+    "exchanges": "exchanges",
+    "refused": "rejected",
+    "staleness_sum": "staleness_sum",
+    "staleness_max": "staleness_max",
+    "blocked": "blocked",
+    "center_distance": "center_distance",
+    "_since_exchange": "_since_exchange",
+}
 
 
-class LSAM(SAM):
-    """SAM steps that sample around a center y, which every chain moves when it gets there.
+@dataclass(frozen=True)
+class ChainArguments(CouplingOptions, SAMArguments):
+    """The keywords of a chain: options and objects."""
+
+    steps: StepCounter | None = argument()
+    executor: Executor | None = argument()
+    on_exchange: Callable[[Exchange], None] | None = argument()
+    state_callback: StateCallback | None = argument()
+    fixed_delay: bool = argument()
+    publish_perturbed: bool = argument()
+
+
+@documented(ChainArguments)
+class LocalLSAM(SAM):
+    """SAM steps that sample around a center y, which every chain moves by its own exchanges.
 
     A step is x <- x - lr * (grad f(x + e) + lambda (x - y)) + sqrt(2 lr T) * N(0, I), with the base optimizer in place
     of the plain step; every `period` steps the chain exchanges with the center:
 
     * `elastic`: delta = pull * (x - y_now); y += delta, x -= delta; no force between exchanges (lambda = 0).
     * `kernel`: y += pull * (x - y_read), then y_read is read anew; the force lambda (x - y_read) acts at every step.
-    * `restart`: as kernel without the force, and the chain goes on from the new y.
+    * `restart`: as kernel without the force, and the chain continues from the new y.
 
     The gap of kernel and restart is taken against the center that the chain was coupled to. A delta that is not finite,
-    or far longer than the usual ones, is refused, and the chain starts again from the center. The noise makes exact
+    or far longer than the usual ones, is rejected, and the chain restarts from the center. The noise makes exact
     Langevin steps only with SGD without momentum.
 
-    An exchange is staged at the end of a step, done by `runner`, and its result moves the sample at the end of the
-    first step that finds it there; the chain goes on in between, and restart keeps what it did.
+    An exchange is staged at the end of a step and done by the executor. Its result moves the sample at the end of the
+    first step that finds it done; the chain takes steps in between, and restart keeps what they did.
 
     Args:
         base: the optimizer that takes the step.
         center: the shared variable y: as many elements as the parameters, and the BatchNorm statistics of `model`.
-        rho: ascent radius; a number or a callable of the total step. Default 0.05.
-        gamma: constant that keeps the ascent's division finite. Default 1e-12.
-        coupling: `"elastic"` (default), `"kernel"` or `"restart"`.
-        pull: fraction of the gap that an exchange moves the center; a number or a callable of the total step.
-        period: local steps between exchanges; a number or a callable of the total step. Default 4.
-        stiffness: lambda, precision of the Gaussian kernel lambda/2 |x - y|^2; used by `kernel`. Default 0.1.
-        temperature: T of the Boltzmann distribution; 0 (default) leaves mini-batch noise only.
-        center_momentum: mu of v <- mu v + delta, where v is what is added to the center. Default 0.
-        max_jump: a delta longer than this many medians of the last 64 is refused. Default 10.
-        max_delay: exchanges in flight at most; a chain that would have more waits. Default 1; others: elastic only.
-        runner: who does the exchanges. Default: the training thread, at once.
-        fixed_delay: results are taken in at the next exchange, not before: ranks that do the same exchanges then do so
-            at the same step. Default False.
-        perturbed: the center's chains read each other's perturbed samples instead of the samples. Default False.
-        seed: of the Langevin noise. Default 0.
-        observer: called with the record of each exchange.
-        witness: is shown the states of each exchange, in the thread that does it.
-        **ascent: `ascent`, `metric`, `eta`, `mask`, `interpolation` and `model`, as in `SAM`.
+        {options}
+        model: as of `SAM`.
+        average: as of `SAM`.
+        steps: counts the steps of all chains. Default: this chain's own.
+        executor: does the exchanges. Default: the training thread, at once.
+        on_exchange: called with the record of each exchange.
+        state_callback: gets the states of each exchange, in the thread that does it.
+        fixed_delay: apply results at the next exchange, not before: ranks that do the same exchanges then do so at the
+            same step. Default False.
+        publish_perturbed: other chains read this one's perturbed samples in place of its samples. Default False.
 
     Raises:
-        InputError: a hyperparameter is out of its range, or the center has another size than the parameters.
+        InputError: an option is out of its range, or the center has another size than the parameters.
 
     Source: Teng & Zhang 2025 (arXiv 2509.03110), theorem 1; elastic: Zhang et al. 2015, "Deep learning with Elastic
-    Averaging SGD" (arXiv 1412.6651), eq. 2-3.
+    Averaging SGD" (arXiv 1412.6651), eq. 2-3. The update lines are this project's: the paper's are not public.
     """
 
-    def __init__(
-        self,
-        base: Optimizer,
-        center: Center,
-        rho: Hyper = 0.05,
-        gamma: float = 1e-12,
-        *,
-        coupling: Coupling = "elastic",
-        pull: Hyper = 0.9,
-        period: Hyper = 4,
-        stiffness: Hyper = 0.1,
-        temperature: Hyper = 0.0,
-        center_momentum: float = 0.0,
-        max_jump: float = 10.0,
-        max_delay: int = 1,
-        runner: Runner | None = None,
-        fixed_delay: bool = False,
-        perturbed: bool = False,
-        seed: int = 0,
-        observer: Callable[[Exchange], None] | None = None,
-        witness: Witness | None = None,
-        **ascent: Unpack[AscentOptions],
-    ) -> None:
-        check_hyperparameters(coupling, pull, period, stiffness, temperature, center_momentum, max_delay)
-        guard = Guard(max_jump)
-        refuse_pair(ascent)
-        super().__init__(base, rho, gamma, **ascent)
-        self.coupling = coupling
-        self.pull = pull
-        self.period = period
-        self.stiffness = stiffness
-        self.temperature = temperature
-        self.max_delay = max_delay
-        self.observer = observer
+    @takes_after_two(ChainArguments)
+    def __init__(self, base: Optimizer, center: Center, arguments: ChainArguments) -> None:
+        check_coupling(part(arguments, CouplingOptions))
+        refuse_pair(arguments)
+        super().__init__(base, **keywords(arguments, SAMArguments))
+        self.coupling = arguments.coupling
+        self.pull = 0.9 if arguments.pull is None else arguments.pull
+        self.period = arguments.period
+        self.stiffness = arguments.stiffness
+        self.temperature = arguments.temperature
+        self.max_delay = arguments.max_delay
+        self.on_exchange = arguments.on_exchange
+        self.stopped = False  # `steps` ended before its budget, because a rank called `stop`
         self.exchanges = 0
-        self.refused = 0
+        self.rejected = 0
         self.staleness_sum = 0
         self.staleness_max = 0
         self.blocked = 0.0  # seconds that exchanges held up the training thread
         self.center_distance = math.nan
+        self._counter = arguments.steps or LocalSteps()
         self._since_exchange = 0
         self._claimed = False
-        model = ascent.get("model")
+        params, statistics = shared_tensors(base, arguments.model)
         self._coupler = Coupler(
-            *shared_tensors(base, model),
-            center,
-            coupling,
-            float(center_momentum),
-            guard,
-            runner or Inline(),
-            max_delay,
-            fixed_delay,
-            perturbed,
-            witness,
+            params=params,
+            statistics=statistics,
+            center=center,
+            coupling=arguments.coupling,
+            center_momentum=float(arguments.center_momentum),
+            delta_filter=DeltaFilter(arguments.max_delta_ratio),
+            executor=arguments.executor or InlineExecutor(),
+            max_delay=arguments.max_delay,
+            fixed_delay=bool(arguments.fixed_delay),
+            perturbed=bool(arguments.publish_perturbed),
+            state_callback=arguments.state_callback,
         )
         self._noise: FlatVector | None = None
-        self._generator = torch.Generator(self.parameters[0].device).manual_seed(seed)
-        if (callable(temperature) or temperature > 0) and not _is_plain_sgd(base):
+        self._generator = torch.Generator(self.parameters[0].device).manual_seed(arguments.seed)
+        if (callable(self.temperature) or self.temperature > 0) and not _is_plain_sgd(base):
             warnings.warn(
                 f"temperature: the noise makes exact Langevin steps only with SGD without momentum, not with this "
                 f"{type(base).__name__}: the chain samples another distribution",
-                stacklevel=2,
+                stacklevel=4,
             )
 
     def steps(self, total: int) -> Iterator[int]:
@@ -150,8 +146,8 @@ class LSAM(SAM):
 
         Take exactly one step in the loop's body. A later call with a larger total goes on where this one ended.
         """
-        while (ticket := self._claim()) < self._limit(total):
-            yield ticket
+        while (step := self._claim()) is not None and step < self._counter.limit(total):
+            yield step
         self.drain()
 
     def drain(self) -> None:
@@ -161,7 +157,7 @@ class LSAM(SAM):
     def exchange(self) -> None:
         """Exchange now, and wait for the result."""
         self.check_unperturbed("exchange")
-        self._begin_exchange(0, evaluate("pull", self.pull, self.total_step))
+        self._begin_exchange(0, evaluate("pull", self.pull, self.global_step))
         self.drain()
 
     def show(self) -> None:
@@ -183,7 +179,7 @@ class LSAM(SAM):
             The model.
         """
         self.check_unperturbed("center")
-        with kept(model), self._coupler.at_center():
+        with preserve_module_state(model), self._coupler.at_center():
             if data is not None:
                 recalibrate(model, data)
             yield model
@@ -210,10 +206,14 @@ class LSAM(SAM):
         return {
             "steps": self.local_step,
             "exchanges": self.exchanges,
-            "refused": self.refused,
+            "refused": self.rejected,
             "staleness_mean": self.staleness_sum / self.exchanges if self.exchanges else 0.0,
             "staleness_max": self.staleness_max,
         }
+
+    def _described(self) -> list[str]:
+        counts = f"{self.local_step} steps, {self.exchanges} exchanges"
+        return [*super()._described(), f"coupling={self.coupling!r}, pull={self.pull}, period={self.period}", counts]
 
     def add_param_group(self, param_group: dict[str, object]) -> None:
         """Refuse a new group once the center exists: its size is fixed."""
@@ -233,7 +233,7 @@ class LSAM(SAM):
         state["lsam"] = {
             **self._coupler.state_dict(),
             "generator": self._generator.get_state(),
-            **{name: getattr(self, name) for name in _COUNTS},
+            **{key: getattr(self, name) for key, name in _COUNTS.items()},
         }
         return state
 
@@ -249,32 +249,29 @@ class LSAM(SAM):
         super().load_state_dict(state_dict)
         self._coupler.load_state_dict(own)
         self._generator.set_state(own["generator"].cpu())
-        for name in _COUNTS:
-            setattr(self, name, own[name])
+        for key, name in _COUNTS.items():
+            setattr(self, name, own[key])
 
-    def _ticket(self) -> int:
-        """Return the total step of a new step of this chain."""
-        return self.local_step
-
-    def _limit(self, total: int) -> int:
-        """Return the ticket that ends a budget of `total` steps."""
-        return total
-
-    def _claim(self) -> int:
-        """Return this chain's next total step: a new ticket, unless one is in hand that was not used."""
+    def _claim(self) -> int | None:
+        """Return this chain's next global step: a new one, unless one was claimed and not taken; None: all stop."""
         if not self._claimed:
-            self.total_step = self._ticket()
-            self._claimed = True
-        return self.total_step
+            step = self._counter.claim(self.local_step, self._since_exchange)
+            self.stopped = step is None
+            if step is None:
+                return None
+            self.global_step, self._claimed = step, True
+        return self.global_step
 
-    def _begin(self, scaler: GradScaler | None = None) -> None:
-        step = self._claim()
+    def begin_step(self, scaler: GradScaler | None = None) -> None:
+        """Claim the step, and evaluate what depends on it."""
+        self._claim()
+        step = self.global_step
         # All at once, so that a callable that is wrong fails before anything has moved.
         self._period = evaluate_period(self.period, step)
         self._pull = evaluate("pull", self.pull, step)
         self._stiffness = evaluate("stiffness", self.stiffness, step)
         self._temperature = evaluate("temperature", self.temperature, step)
-        super()._begin(scaler)
+        super().begin_step(scaler)
 
     def _descend(self) -> None:
         if self.coupling == "kernel":
@@ -287,6 +284,7 @@ class LSAM(SAM):
         self._claimed = False
         self._since_exchange += 1
         super()._finish()
+        self._counter.taken(self.local_step, self.global_step)
         self._collect()
         if self._since_exchange >= self._period:
             self._begin_exchange(self.max_delay - 1, self._pull)
@@ -297,9 +295,9 @@ class LSAM(SAM):
         self._collect(in_flight)
         self._coupler.start(pull, self.local_step)
 
-    def ascend(self, ascent: Gradients, keep: bool = False) -> None:
+    def ascend(self, ascent: Gradients, *, keep: bool = False) -> None:
         """Move to x + e along gradients, which are overwritten unless told to keep them."""
-        super().ascend(ascent, keep)
+        super().ascend(ascent, keep=keep)
         if self._since_exchange + 1 >= self._period:
             self._coupler.take_perturbed()
             self._coupler.take_perturbation(self.local_step + 1, lambda: self.perturbation.offset(self.parameters))
@@ -325,20 +323,20 @@ class LSAM(SAM):
             if not record.accepted:
                 # What made the sample overflow is in the base optimizer's buffers too.
                 self.state.clear()
-                self.last = Gradients([], [])
-                self.refused += 1
+                self.forget_last()
+                self.rejected += 1
             self.exchanges += 1
             self.blocked += record.blocked
             self.staleness_sum += record.staleness
             self.staleness_max = max(self.staleness_max, record.staleness)
             self.center_distance = record.center_distance
-            if self.observer is not None:
-                self.observer(record)
+            if self.on_exchange is not None:
+                self.on_exchange(record)
 
 
-def refuse_pair(ascent: AscentOptions) -> None:
+def refuse_pair(arguments: SAMArguments) -> None:
     """Raise InputError if a chain is to share its ascent with another rank: each has its own noise and exchanges."""
-    if ascent.get("pair") is not None:
+    if arguments.pair is not None:
         raise InputError("pair: expected with SAM only, found with LSAM, whose ranks each have a chain of their own")
 
 

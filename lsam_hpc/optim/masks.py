@@ -1,4 +1,4 @@
-"""Which coordinates the ascent moves."""
+"""Masks: which coordinates the ascent moves."""
 
 from __future__ import annotations
 
@@ -12,46 +12,47 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.options.ascent import AnyMask
 
 
 class Mask:
-    """Every coordinate; the other masks narrow this down.
+    """Selects every coordinate; base class of the other masks.
 
-    A mask of whole parameters (`selects`) leaves the others out of the ascent's norm too; an elementwise one
-    (`multiply_`) is applied to e after the norm over all coordinates was taken, as its paper has it.
+    A mask of whole parameters (`selects`) also excludes the other parameters from the gradient norm. An elementwise
+    mask (`multiply_`) is applied after the norm over all coordinates is taken, as in its paper.
     """
 
-    partial = False  # whether `selects` leaves parameters out
-    elementwise = False  # whether `multiply_` does anything
+    partial = False  # True if `selects` excludes parameters
+    elementwise = False  # True if `multiply_` has an effect
 
     def selects(self, param: Tensor) -> bool:
-        """Return whether the ascent moves any coordinate of a parameter."""
+        """Return True if the ascent moves a coordinate of the parameter."""
         return True
 
     def prepare(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-        """See the gradients of an ascent before anything is done to them."""
+        """Read the gradients of an ascent before they are scaled; called once per ascent."""
 
     def multiply_(self, params: Sequence[Tensor], direction: list[Tensor]) -> None:
-        """Zero the coordinates of the direction that the ascent leaves alone, in place."""
+        """Set the coordinates that the ascent does not move to 0, in place."""
 
     def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on as if there had been no break; params: the optimizer's."""
+        """Return the state to save for an exact resume; params: all parameters of the optimizer, in order."""
         return {"kind": type(self).__name__}
 
     def check(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
-        """Raise InputError if a state is not of such a mask for these parameters."""
+        """Raise InputError if a state was not saved by a mask of this kind for such parameters."""
         if state["kind"] != type(self).__name__:
-            raise InputError(f"state_dict: expected the state of a mask {type(self).__name__}, found {state['kind']}")
+            raise InputError(f"state_dict: expected the state of the mask {type(self).__name__}, found {state['kind']}")
 
     def load_state_dict(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
         """Load what `state_dict` returned."""
 
 
 class Norm(Mask):
-    """The parameters of normalization layers only: e = rho * g_N / (|g_N| + gamma) over these, 0 elsewhere.
+    """Selects the parameters of normalization layers: e = rho * g_N / (|g_N| + gamma) there, 0 elsewhere.
 
     Args:
-        model: whose BatchNorm, InstanceNorm, LayerNorm, GroupNorm and RMSNorm layers are meant.
+        model: its BatchNorm, InstanceNorm, LayerNorm, GroupNorm and RMSNorm layers are selected.
 
     Raises:
         InputError: the model has no such layer with parameters.
@@ -70,16 +71,16 @@ class Norm(Mask):
             raise InputError("mask: expected a model with normalization layers that have parameters, found none")
 
     def selects(self, param: Tensor) -> bool:
-        """Return whether a parameter is a normalization layer's."""
+        """Return True if the parameter belongs to a normalization layer."""
         return id(param) in self._chosen
 
 
 class Layers(Mask):
-    """The parameters whose names match: e = rho * g_L / (|g_L| + gamma) over these, 0 elsewhere.
+    """Selects parameters by name: e = rho * g_L / (|g_L| + gamma) there, 0 elsewhere.
 
     Args:
-        model: whose parameters are named.
-        patterns: shell patterns of names, such as "layer4.*" or "*.bias".
+        model: names the parameters.
+        patterns: shell patterns of parameter names, for example "layer4.*" or "*.bias".
 
     Raises:
         InputError: a pattern matches no parameter.
@@ -98,12 +99,12 @@ class Layers(Mask):
             self._chosen |= matched
 
     def selects(self, param: Tensor) -> bool:
-        """Return whether a parameter's name matches."""
+        """Return True if the parameter's name matches a pattern."""
         return id(param) in self._chosen
 
 
 class _Sparse(Mask, ABC):
-    """Elementwise masks that are made anew every `refresh` ascents."""
+    """Base class of elementwise masks that are replaced every `refresh` ascents."""
 
     elementwise = True
 
@@ -117,7 +118,7 @@ class _Sparse(Mask, ABC):
         self._masks: dict[int, Tensor] = {}  # by the parameter's id
 
     def prepare(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-        """Make a new mask where one is due, or for parameters that have none yet."""
+        """Make new masks every `refresh` ascents, and for parameters without a mask."""
         if self._ascents % self.refresh == 0:
             self._masks = {}
         new = [(p, g) for p, g in zip(params, grads, strict=True) if id(p) not in self._masks]
@@ -127,7 +128,7 @@ class _Sparse(Mask, ABC):
         self._ascents += 1
 
     def multiply_(self, params: Sequence[Tensor], direction: list[Tensor]) -> None:
-        """Zero what the present mask leaves alone."""
+        """Set the coordinates outside the current mask to 0, in place."""
         torch._foreach_mul_(direction, [self._masks[id(p)] for p in params])
 
     def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
@@ -136,12 +137,12 @@ class _Sparse(Mask, ABC):
         return {**super().state_dict(params), "ascents": self._ascents, "masks": masks}
 
     def check(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
-        """Raise InputError if a state is not of such a mask for these parameters."""
+        """Raise InputError if a state was not saved by a mask of this kind for such parameters."""
         super().check(state, params)
         for i, mask in state["masks"].items():
             if i >= len(params) or mask.shape != params[i].shape:
                 raise InputError(
-                    f"state_dict: expected masks of the parameters' shapes, found {tuple(mask.shape)} for {i}"
+                    f"state_dict: expected masks of the parameters' shapes, found {tuple(mask.shape)} for parameter {i}"
                 )
 
     def load_state_dict(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
@@ -151,20 +152,20 @@ class _Sparse(Mask, ABC):
 
     @abstractmethod
     def _make(self, grads: list[Tensor]) -> list[Tensor]:
-        """Return a mask for each parameter."""
+        """Return one boolean mask per gradient."""
 
 
 class Random(_Sparse):
-    """A share of the coordinates, drawn at random: e = rho * m g / (|g| + gamma), m ~ Bernoulli(density).
+    """Selects random coordinates: e = rho * m g / (|g| + gamma), m ~ Bernoulli(density).
 
     Args:
-        density: probability that a coordinate moves. Default 0.5.
-        refresh: ascents between two draws. Default 100.
-        seed: of the draws. Default 0.
+        density: probability that a coordinate moves, > 0 and <= 1. Default 0.5.
+        refresh: ascents between two draws, >= 1. Default 100.
+        seed: seed of the draws. Default 0.
 
     Source: Mi et al. 2022, "Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach"
-    (arXiv 2210.05177), random mask; with scale 1 in place of 1/density also the weight perturbation of ESAM
-    (Du et al. 2021, arXiv 2110.03141).
+    (arXiv 2210.05177), random mask. It is also ESAM's weight perturbation (Du et al. 2021, arXiv 2110.03141), but with
+    scale 1 in place of 1/density.
     """
 
     def __init__(self, density: float = 0.5, refresh: int = 100, seed: int = 0) -> None:
@@ -172,7 +173,7 @@ class Random(_Sparse):
         self.seed = seed
 
     def _make(self, grads: list[Tensor]) -> list[Tensor]:
-        # A seed per draw in place of a generator: its state need not be saved.
+        # A new seed per draw: unlike a generator it has no state to save.
         seed = self.seed * 1_000_003 + self._ascents
         generators = {device: torch.Generator(device).manual_seed(seed) for device in {g.device for g in grads}}
         draws = [torch.rand(g.shape, generator=generators[g.device], device=g.device) for g in grads]
@@ -180,14 +181,14 @@ class Random(_Sparse):
 
 
 class Fisher(_Sparse):
-    """The share of the coordinates with the largest Fisher information: e = rho * m g / (|g| + gamma).
+    """Selects the coordinates with the largest Fisher information: e = rho * m g / (|g| + gamma).
 
-    The diagonal of the empirical Fisher information is taken as g^2 of the mini-batch at hand when the mask is made,
-    over all parameters together.
+    The diagonal of the empirical Fisher information is estimated by g^2 of the mini-batch for which the mask is made.
+    The coordinates of all parameters are ranked together.
 
     Args:
-        density: share of the coordinates that move. Default 0.5.
-        refresh: ascents between two masks. Default 100.
+        density: share of the coordinates that move, > 0 and <= 1. Default 0.5.
+        refresh: ascents between two masks, >= 1. Default 100.
 
     Source: Mi et al. 2022 (arXiv 2210.05177), algorithm 1, SSAM-F, with one mini-batch as the Fisher sample.
     """
@@ -204,18 +205,18 @@ class Fisher(_Sparse):
         return [piece.view(g.shape).to(g.device) for piece, g in zip(pieces, grads, strict=True)]
 
 
-def resolve(mask: str | Mask) -> Mask:
-    """Return the mask that a name stands for, or the mask itself.
+def resolve(mask: AnyMask) -> Mask:
+    """Return the mask of a name; return a mask unchanged.
 
     Raises:
-        InputError: the name is unknown, or stands for a mask that needs the model.
+        InputError: the name is unknown, or its mask needs the model.
     """
     if isinstance(mask, Mask):
         return mask
     if mask in ("norm", "layers"):
         example = "Norm(model)" if mask == "norm" else 'Layers(model, ["layer4.*"])'
-        raise InputError(f"mask: expected lsam_hpc.optim.masks.{example}, which knows the model, found {mask!r}")
-    named = {"all": Mask, "random": Random, "fisher": Fisher}
-    if mask not in named:
+        raise InputError(f"mask: expected lsam_hpc.optim.masks.{example}, because it needs the model, found {mask!r}")
+    classes = {"all": Mask, "random": Random, "fisher": Fisher}
+    if mask not in classes:
         raise InputError(f"mask: expected all, norm, random, fisher, layers or a mask, found {mask!r}")
-    return named[mask]()
+    return classes[mask]()

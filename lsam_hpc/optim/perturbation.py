@@ -1,4 +1,4 @@
-"""The ascent e(x) that takes a sample to the worst point near it, and the exact way back."""
+"""Moves parameters to x + e(x), near the worst point within the ascent radius, and back to x exactly."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
 from lsam_hpc.optim.flat import widest_dtype
-from lsam_hpc.optim.hyper import Metric
 from lsam_hpc.optim.masks import Mask
+from lsam_hpc.options.ascent import Metric
 
-SMALL = 4096  # elements
-SLICE = 512  # small tensors that are joined at a time: 8 MB at most
+SMALL = 4096  # elements up to which a tensor is small
+SLICE = 512  # small tensors concatenated at a time: at most 8 MB
 
 
 class Perturbation:
-    """x + e(x), where m is a mask, and the norm is over all groups together while each has its own rho.
+    """Computes e(x) and applies it; m is the mask, |.| is over all groups, and each group may have its own rho.
 
     * `l2`: e = rho * m g / (|g| + gamma). Foret et al. 2021, "Sharpness-Aware Minimization" (arXiv 2010.01412), eq. 2.
     * `adaptive`: e = rho * m T^2 g / (|T g| + gamma), T = |x| + eta elementwise. Kwon et al. 2021, "ASAM"
       (arXiv 2102.11600), eq. 5 and algorithm 1.
 
-    One copy of the parameters is kept, so that the way back does not round.
+    x is restored from a copy of the parameters: subtracting e would round.
 
     Args:
         gamma: constant that keeps the division finite.
         metric: `"l2"` or `"adaptive"`.
-        eta: of the adaptive metric.
-        mask: which coordinates move.
+        eta: constant of the adaptive metric.
+        mask: selects the coordinates that move.
     """
 
     def __init__(self, gamma: float, metric: Metric, eta: float, mask: Mask) -> None:
         self.gamma, self.metric, self.eta, self.mask = gamma, metric, eta, mask
-        self.grad_norm = torch.tensor(float("nan"))  # what the division was by, less gamma
+        self.grad_norm = torch.tensor(float("nan"))  # gradient norm before gamma is added: |g|, or |T g|
         self.norm = torch.tensor(float("nan"))  # |e|
-        self.active = False
+        self.active = False  # True between `apply` or `leave` and `undo`
         self._params: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._large: list[int] = []
         self._small: list[int] = []
 
     @torch.no_grad()
-    def apply(self, params: list[Tensor], grads: list[Tensor], rhos: float | list[float], keep: bool) -> None:
+    def apply(self, params: list[Tensor], grads: list[Tensor], rhos: float | list[float], *, keep: bool) -> None:
         """Move the parameters to x + e.
 
         Args:
             params: the parameters.
-            grads: the gradient of each; overwritten unless `keep`.
-            rhos: the ascent radius, of all or of each.
-            keep: whether the gradients are needed afterwards.
+            grads: the gradient of each parameter; overwritten unless `keep`.
+            rhos: the ascent radius, one for all parameters or one for each.
+            keep: True if the caller needs the gradients afterwards.
         """
         if self.mask.partial:
             chosen = [i for i, p in enumerate(params) if self.mask.selects(p)]
@@ -64,19 +64,19 @@ class Perturbation:
             raise
 
     def leave(self, params: list[Tensor]) -> None:
-        """Keep x, the parameters as they are now; `undo` brings them back to it, wherever they have been moved."""
+        """Save the current parameters as x; `undo` restores them, however they are moved in between."""
         self._save(params)
         self.active = True
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Bring the parameters back to x."""
+        """Restore the parameters to x."""
         if self._params:
             torch._foreach_copy_(self._params, self._copies)
         self.active = False
 
     def offset(self, params: list[Tensor]) -> list[Tensor]:
-        """Return e, a tensor for each of the parameters, which are at x + e."""
+        """Return e = parameters - x, one tensor per parameter; 0 for parameters that were not moved."""
         saved = {id(p): copy for p, copy in zip(self._params, self._copies, strict=True)}
         return [p - saved[id(p)] if id(p) in saved else torch.zeros_like(p) for p in params]
 
@@ -92,15 +92,15 @@ class Perturbation:
             torch._foreach_mul_(direction, scales)
             del scales
         self.mask.multiply_(params, direction)
-        # A zero gradient with gamma = 0 has no direction: it stays zero.
+        # With a zero gradient and gamma = 0 this makes e = 0 instead of NaN.
         unit = (norm + self.gamma).clamp_min(torch.finfo(norm.dtype).tiny).reciprocal()
         if isinstance(rhos, list):
             squares = torch.zeros_like(norm)
             for rho in dict.fromkeys(rhos):
-                mine = [i for i, other in enumerate(rhos) if other == rho]
-                ds = [direction[i] for i in mine]
+                indices = [i for i, other in enumerate(rhos) if other == rho]
+                ds = [direction[i] for i in indices]
                 squares += (rho * unit * global_norm(ds)) ** 2
-                add_scaled_([params[i] for i in mine], ds, rho * unit)
+                add_scaled_([params[i] for i in indices], ds, rho * unit)
             self.norm = squares.sqrt()
         else:
             length = norm if self.metric == "l2" and not self.mask.elementwise else self._norm(direction)
@@ -108,7 +108,7 @@ class Perturbation:
             add_scaled_(params, direction, rhos * unit)
 
     def _norm(self, tensors: list[Tensor]) -> Tensor:
-        """Return the norm over one tensor per parameter; on a CPU without a call for each of many small ones."""
+        """Return the norm over one tensor per parameter; on the CPU small tensors are concatenated to save calls."""
         small = [tensors[i] for i in self._small]
         pieces = [_flatten_dense_tensors(small[i : i + SLICE]) for i in range(0, len(small), SLICE)]
         return global_norm([tensors[i] for i in self._large] + pieces)
@@ -129,7 +129,7 @@ class Perturbation:
 
 
 def add_scaled_(xs: list[Tensor], ds: list[Tensor], scale: Tensor) -> None:
-    """Add scale * d to each x; on a GPU without waiting for the scale's value, at the cost of the ds."""
+    """Add scale * d to each x, in place; on a GPU this overwrites the ds, to avoid waiting for the scale's value."""
     if scale.device.type == "cpu":
         if value := scale.item():
             torch._foreach_add_(xs, ds, alpha=value)

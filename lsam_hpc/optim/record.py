@@ -1,4 +1,4 @@
-"""What an exchange did."""
+"""The record of one exchange."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Exchange:
-    """What one exchange of a chain with its center did."""
+    """Times, versions, distances and bytes of one exchange of a chain with its center."""
 
     step: int  # local steps done when the sample was staged
-    began: float  # time.time()
-    seconds: float  # from the read to the add
-    version_read: int  # of the center that the delta was taken against
-    version_added: int  # of the center when the delta was added
-    center_distance: float  # |x - y| against the center that the delta was taken against
-    delta_norm: float
-    bytes: int  # read and added
-    accepted: bool
-    blocked: float = 0.0  # seconds that the training thread was held up
+    began: float  # time.time() in seconds
+    seconds: float  # duration of the exchange, without the state callback
+    version_read: int  # version of the center that the delta was computed against
+    version_added: int  # version of the center when the delta was added
+    center_distance: float  # |x - y|, without BatchNorm statistics, y being the center of `version_read`
+    delta_norm: float  # pull * |x - y|
+    bytes: int  # bytes read and added
+    accepted: bool  # False: the delta filter rejected the delta
+    blocked: float = 0.0  # seconds that the training thread waited
     delay: int = 0  # local steps between staging the sample and applying the result
 
     @property

@@ -7,21 +7,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim import parallel, radius0
 from lsam_hpc.optim.amp import Pass, forget, unscale, unscaled
-from lsam_hpc.optim.batchnorm import Frozen
-from lsam_hpc.optim.gradients import Gradients, check_dense, check_real, clear, present, take
-from lsam_hpc.optim.hyper import Ascent, Hyper, Metric, evaluate
-from lsam_hpc.optim.masks import Mask, resolve
-from lsam_hpc.optim.options import Average, check_options
+from lsam_hpc.optim.arguments import Average, SAMArguments, check_arguments
+from lsam_hpc.optim.ascents import make_ascent
+from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
+from lsam_hpc.optim.gradients import Gradients, check_dense, check_real, present
+from lsam_hpc.optim.masks import resolve
 from lsam_hpc.optim.perturbation import Perturbation
+from lsam_hpc.options.ascent import Ascent
+from lsam_hpc.options.keywords import documented, takes
+from lsam_hpc.options.schedules import ScalarOrSchedule, evaluate
 
 
+@documented(SAMArguments)
 class SAM(Optimizer):
     """The base optimizer's step with the gradient taken at x + e(x).
 
@@ -42,17 +45,14 @@ class SAM(Optimizer):
 
     Args:
         base: the optimizer that takes the step.
-        rho: ascent radius, in the units of the parameters; a number or a callable of the total step. Default 0.05.
-        gamma: constant that keeps the ascent's division finite. Default 1e-12.
-        ascent: `"exact"` (default), `"stale"` or `"parallel"`.
-        metric: `"l2"` (default) or `"adaptive"`: see `Perturbation`.
-        eta: of the adaptive metric. Default 0.01.
-        mask: `"all"` (default), `"random"`, `"fisher"`, or an object from `lsam_hpc.optim.masks`.
-        interpolation: of the parallel ascent, 0 to 1. Default 0.2.
+        {options}
         pair: of the parallel ascent: two ranks with the same parameters and mini-batches, of which the first computes
             the gradient at x~ and the second that at y', at the same time. Default None: one rank computes both.
-        model: whose BatchNorm statistics are to move at x only, once per step. Default None: they move in every pass.
+        model: module whose BatchNorm statistics move at x only, once per step. Default None: they move in every pass.
         average: makes one data-parallel SAM of several ranks. Default None: this rank's gradients are all.
+
+    Options that are numbers may be functions of the global step where their type says so. A mask may also be an object
+    from `lsam_hpc.optim.masks`.
 
     Raises:
         InputError: an argument is out of its range, or a parameter is complex.
@@ -60,40 +60,23 @@ class SAM(Optimizer):
 
     base: Optimizer
 
-    def __init__(
-        self,
-        base: Optimizer,
-        rho: Hyper = 0.05,
-        gamma: float = 1e-12,
-        *,
-        ascent: Ascent = "exact",
-        metric: Metric = "l2",
-        eta: float = 0.01,
-        mask: str | Mask = "all",
-        interpolation: float = 0.2,
-        pair: distributed.ProcessGroup | None = None,
-        model: nn.Module | None = None,
-        average: Average | None = None,
-    ) -> None:
-        check_options(
-            base, rho, gamma, ascent=ascent, metric=metric, eta=eta, mask=mask, interpolation=interpolation, pair=pair,
-            average=average,
-        )  # fmt: skip
-        self.perturbation = Perturbation(float(gamma), metric, float(eta), resolve(mask))
-        super().__init__(base.param_groups, {**base.defaults, "rho": rho})
+    @takes(SAMArguments)
+    def __init__(self, base: Optimizer, arguments: SAMArguments) -> None:
+        check_arguments(base, arguments)
+        self.perturbation = Perturbation(
+            float(arguments.gamma), arguments.metric, float(arguments.eta), resolve(arguments.mask)
+        )
+        super().__init__(base.param_groups, {**base.defaults, "rho": arguments.rho})
         self.base = base
-        self.ascent = ascent
-        self.interpolation = interpolation
-        self.pair = pair
-        self.average = average
+        self._ascent = make_ascent(arguments.ascent, arguments.interpolation, arguments.pair)
+        self.average = arguments.average
         self.local_step = 0  # steps done here
-        self.total_step = 0  # steps done by all chains; hyperparameter callables are given it
-        self._rho: list[Hyper] = [group["rho"] for group in base.param_groups]
-        self.frozen = Frozen(model)
-        self.last = Gradients([], [])  # for the next stale or parallel ascent
+        self.global_step = 0  # steps done by all chains; hyperparameter callables are given it
+        self._rho: list[ScalarOrSchedule] = [group["rho"] for group in base.param_groups]
+        self.frozen = FrozenBatchNormStats(arguments.model)
         self.keeps_gradients = False  # a stale step copies them, and they stay for the caller to look at
         self.passes = [Pass(self) for _ in range(3)]
-        self._overflow = False
+        self.overflow = False  # gradients of this step were not finite
         self._unfinished = False  # a step has begun and not ended
         self._set_rho()
         base.__dict__["sam"] = True
@@ -116,6 +99,26 @@ class SAM(Optimizer):
     @state.setter
     def state(self, state: object) -> None:
         pass
+
+    @property
+    def ascent(self) -> str:
+        """Where the ascent's gradient comes from; another name begins anew, with no gradient of an earlier step."""
+        return self._ascent.name
+
+    @ascent.setter
+    def ascent(self, name: Ascent) -> None:
+        if name != self._ascent.name:
+            self._ascent = make_ascent(name)
+
+    @property
+    def last(self) -> Gradients:
+        """The gradients that the last step left to the next one's ascent; none where it needs none."""
+        return self._ascent.last
+
+    @property
+    def radii_are_0(self) -> bool:
+        """Whether all radii are 0: neither functions of the step, nor changed since they were given."""
+        return all(rho == 0 for rho in self._rho) and all(group.get("rho") == 0 for group in self.param_groups)
 
     @property
     def gamma(self) -> float:
@@ -153,23 +156,8 @@ class SAM(Optimizer):
                 "step: expected a closure (zero_grad, forward, backward, return loss), found None; "
                 "without one call perturb(), restore() and update()"
             )
-        closure = torch.enable_grad()(closure)
-        if self.ascent == "parallel":
-            self._begin(scaler)
-            loss, last, finite = parallel.passes(self, closure, scaler)
-            # After an overflow the next step starts afresh, as the first one did.
-            self.last, self._overflow = (last, False) if finite else (Gradients([], []), True)
-        elif self.ascent == "exact" and radius0.applies(self._rho, self.param_groups):
-            self._begin(scaler)
-            loss = radius0.one_pass(self, closure, scaler)
-        else:
-            loss = closure() if self.ascent == "exact" else None
-            self.perturb(scaler)
-            try:
-                second = closure()
-            finally:
-                self.restore()
-            loss = second if loss is None else loss
+        self.check_unperturbed("step")
+        loss = self._ascent.passes(self, torch.enable_grad()(closure), scaler)
         self.update(scaler)
         return loss
 
@@ -183,29 +171,17 @@ class SAM(Optimizer):
         Raises:
             RuntimeError: called twice, or there is no gradient to ascend along.
         """
-        if self.ascent == "parallel":
-            raise RuntimeError("perturb: the parallel ascent works by step(closure) only")
         if self.perturbation.active:
             raise RuntimeError("perturb: the parameters are perturbed already: call restore() first")
-        self._begin(scaler)
-        if self.ascent == "exact":
-            if unscaled(scaler, self.base):
-                raise RuntimeError(
-                    "perturb: the scaler has unscaled opt.base already: do that after restore(), if at all"
-                )
-            check_dense(self.parameters)
-            if self.average is not None and self.average.ascent:
-                self.average(self.parameters)
-            finite = unscale(scaler, self)
-            ascent = take(self.parameters)
-        else:
-            ascent, self.last, finite = self.last, Gradients([], []), True  # the ascent uses it up
-        self._overflow = not finite
+        if self._ascent.in_phases:
+            self.begin_step(scaler)
+        ascent, finite = self._ascent.gradients(self, scaler)
+        self.overflow = not finite
         if finite:
             self.ascend(ascent)
         else:
             self.perturbation.leave([])
-        if self.ascent == "exact":
+        if self._ascent.freezes:
             self.frozen.on()
 
     def restore(self) -> None:
@@ -236,23 +212,17 @@ class SAM(Optimizer):
             raise RuntimeError(
                 "update: no parameter has a gradient: call loss.backward() between perturb() and restore()"
             )
-        if self.ascent == "stale" or self.average is not None:
+        if self._ascent.keeps or self.average is not None:
             check_dense(self.parameters)
         if self.average is not None:
             self._average(self.average, scaler)
-        # The parallel ascent has unscaled its passes by itself; a stale step has but this one to unscale.
-        keys = (self.base, self) if self.ascent == "stale" else (self.base,)
-        finite = (self.ascent == "parallel" or unscale(scaler, *keys)) and not self._overflow
-        self._overflow = False
+        keys = self._ascent.unscaled_by(self)
+        finite = (not keys or unscale(scaler, *keys)) and not self.overflow
+        self.overflow = False
         if finite:
-            if self.ascent == "stale":
-                last = present(self.parameters)
-                # With Nesterov momentum SGD writes into the gradients.
-                copied = self.keeps_gradients or any(group.get("nesterov") for group in self.param_groups)
-                self.last = Gradients(last.params, list(torch._foreach_clone(last.grads))) if copied else last
+            self._ascent.before_descent(self)
             self._descend()
-            if self.ascent == "stale" and not self.keeps_gradients:
-                clear(last.params)  # these tensors are the next ascent's: nobody else may write into them
+            self._ascent.after_descent(self)
         self._opt_called = True  # what a learning-rate scheduler looks for
         self._unfinished = False
         self._finish()
@@ -263,12 +233,19 @@ class SAM(Optimizer):
             super().add_param_group(param_group)
             return
         rho = param_group.get("rho", self.defaults["rho"])
-        evaluate("rho", rho, self.total_step)
+        evaluate("rho", rho, self.global_step)
         given = param_group["params"]
         check_real([given] if isinstance(given, Tensor) else given)
         self.base.add_param_group({**param_group, "rho": rho})
         self._rho.append(rho)
         self._set_rho()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.base).__name__}, {', '.join(self._described())})"
+
+    def _described(self) -> list[str]:
+        rho = ", ".join(f"{value:g}" for value in dict.fromkeys(group["rho"] for group in self.param_groups))
+        return [f"rho={rho}", f"ascent={self.ascent!r}", f"metric={self.perturbation.metric!r}"]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()  # for copy.deepcopy; torch's own keeps only what it knows
@@ -280,7 +257,7 @@ class SAM(Optimizer):
         where = {id(p): i for i, p in enumerate(self.parameters)}
         state["sam"] = {
             "local_step": self.local_step,
-            "total_step": self.total_step,
+            "total_step": self.global_step,
             "last": {where[id(p)]: g.clone() for p, g in zip(*self.last, strict=True)},
             "mask": self.perturbation.mask.state_dict(self.parameters),
         }
@@ -297,9 +274,9 @@ class SAM(Optimizer):
         self._set_rho()
         if own is not None:
             params = self.parameters
-            self.local_step, self.total_step = own["local_step"], own["total_step"]
+            self.local_step, self.global_step = own["local_step"], own["total_step"]
             last = [(params[i], g.to(params[i].device, copy=True)) for i, g in own["last"].items()]
-            self.last = Gradients([p for p, _ in last], [g for _, g in last])
+            self._ascent.last = Gradients([p for p, _ in last], [g for _, g in last])
             self.perturbation.mask.load_state_dict(own["mask"], params)
 
     def check_unperturbed(self, what: str) -> None:
@@ -307,16 +284,20 @@ class SAM(Optimizer):
         if self.perturbation.active:
             raise RuntimeError(f"{what}: the parameters are perturbed: call restore() first")
 
-    def ascend(self, ascent: Gradients, keep: bool = False) -> None:
+    def ascend(self, ascent: Gradients, *, keep: bool = False) -> None:
         """Move to x + e along gradients, which are overwritten unless told to keep them."""
         rhos = {group["rho"] for group in self.param_groups}
         radii: float | list[float] = next(iter(rhos))
         if len(rhos) > 1:
             by_param = {id(p): group["rho"] for group in self.param_groups for p in group["params"]}
             radii = [by_param[id(p)] for p in ascent.params]
-        self.perturbation.apply(ascent.params, ascent.grads, radii, keep)
+        self.perturbation.apply(ascent.params, ascent.grads, radii, keep=keep)
 
-    def _begin(self, scaler: GradScaler | None = None) -> None:
+    def forget_last(self) -> None:
+        """Have the next ascent begin anew, as in the first step."""
+        self._ascent.forget()
+
+    def begin_step(self, scaler: GradScaler | None = None) -> None:
         """Do what comes before the first move of a step."""
         if self._unfinished:  # the last one failed
             forget(scaler, self, self.base)
@@ -326,7 +307,7 @@ class SAM(Optimizer):
     def _average(self, average: Average, scaler: GradScaler | None) -> None:
         if unscaled(scaler, self.base):
             raise RuntimeError("update: the scaler has unscaled opt.base before the ranks' gradients were averaged")
-        if self._overflow:  # here; through the mean all ranks see it, and none takes the step
+        if self.overflow:  # here; through the mean all ranks see it, and none takes the step
             torch._foreach_mul_(present(self.parameters).grads, math.inf)
         average(self.parameters)
 
@@ -337,12 +318,12 @@ class SAM(Optimizer):
     def _finish(self) -> None:
         """Do what comes after a step, or after one that was skipped for an overflow."""
         self.local_step += 1
-        self.total_step += 1
+        self.global_step += 1
 
     def _set_rho(self) -> None:
         for group, rho in zip(self.param_groups, self._rho, strict=True):
             if callable(rho):
-                group["rho"] = evaluate("rho", rho, self.total_step)
+                group["rho"] = evaluate("rho", rho, self.global_step)
             else:
                 # A loaded state, or the user, may have set another; a plain base optimizer's state has none.
-                evaluate("rho", group.setdefault("rho", rho), self.total_step)
+                evaluate("rho", group.setdefault("rho", rho), self.global_step)

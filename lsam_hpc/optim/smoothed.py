@@ -1,4 +1,4 @@
-"""The loss of a chain that others are told: smoothed over the steps, and nobody waits for a GPU."""
+"""A chain's smoothed mini-batch loss, which the chain publishes; reading it never waits for a GPU."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ import math
 import torch
 from torch import Tensor
 
-KEPT = 0.9  # of the value before, per step
+DECAY = 0.9  # weight of the previous mean in the new one
 
 
 class SmoothedLoss:
-    """An exponential mean of a chain's mini-batch losses, NaN before the first."""
+    """Exponential moving average of a chain's mini-batch losses; NaN before the first loss."""
 
     def __init__(self) -> None:
         self._host = torch.full((), math.nan)
-        self._device: Tensor | None = None  # the value on the GPU, of which `_host` is a copy, a step late perhaps
+        self._device: Tensor | None = None  # the mean on the GPU; `_host` copies it and may lag by one step
 
     @property
     def value(self) -> float:
-        """The mean."""
+        """The current mean."""
         return self._host.item()
 
     def set(self, value: float) -> None:
-        """Make the mean another."""
+        """Replace the mean."""
         self._host.fill_(value)
         self._device = None
 
     def add(self, loss: Tensor | float) -> None:
-        """Take in the loss of a step; one that is not finite is left out."""
+        """Add the loss of one step; a loss that is not finite is ignored."""
         if not (isinstance(loss, Tensor) and loss.is_cuda):
             new, old = loss.detach().item() if isinstance(loss, Tensor) else loss, self.value
             if math.isfinite(new):
-                # One loss that overflowed says nothing of the next.
-                self.set(KEPT * old + (1 - KEPT) * new if math.isfinite(old) else new)
+                # After a mean that is not finite (none yet, or set by the caller), start from this loss.
+                self.set(DECAY * old + (1 - DECAY) * new if math.isfinite(old) else new)
             return
         with torch.no_grad():
             latest = loss.detach().float()
             if self._device is None:
                 self._device, self._host = self._host.to(loss.device), self._host.pin_memory()
             before = self._device
-            step = torch.where(before.isfinite(), before.lerp(latest, 1 - KEPT), latest)
+            step = torch.where(before.isfinite(), before.lerp(latest, 1 - DECAY), latest)
             self._device = torch.where(latest.isfinite(), step, before)
             self._host.copy_(self._device, non_blocking=True)

@@ -1,1 +1,1 @@
-"""Trains a real network in the order of a simulated run: all chains in one process, which a simulator drives."""
+"""Trains a real network in the order of a simulated run, with all chains in one process."""

@@ -1,4 +1,4 @@
-"""A chain that steps and exchanges when the events of a simulated run say so."""
+"""A chain that steps and exchanges in the order of a simulated run's events."""
 
 from __future__ import annotations
 
@@ -16,45 +16,52 @@ from lsam_hpc.optim import lsam
 from lsam_hpc.optim.center import LocalCenter
 
 if TYPE_CHECKING:
-    from lsam_hpc.simulate.events import Event
+    from lsam_hpc.simulate.model import Event
 
 T = TypeVar("T")
 
 
-class Tickets:
-    """The total steps of all chains, drawn in the order in which steps begin.
+class OrderedSteps:
+    """A `StepCounter` that all chains share: it numbers steps in the order in which they begin.
 
     Args:
-        total: steps of all chains together.
+        total: global steps to take.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.drawn = 0
 
-    def draw(self) -> int:
-        """Return the next ticket."""
+    def claim(self, local_step: int, since_exchange: int) -> int:
+        """Return the next global step."""
         self.drawn += 1
         return self.drawn - 1
 
+    def taken(self, local_step: int, global_step: int) -> None:
+        """Do nothing: the simulated order says what comes next."""
+
+    def limit(self, total: int) -> int:
+        """Return the budget."""
+        return total
+
     @property
     def spent(self) -> bool:
-        """Whether a chain that draws now ends."""
+        """Whether all global steps are drawn, so that a chain which draws now ends."""
         return self.drawn >= self.total
 
 
-class Delayed:
-    """A center as one chain sees it: what it reads is of the moment that `look_now` was called at.
+class DelayedCenter:
+    """A center as one chain sees it: a read returns y as it was at the last `capture`.
 
     Args:
-        center: that all chains share.
+        center: the center that all chains share.
     """
 
-    shares = False
+    publishes = False
 
     def __init__(self, center: LocalCenter) -> None:
         self._center = center
-        self._seen: tuple[Tensor, int] | None = None
+        self._captured: tuple[Tensor, int] | None = None
 
     @property
     def size(self) -> int:
@@ -71,188 +78,188 @@ class Delayed:
         """Bytes that one read or one add moves."""
         return self._center.nbytes
 
-    def look_now(self) -> None:
-        """Keep y as it is now for the next `read`."""
-        self._seen = self._center.vector.clone(), self._center.version
+    def capture(self) -> None:
+        """Keep the present y for the next `read`."""
+        self._captured = self._center.vector.clone(), self._center.version
 
     def read(self, out: Tensor) -> int:
-        """Copy what was kept into `out`, shape (P,), else y as it is now; return its version."""
-        if self._seen is None:
+        """Copy the captured y, or else the present one, into `out`, shape (P,); return its version."""
+        if self._captured is None:
             return self._center.read(out)
-        (kept, version), self._seen = self._seen, None
-        out.copy_(kept)
+        (vector, version), self._captured = self._captured, None
+        out.copy_(vector)
         return version
 
-    def look(self, out: Tensor) -> None:
-        """Copy y as it is now into `out`, shape (P,)."""
-        self._center.look(out)
+    def peek(self, out: Tensor) -> None:
+        """Copy the present y into `out`, shape (P,)."""
+        self._center.peek(out)
 
     def add(self, delta: Tensor) -> int:
         """Add `delta`, shape (P,), to y and return the version before it."""
         return self._center.add(delta)
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Return a context that does nothing: the events give the turns."""
+    def exclusive_turn(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing: the events set the order."""
         return nullcontext()
 
-    def meet(self, sample: Tensor, pull: float) -> None:
-        """Do nothing: y is all that a chain meets here."""
+    def begin_exchange(self, sample: Tensor, pull: float) -> None:
+        """Do nothing: y is local and always available."""
 
-    def share(self, state: Tensor) -> None:
-        """Do nothing: nobody reads a chain's state here."""
+    def publish(self, state: Tensor) -> None:
+        """Do nothing: no other chain reads this chain's state."""
 
 
-class Told:
-    """A runner whose jobs are done, and whose results are handed over, when it is told to."""
+class ScriptedExecutor:
+    """An executor that runs jobs, and delivers their results, only when its caller says so."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._done: deque[tuple[Future[Any], Any]] = deque()
 
     @property
-    def to_do(self) -> bool:
-        """Whether there is a job that is not done."""
+    def has_job(self) -> bool:
+        """Whether a job is waiting to run."""
         return bool(self._waiting)
 
     @property
-    def to_hand_over(self) -> bool:
-        """Whether there is a result that the chain does not see yet."""
+    def has_result(self) -> bool:
+        """Whether a result is waiting to be delivered."""
         return bool(self._done)
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Take a job in and return its future."""
+        """Queue a job and return its future."""
         future: Future[T] = Future()
         self._waiting.append((future, job))
         return future
 
     def wait(self, future: Future[T]) -> bool:
-        """Return True: the events come in such an order that the result is there."""
+        """Return True: in the order of the events, the result is delivered before it is needed."""
         if not future.done():
-            raise InputError("events: expected the apply of an exchange before more than max_delay are on their way")
+            raise InputError("events: expected an apply event before more than max_delay exchanges are in flight")
         return True
 
-    def do(self) -> None:
-        """Do the job that was submitted first."""
+    def run_next(self) -> None:
+        """Run the job that was submitted first."""
         future, job = self._waiting.popleft()
         self._done.append((future, job()))
 
-    def hand_over(self) -> None:
-        """Let the chain see the result of the job that was done first."""
+    def deliver(self) -> None:
+        """Deliver the result of the job that ran first to its future."""
         future, result = self._done.popleft()
         future.set_result(result)
 
 
-class Chain(lsam.LSAM):
-    """The chain of one simulated rank: `lsam_hpc.optim.LSAM` with a center, a runner and steps from the events.
+class Chain(lsam.LocalLSAM):
+    """The chain of one simulated rank: a `LocalLSAM` whose exchanges and global steps follow the events.
 
     Args:
         base: the optimizer that takes the step.
-        center: that all chains share.
-        tickets: of all chains.
+        center: the center that all chains share.
+        counter: the global steps of all chains.
         period: local steps between exchanges.
-        overlap: False: exchanges are done in the training thread, which the simulation lets wait. Default True.
-        **options: of `lsam_hpc.optim.LSAM`.
+        overlap: whether exchanges run beside steps; else the training thread waits for them. Default True.
+        **options: other options of `LocalLSAM`.
     """
 
     def __init__(
         self,
         base: Optimizer,
         center: LocalCenter,
-        tickets: Tickets,
+        counter: OrderedSteps,
         period: int,
+        *,
         overlap: bool = True,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        self.tickets = tickets
-        self.view = Delayed(center)
-        self.told = Told() if overlap else None
-        super().__init__(base, self.view, period=period, runner=self.told, **options)
+        self.counter = counter
+        self.view = DelayedCenter(center)
+        self.executor = ScriptedExecutor() if overlap else None
+        super().__init__(base, self.view, period=period, steps=counter, executor=self.executor, **options)
         self.every = period
-
-    def _ticket(self) -> int:
-        return self.tickets.draw()
 
 
 class Player:
-    """Takes a chain through its events.
+    """Steps a chain through its events.
 
-    A step that ends with an exchange is taken when its sample is staged, or without overlap when its delta is added:
-    what a step computes is the rank's own, and the chain may have waited in between for an earlier exchange.
+    A step that an exchange follows is taken when its sample is staged (without overlap: when its delta is added),
+    as the chain may wait for an earlier exchange first. A step uses only its chain's state, so the result is the same.
 
     Args:
         chain: the chain.
-        step: takes one step of the chain with the ticket that it is given.
+        step: takes one step of the chain; its argument is the global step.
     """
 
     def __init__(self, chain: Chain, step: Callable[[int], object]) -> None:
         self.chain = chain
         self._step = step
-        self._steps = chain.steps(chain.tickets.total)
-        self._ticket: int | None = None
-        self._exchanging = False  # a step has ended that an exchange follows, and is not taken yet
+        self._steps = chain.steps(chain.counter.total)
+        self._global_step: int | None = None
+        self._exchanging = False  # whether a step that an exchange follows has ended and is not taken yet
         self._begin()
 
     @property
     def ended(self) -> bool:
-        """Whether the chain takes no further step, and none of its exchanges is on its way."""
-        told = self.chain.told
-        return self._ticket is None and not (told and (told.to_do or told.to_hand_over))
+        """Whether the chain takes no further step, and none of its exchanges is in flight."""
+        executor = self.chain.executor
+        return self._global_step is None and not (executor and (executor.has_job or executor.has_result))
 
     def take(self, event: Event) -> None:
         """Do what an event says.
 
         Raises:
-            InputError: it does not follow from the events before.
+            InputError: the event does not follow from the earlier ones.
         """
-        told = self.chain.told
+        executor = self.chain.executor
         match event.kind:
             case "step":
-                if self._ticket is None:
+                if self._global_step is None:
                     return
                 if self._exchanging:
-                    raise InputError(f"events: expected the stage of rank {event.rank}'s step, found another step")
+                    raise InputError(
+                        f"events: expected a stage event of rank {event.rank} after its step, found another step"
+                    )
                 self._exchanging = (self.chain.local_step + 1) % self.chain.every == 0
                 if not self._exchanging:
                     self._take_step()
                     self._begin()
-            case "stage" if told is not None:
-                if self._follows(event, self._exchanging):
+            case "stage" if executor is not None:
+                if self._accepts(event, due=self._exchanging):
                     self._take_step()
                     self._begin()
             case "read":
                 if self.chain.coupling == "elastic":
-                    self.chain.view.look_now()
-            case "add" if told is not None:
-                if self._follows(event, told.to_do):
-                    told.do()
+                    self.chain.view.capture()
+            case "add" if executor is not None:
+                if self._accepts(event, due=executor.has_job):
+                    executor.run_next()
             case "add":
-                if self._follows(event, self._exchanging):
+                if self._accepts(event, due=self._exchanging):
                     self._take_step()
-            case "apply" if told is not None:
-                if self._follows(event, told.to_hand_over):
-                    told.hand_over()
+            case "apply" if executor is not None:
+                if self._accepts(event, due=executor.has_result):
+                    executor.deliver()
             case "apply":
-                if self._ticket is not None:
+                if self._global_step is not None:
                     self._begin()
 
     def finish(self) -> None:
-        """Take in what is on its way; nothing may follow."""
-        for _ in self._steps:  # it takes one more ticket and ends
+        """Take in the results that are in flight; no event may follow."""
+        for _ in self._steps:  # draws one more global step, and ends
             pass
 
     def _begin(self) -> None:
-        self._ticket = None if self.chain.tickets.spent else next(self._steps)
+        self._global_step = None if self.chain.counter.spent else next(self._steps)
 
     def _take_step(self) -> None:
-        assert self._ticket is not None
+        assert self._global_step is not None
         self._exchanging = False
-        self._step(self._ticket)
+        self._step(self._global_step)
 
-    def _follows(self, event: Event, expected: bool) -> bool:
-        """Return whether to do an event; one of a chain that has ended is passed over."""
-        if not expected and self._ticket is not None:
+    def _accepts(self, event: Event, *, due: bool) -> bool:
+        """Return whether to do an event; events of a chain that has ended are ignored."""
+        if not due and self._global_step is not None:
             raise InputError(
-                f"events: expected nothing to {event.kind} at step {event.step} of rank {event.rank}, found a "
-                f"{event.kind} event; was it simulated with period {self.chain.every}?"
+                f"events: expected no {event.kind} at step {event.step} of rank {event.rank}, found one; were the "
+                f"events simulated with period {self.chain.every}?"
             )
-        return expected
+        return due

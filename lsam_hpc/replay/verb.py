@@ -1,4 +1,4 @@
-"""`lsam simulate ... --train`: trains in the simulated order and prints what came of it."""
+"""`lsam simulate ... --train`: trains in the simulated order and prints the results."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import numpy as np
 from lsam_hpc.errors import InputError
 from lsam_hpc.replay.train import Outcome, train
 from lsam_hpc.simulate.describe import Job, Machine
-from lsam_hpc.simulate.events import Event, events
-from lsam_hpc.text import columns
+from lsam_hpc.simulate.events import events
+from lsam_hpc.simulate.model import Event
 from lsam_hpc.train.config import parse
+from lsam_hpc.util.text import columns
 
-SIMULATED = ("period", "coupling", "max_delay")  # the simulation's options, that the training takes over
+SIMULATED = ("period", "coupling", "max_delay")  # options of the simulation that the training takes over
 
 
 def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str]) -> dict[str, Any]:
     """Train in the order of a simulated job, print a table, and return its numbers.
 
     Args:
-        job: with a center and without groups. Its wire type counts for the times only: deltas are added in float32.
-        machine: that it is simulated on.
-        seed: of the simulation.
-        argv: options of `lsam train`, but for those of `SIMULATED`.
+        job: has a center and no groups. Its wire type affects the times only: deltas are added in float32.
+        machine: the machine that it is simulated on.
+        seed: seed of the simulation.
+        argv: options of `lsam train`, except those in `SIMULATED`.
 
     Raises:
-        InputError: an option is out of its range, or not for a simulated order.
+        InputError: an option is out of its range, or cannot be replayed.
     """
     for name in SIMULATED:
         flag = f"--{name.replace('_', '-')}"
@@ -38,19 +39,17 @@ def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str]) -> dict[s
         raise InputError(f"--train: expected a period >= 1 and a group size of 1, found {job.period}, {job.group_size}")
     config = dataclasses.replace(parse(argv), **{name: getattr(job, name) for name in SIMULATED})
     clock = Clock(events(job, machine, seed=seed))
-    found = numbers(train(config, job.ranks, clock))
-    found["simulated_seconds"] = clock.now
-    print(columns([("", config.data), *(
-        (name.replace("_", " "), f"{value:.4g}") for name, value in found.items()
-    )]))  # fmt: skip
-    return found
+    results = numbers(train(config, job.ranks, clock))
+    results["simulated_seconds"] = clock.now
+    print(columns([("", config.data), *((name.replace("_", " "), f"{value:.4g}") for name, value in results.items())]))
+    return results
 
 
 class Clock:
-    """Events as they come, and the time of the last one.
+    """Iterates over events and keeps the time of the last one.
 
     Args:
-        events: in order of time.
+        events: events in order of time.
     """
 
     def __init__(self, events: Iterator[Event]) -> None:
@@ -64,9 +63,9 @@ class Clock:
 
 
 def numbers(end: Outcome) -> dict[str, float]:
-    """Return what is shown of a replayed run."""
-    delays = [record.delay for own in end.exchanges for record in own]
-    stale = end.staleness
+    """Return the numbers to show of a replayed run."""
+    delays = [record.delay for records in end.exchanges for record in records]
+    staleness = end.staleness
     return {
         "center_test_error_%": end.center_test_error,
         "center_train_loss": end.center_train_loss,
@@ -74,9 +73,9 @@ def numbers(end: Outcome) -> dict[str, float]:
         "chains": len(end.steps),
         "steps_of_the_slowest": min(end.steps),
         "steps_of_the_fastest": max(end.steps),
-        "exchanges": len(stale),
+        "exchanges": len(staleness),
         "refused": end.refused,
-        "staleness_mean": float(np.mean(stale)) if len(stale) else 0.0,
-        "staleness_max": float(np.max(stale, initial=0)),
+        "staleness_mean": float(np.mean(staleness)) if len(staleness) else 0.0,
+        "staleness_max": float(np.max(staleness, initial=0)),
         "delay_mean_steps": float(np.mean(delays)) if delays else 0.0,
     }

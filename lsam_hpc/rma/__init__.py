@@ -1,41 +1,48 @@
-"""One-sided windows: mpi4py and numpy only, no torch.
+"""Shared data in one-sided MPI windows; needs mpi4py and numpy, not torch.
 
-Everything but making and closing a window works without the other ranks' help. Importing the package loads no MPI; that
-is done when a name is first used.
+Creating and closing a window is collective; everything else works without the other ranks' help. Importing the package
+does not load MPI; the first use of a name does.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lsam_hpc.lazy import attach
+from lsam_hpc.util.lazy import attach
 
 if TYPE_CHECKING:
     from lsam_hpc.rma.center import Center
-    from lsam_hpc.rma.collective import agree, barrier, same, wait
+    from lsam_hpc.rma.collective import barrier, raise_on_all, require_equal, wait_without_spinning
     from lsam_hpc.rma.counter import Counter
-    from lsam_hpc.rma.half import HalfCenter
+    from lsam_hpc.rma.half_precision import HalfPrecisionCenter
     from lsam_hpc.rma.memory import check_shared_memory
-    from lsam_hpc.rma.peers import Peers
-    from lsam_hpc.rma.progress import Progress, reason
+    from lsam_hpc.rma.peer_table import PeerTable
+    from lsam_hpc.rma.progress import ProgressThread, why_progress_needed
 
 __all__ = [
     "Center",
     "Counter",
-    "HalfCenter",
-    "Peers",
-    "Progress",
-    "agree",
+    "HalfPrecisionCenter",
+    "PeerTable",
+    "ProgressThread",
     "barrier",
     "check_shared_memory",
-    "reason",
-    "same",
-    "wait",
+    "raise_on_all",
+    "require_equal",
+    "wait_without_spinning",
+    "why_progress_needed",
 ]
 _HOMES = {
-    "Center": "center", "Counter": "counter", "HalfCenter": "half", "Peers": "peers", "Progress": "progress",
-    "agree": "collective", "barrier": "collective", "check_shared_memory": "memory", "reason": "progress",
-    "same": "collective", "wait": "collective",
-}  # fmt: skip
-
+    "Center": "center",
+    "Counter": "counter",
+    "HalfPrecisionCenter": "half_precision",
+    "PeerTable": "peer_table",
+    "ProgressThread": "progress",
+    "barrier": "collective",
+    "check_shared_memory": "memory",
+    "raise_on_all": "collective",
+    "require_equal": "collective",
+    "wait_without_spinning": "collective",
+    "why_progress_needed": "progress",
+}
 __getattr__, __dir__ = attach(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""The shared center: one vector, sharded over all ranks' memory, that every rank reads and adds to by itself."""
+"""The shared center: one vector, sharded over all ranks' memory, that any rank reads and adds to without help."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.rma.checks import check_center, check_vector
-from lsam_hpc.rma.collective import barrier, same
-from lsam_hpc.rma.counter import Cells
-from lsam_hpc.rma.gate import Gate
+from lsam_hpc.rma.collective import barrier, require_equal
+from lsam_hpc.rma.counter import AtomicArray
 from lsam_hpc.rma.layout import Layout
 from lsam_hpc.rma.memory import check_shared_memory
+from lsam_hpc.rma.snapshot_lock import SnapshotLock
 
-CHUNK_BYTES = 1 << 20  # as fast as one message on one node, and others wait less
-_SHARD, _TOTAL = 0, 1  # the versions: of each shard in its rank's memory, of all in rank 0's
+CHUNK_BYTES = 1 << 20  # on one node as fast as a single message, and other ranks wait less
+_SHARD, _TOTAL = 0, 1  # cells: the version of a rank's own shard; the version of the vector (rank 0 only)
 
 
 class Center:
-    """A vector y of `size` elements in `Win.Allocate` memory, a shard on each rank.
+    """A vector y of `size` elements in `Win.Allocate` memory, one shard on each rank.
 
-    Making and closing it is collective; `read`, `add`, `version` and `versions` need no other rank's help. The window
-    is locked once, shared, for its whole life. Reads and adds are atomic per element: no add is lost, and a plain read
-    that overlaps one may hold some of its elements and not others. A consistent read makes adds wait, and holds each
-    wholly or not at all.
+    Creating and closing it is collective; `read`, `add`, `version` and `versions` need no other rank's help. The window
+    is locked once, in shared mode, for its whole life. Reads and adds are atomic per element: no add is lost. A plain
+    read that overlaps an add may contain it in some elements and not in others. A consistent read blocks adds, and
+    contains each add completely or not at all.
 
     Args:
         comm: the ranks that share it.
         size: number of elements.
-        dtype: of the elements. Default float32.
-        start: y at the start, shape (size,); each rank's own shard is taken from the rank's vector. Default: zeros.
-        patience: seconds that a consistent read waits for adds to end. An add waits twice as long for a consistent read
-            to end, and then goes on with a warning. Default 60.
+        dtype: type of the elements. Default float32.
+        start: initial y, shape (size,); each rank initializes its own shard from its vector. Default: zeros.
+        patience: seconds that a consistent read waits for adds to finish. An add waits twice as long for a consistent
+            read to finish, then continues with a warning. Default 60.
 
     Raises:
-        InputError: size is below 1, start has another shape, patience is not above 0, the ranks were given different
-            ones, or a node's shared memory has no room.
+        InputError: size is below 1, start has another shape, patience is not above 0, arguments differ between ranks,
+            or a node's shared memory has too little space.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Center:
         patience: float = 60.0,
     ) -> None:
         check_center(comm, size, np.dtype(dtype).name, start)
-        same(comm, "the center's patience", patience)
+        require_equal(comm, "the center's patience", patience)
         if not patience > 0:
             raise InputError(f"center: expected a patience above 0 seconds, found {patience!r}")
         self.comm = comm
@@ -66,8 +66,8 @@ class Center:
             shard[:] = 0 if start is None else start[low:high]
         self._window.Lock_all(MPI.MODE_NOCHECK)
         self._window.Sync()
-        self._versions = Cells(comm, 2)  # its barrier also tells that every shard is filled
-        self._gate = Gate(comm, patience)
+        self._versions = AtomicArray(comm, 2)  # its barrier also ensures that every shard is initialized
+        self._lock = SnapshotLock(comm, patience)
         self._open = True
 
     @property
@@ -89,26 +89,26 @@ class Center:
         """Return the number of adds that are complete in each rank's shard, shape (ranks,)."""
         return self._versions.values(_SHARD)
 
-    def read(self, out: NDArray[np.generic], consistent: bool = False) -> int:
+    def read(self, out: NDArray[np.generic], *, consistent: bool = False) -> int:
         """Copy y into `out`.
 
         Args:
             out: shape (size,), the center's dtype, contiguous.
-            consistent: hold each add wholly or not at all, on all shards; all ranks' adds wait meanwhile. Default
-                False: adds go on, and the copy may hold a part of one.
+            consistent: contain each add completely or not at all, on all shards; all ranks' adds wait meanwhile.
+                Default False: adds continue, and the copy may contain a part of one.
 
         Returns:
-            A version that the copy holds at least; of a consistent one, exactly.
+            The version of the copy: exact if consistent, else a lower bound.
 
         Raises:
             InputError: `out` has another shape, dtype or layout.
-            TimeoutError: an add that the consistent read waits for does not end (its rank is named), or the read took
-                longer than twice the patience, and `out` may hold half an add.
+            TimeoutError: an add did not finish in time for the consistent read (its rank is named), or the read took
+                longer than twice the patience, so that `out` may contain a part of an add.
         """
         check_vector("read", out, self.size, self.dtype)
         if not consistent:
             return self._read(out)
-        with self._gate.snapshot():
+        with self._lock.exclusive():
             return self._read(out)
 
     def add(self, delta: NDArray[np.generic]) -> int:
@@ -124,24 +124,24 @@ class Center:
             InputError: `delta` has another shape, dtype or layout.
         """
         check_vector("add", delta, self.size, self.dtype)
-        with self._gate.change():
+        with self._lock.shared():
             owners = tuple(self._layout.order(self.comm.rank))
             for rank in owners:
                 for first, end, at in self._layout.chunks(rank):
                     place = (at, end - first, self._type)
                     self._window.Accumulate((delta[first:end], self._type), rank, place, MPI.SUM)
-            self._window.Flush_all()  # one wait for all owners' help: with a wait for each, an add grows with the ranks
+            self._window.Flush_all()  # one wait for all owners: a wait for each would grow with the ranks
             for rank in owners:
-                self._versions.bump(rank, _SHARD)
+                self._versions.increment(rank, _SHARD)
             self._versions.flush()
             return self._versions.add(0, _TOTAL)
 
     def set(self, vector: NDArray[np.generic], version: int) -> None:
-        """Make y and its version what is given; every rank calls it with the same, and a barrier must follow.
+        """Replace y and its version; every rank passes the same values, and a barrier must follow.
 
         Args:
-            vector: shape (size,), the center's dtype, contiguous.
-            version: the number of adds that it holds.
+            vector: new y, shape (size,), the center's dtype, contiguous.
+            version: number of adds that it contains.
         """
         check_vector("set", vector, self.size, self.dtype)
         for first, end, at in self._layout.chunks(self.comm.rank):
@@ -160,7 +160,10 @@ class Center:
         self._window.Unlock_all()
         self._window.Free()
         self._versions.close()
-        self._gate.close()
+        self._lock.close()
+
+    def __repr__(self) -> str:
+        return f"Center({self.size} x {self.dtype.name} on {self.comm.size} ranks{'' if self._open else ', closed'})"
 
     def __enter__(self) -> Center:
         return self
@@ -168,7 +171,7 @@ class Center:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error on this rank the others are not on their way to a collective call: leave it to the job's end.
+        # After an error on this rank the others do not come to a collective close: the end of the job frees the window.
         if kind is None:
             self.close()
 
@@ -176,7 +179,7 @@ class Center:
         version = self.version
         for rank in self._layout.order(self.comm.rank):
             for first, end, at in self._layout.chunks(rank):
-                # Not Get, which may take some bytes of an element before an add and some after it (docs/exchange.md).
+                # Not Get: it may mix bytes of an element from before and after an add (docs/exchange.md).
                 place = (at, end - first, self._type)
                 self._window.Get_accumulate((None, 0, self._type), (out[first:end], self._type), rank, place, MPI.NO_OP)
         self._window.Flush_all()

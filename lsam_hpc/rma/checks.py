@@ -1,4 +1,4 @@
-"""What every shared vector asks of its arguments."""
+"""Argument checks common to all shared vectors."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.rma.collective import same
+from lsam_hpc.rma.collective import require_equal
 
 
 def check_center(comm: MPI.Intracomm, size: int, dtype: str, start: NDArray[Any] | None) -> None:
-    """Raise InputError on all ranks unless a center can be made of these arguments; collective.
+    """Raise InputError on all ranks unless these arguments are valid for a center; collective.
 
     Args:
         comm: the ranks that share it.
         size: number of elements.
-        dtype: of the elements, or their form on the wire.
-        start: y at the start, or None.
+        dtype: type of the elements, or the 16-bit type in which they are transferred.
+        start: initial y, or None.
 
     Raises:
-        InputError: size is below 1, start has another shape, or the ranks were given different ones.
+        InputError: size is below 1, start has another shape, or arguments differ between ranks.
     """
-    same(comm, "the center's size", size)
-    same(comm, "the center's dtype", dtype)
-    same(comm, "the shape of the center's start", None if start is None else start.shape)
+    require_equal(comm, "the center's size", size)
+    require_equal(comm, "the center's dtype", dtype)
+    require_equal(comm, "the shape of the center's start", None if start is None else start.shape)
     if size < 1:
         raise InputError(f"center: expected a size of 1 element or more, found {size}")
     if start is not None and start.shape != (size,):
@@ -34,13 +34,13 @@ def check_center(comm: MPI.Intracomm, size: int, dtype: str, start: NDArray[Any]
 
 
 def check_vector(name: str, vector: NDArray[Any], size: int, dtype: np.dtype[Any]) -> None:
-    """Raise InputError unless a vector can be handed to MPI as it is.
+    """Raise InputError unless a vector can be passed to MPI without a copy.
 
     Args:
-        name: of the call, for the message.
-        vector: that was given.
-        size: number of elements expected.
-        dtype: expected.
+        name: name of the calling operation, for the message.
+        vector: vector to check.
+        size: expected number of elements.
+        dtype: expected type.
     """
     if vector.shape != (size,) or vector.dtype != dtype or not vector.flags.c_contiguous:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The few collective calls, made only before training starts and after it ends."""
+"""Collective calls, used only before training starts and after it ends."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ T = TypeVar("T")
 
 def barrier(comm: MPI.Intracomm) -> None:
     """Wait for all ranks."""
-    wait(comm.Ibarrier())
+    wait_without_spinning(comm.Ibarrier())
 
 
-def wait(request: MPI.Request) -> None:
-    """Wait for a request without spinning: a rank that waits leaves its core to the ones that work."""
+def wait_without_spinning(request: MPI.Request) -> None:
+    """Wait for a request without spinning, so that a waiting rank leaves its core to working ones."""
     pause = 1e-5
     while not request.Test():
         time.sleep(pause)
         pause = min(2 * pause, 1e-3)
 
 
-def agree(comm: MPI.Intracomm, function: Callable[[], T]) -> T:
+def raise_on_all(comm: MPI.Intracomm, function: Callable[[], T]) -> T:
     """Run a function on every rank; if it raises InputError on any of them, raise it on all.
 
     Args:
@@ -37,15 +37,15 @@ def agree(comm: MPI.Intracomm, function: Callable[[], T]) -> T:
         What the function returned on this rank.
 
     Raises:
-        InputError: with the message of the first rank that failed; the rank is named if not all of them failed so.
+        InputError: with the message of the lowest rank that failed; names the rank unless all gave the same message.
     """
-    found: str | None = None
+    failure: str | None = None
     try:
         result = function()
     except InputError as error:
-        found = str(error)
+        failure = str(error)
     barrier(comm)
-    messages = comm.allgather(found)
+    messages = comm.allgather(failure)
     failed = [rank for rank, message in enumerate(messages) if message is not None]
     if not failed:
         return result
@@ -54,13 +54,13 @@ def agree(comm: MPI.Intracomm, function: Callable[[], T]) -> T:
     raise InputError(f"rank {failed[0]}: {messages[failed[0]]}", everywhere=True)
 
 
-def same(comm: MPI.Intracomm, what: str, value: object) -> None:
+def require_equal(comm: MPI.Intracomm, what: str, value: object) -> None:
     """Raise InputError on all ranks unless all of them hold an equal value; collective.
 
     Args:
         comm: the ranks that take part.
-        what: the thing, for the message, as in "the number of parameters".
-        value: of this rank; its repr is compared and shown.
+        what: name of the value, for the message, as in "the number of parameters".
+        value: this rank's value; its repr is compared and shown.
     """
     values = comm.allgather(repr(value))
     for rank, other in enumerate(values):

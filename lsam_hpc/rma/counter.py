@@ -1,4 +1,4 @@
-"""Whole numbers in windows that every rank reads and changes by itself, in atomic operations."""
+"""Integers in MPI windows that any rank reads and changes by atomic operations, without help."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 
 from lsam_hpc.rma.collective import barrier
 
-_TYPE = MPI.INT64_T  # operations are atomic to each other if their types are the same
+_TYPE = MPI.INT64_T  # MPI makes operations atomic to each other only if their datatypes are the same
 
 
-class Cells:
-    """int64 numbers in the memory of each rank; making and closing it is collective, nothing else is.
+class AtomicArray:
+    """`count` int64 cells in the memory of each rank; only creating and closing it is collective.
 
-    Where ranks change a cell at the same time, they must all do it in one way, by `add` and `bump` or by `swap`: MPI
-    promises no more unless it is told to (`accumulate_ops`).
+    Ranks that change a cell at the same time must all use the same operation: either `add` and `increment`, or
+    `compare_and_swap`. MPI guarantees atomicity between different operations only with the info key `accumulate_ops`.
 
     Args:
-        comm: the ranks that share them.
-        count: how many each rank holds. All are 0 at first.
+        comm: the ranks that share the cells.
+        count: number of cells per rank, initially 0.
     """
 
     def __init__(self, comm: MPI.Intracomm, count: int) -> None:
@@ -33,43 +33,43 @@ class Cells:
         self._open = True
 
     def add(self, rank: int, cell: int, amount: int = 1) -> int:
-        """Add to a number and return what it was before."""
+        """Add to a cell and return its previous value."""
         return self._fetch(rank, cell, amount, MPI.SUM)
 
     def value(self, rank: int, cell: int) -> int:
-        """Return a number as it is now."""
+        """Return the current value of a cell."""
         return self._fetch(rank, cell, 0, MPI.NO_OP)
 
     def set(self, rank: int, cell: int, value: int) -> None:
-        """Make a number what is given; no other rank may change it meanwhile."""
+        """Set a cell; no other rank may change it at the same time."""
         self._fetch(rank, cell, value, MPI.REPLACE)
 
-    def swap(self, rank: int, cell: int, expected: int, value: int) -> int:
-        """Make a number what is given if it is what is expected, and return what it was.
+    def compare_and_swap(self, rank: int, cell: int, expected: int, value: int) -> int:
+        """Set a cell to `value` if it equals `expected`; return its previous value.
 
         Open MPI before 5 crashes here (compare-and-swap on `Win.Allocate` memory).
         """
-        old, new, found = np.array([expected], np.int64), np.array([value], np.int64), np.empty(1, np.int64)
-        self._window.Compare_and_swap((new, _TYPE), (old, _TYPE), (found, _TYPE), rank, cell)
+        old, new, previous = np.array([expected], np.int64), np.array([value], np.int64), np.empty(1, np.int64)
+        self._window.Compare_and_swap((new, _TYPE), (old, _TYPE), (previous, _TYPE), rank, cell)
         self._window.Flush(rank)
-        return int(found[0])
+        return int(previous[0])
 
-    def bump(self, rank: int, cell: int) -> None:
-        """Add one to a number, at the latest when `flush` returns."""
+    def increment(self, rank: int, cell: int) -> None:
+        """Add one to a cell; complete at the latest when `flush` returns."""
         self._window.Accumulate((self._one, _TYPE), rank, (cell, 1, _TYPE), MPI.SUM)
 
     def flush(self) -> None:
-        """Wait until all changes made by this rank are done."""
+        """Wait until all changes made by this rank are complete."""
         self._window.Flush_all()
 
     def values(self, cell: int) -> NDArray[np.int64]:
-        """Return all ranks' numbers in a cell, shape (ranks,)."""
-        found = np.empty(self.comm.size, np.int64)
+        """Return a cell's value on each rank, shape (ranks,)."""
+        values = np.empty(self.comm.size, np.int64)
         for rank in range(self.comm.size):
-            place = (found[rank : rank + 1], _TYPE)
-            self._window.Fetch_and_op((self._one, _TYPE), place, rank, cell, MPI.NO_OP)
+            target = (values[rank : rank + 1], _TYPE)
+            self._window.Fetch_and_op((self._one, _TYPE), target, rank, cell, MPI.NO_OP)
         self._window.Flush_all()
-        return found
+        return values
 
     def close(self) -> None:
         """Free the window; collective; a second call does nothing."""
@@ -81,36 +81,36 @@ class Cells:
         self._window.Free()
 
     def _fetch(self, rank: int, cell: int, amount: int, op: MPI.Op) -> int:
-        given, found = np.array([amount], np.int64), np.empty(1, np.int64)
-        self._window.Fetch_and_op((given, _TYPE), (found, _TYPE), rank, cell, op)
+        operand, previous = np.array([amount], np.int64), np.empty(1, np.int64)
+        self._window.Fetch_and_op((operand, _TYPE), (previous, _TYPE), rank, cell, op)
         self._window.Flush(rank)
-        return int(found[0])
+        return int(previous[0])
 
 
 class Counter:
-    """An int64 in rank 0's memory that all ranks can draw from; making and closing it is collective, nothing else is.
+    """A shared int64 in rank 0's memory; only creating and closing it is collective.
 
     Args:
         comm: the ranks that share it.
-        start: its first value.
+        start: initial value. Default 0.
     """
 
     def __init__(self, comm: MPI.Intracomm, start: int = 0) -> None:
-        self._cells = Cells(comm, 1)
+        self._cells = AtomicArray(comm, 1)
         self.set(start)
         barrier(comm)
 
     def add(self, amount: int = 1) -> int:
-        """Add to the number in one atomic operation and return what it was before."""
+        """Add atomically and return the previous value."""
         return self._cells.add(0, 0, amount)
 
     @property
     def value(self) -> int:
-        """The number now."""
+        """The current value."""
         return self._cells.value(0, 0)
 
     def set(self, value: int) -> None:
-        """Make the number what is given; every rank calls it with the same, and a barrier must follow."""
+        """Set the value; every rank passes the same, and a barrier must follow."""
         if self._cells.comm.rank == 0:
             self._cells.set(0, 0, value)
 

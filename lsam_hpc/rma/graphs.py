@@ -1,4 +1,4 @@
-"""Who reads whom in gossip."""
+"""Gossip graphs: which ranks read which others."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ Graph = Literal["random", "ring", "exponential"]
 GRAPHS: tuple[Graph, ...] = get_args(Graph)
 
 
-def neighbours(graph: Graph, rank: int, ranks: int, step: int, k: int, seed: int) -> list[int]:
-    """Return the ranks that a rank reads at one exchange; it needs no word from the others.
+def neighbours(graph: Graph, rank: int, ranks: int, step: int, k: int, *, seed: int) -> list[int]:
+    """Return the ranks that a rank reads at one exchange; computed without communication.
 
-    * `"random"`: k others, each set of k as likely as any, drawn anew at each exchange.
-    * `"ring"`: the k nearest, the same at each exchange: one to the right, one to the left, two to the right, ...
-    * `"exponential"`: the ranks 1, 2, 4, 8, ... further on, k of them per exchange, in turn. After log2(ranks)
-      exchanges, rounded up, news from any rank is everywhere. With k above log2(ranks) the other distances follow,
-      shortest first.
+    * `"random"`: a uniformly random set of k others, drawn anew at each exchange.
+    * `"ring"`: the k nearest, the same at each exchange: at distance +1, -1, +2, -2, ...
+    * `"exponential"`: the ranks at distance +1, +2, +4, +8, ..., k of them per exchange, in turn. After
+      ceil(log2(ranks)) exchanges every rank has received data from all ranks. If k exceeds log2(ranks), the other
+      distances follow, shortest first.
 
     In a ring and an exponential graph each rank is read by exactly k others at each step.
 
     Args:
-        graph: which.
-        rank: that reads.
-        ranks: number of ranks; with 1 there is none to read.
-        step: exchanges that the rank made before this one.
-        k: how many to read; more than ranks - 1 means all others.
-        seed: of the random graph; the same on all ranks.
+        graph: kind of graph.
+        rank: the rank that reads.
+        ranks: number of ranks; with 1 the result is empty.
+        step: number of exchanges that the rank made before this one.
+        k: number of ranks to read; more than ranks - 1 means all others.
+        seed: seed of the random graph, the same on all ranks.
 
     Returns:
-        Distinct ranks, without `rank`; k of them.
+        k distinct ranks, without `rank`.
 
     Raises:
-        InputError: the graph is not known, or k is below 1.
+        InputError: the graph is unknown, or k is below 1.
 
     Source: the directed exponential graph is that of Assran et al. 2019, "Stochastic Gradient Push for Distributed Deep
     Learning" (arXiv 1811.10792); Ying et al. 2021, "Exponential Graph is Provably Efficient for Decentralized Deep
@@ -49,9 +49,9 @@ def neighbours(graph: Graph, rank: int, ranks: int, step: int, k: int, seed: int
     if k == 0:
         return []
     if graph == "random":
-        # Seeds must not be negative.
-        draw = np.random.default_rng([seed % 2**64, rank, step])
-        hops = (1 + draw.choice(ranks - 1, k, replace=False)).tolist()
+        # numpy accepts no negative seed.
+        generator = np.random.default_rng([seed % 2**64, rank, step])
+        hops = (1 + generator.choice(ranks - 1, k, replace=False)).tolist()
     elif graph == "ring":
         hops = [hop for distance in range(1, k // 2 + 2) for hop in (distance, -distance)]
     else:
@@ -60,7 +60,7 @@ def neighbours(graph: Graph, rank: int, ranks: int, step: int, k: int, seed: int
 
 
 def _exponential(ranks: int, step: int, k: int) -> list[int]:
-    """Return k distances or more, the powers of two first, from where the last step left off."""
+    """Return at least k distances, powers of two first, continuing where the last step ended."""
     powers = [1 << i for i in range((ranks - 1).bit_length())]
     turn = step * k % len(powers)
     hops = powers[turn:] + powers[:turn]

@@ -1,4 +1,4 @@
-"""Which rank holds which elements of a sharded vector, and in which pieces they travel."""
+"""Which rank holds which elements of a sharded vector, and how messages divide a shard."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """A vector of `size` elements in contiguous shards over `ranks` ranks, as even as can be.
+    """A vector of `size` elements in contiguous shards over `ranks` ranks, whose lengths differ by at most one.
 
     Args:
         size: number of elements.
         ranks: number of ranks.
-        chunk: elements in a message at most.
+        chunk: maximum number of elements in a message.
     """
 
     size: int
@@ -21,7 +21,7 @@ class Layout:
     chunk: int
 
     def bounds(self, rank: int) -> tuple[int, int]:
-        """Return the first element of a rank's shard and the one after its last."""
+        """Return the half-open range (low, high) of the elements in a rank's shard."""
         return self.size * rank // self.ranks, self.size * (rank + 1) // self.ranks
 
     def chunks(self, rank: int) -> Iterator[tuple[int, int, int]]:
@@ -31,6 +31,6 @@ class Layout:
             yield first, min(first + self.chunk, high), first - low
 
     def order(self, rank: int) -> Iterator[int]:
-        """Yield all ranks, the given one first, so that ranks which start together visit different shards."""
+        """Yield all ranks, starting with `rank`, so that ranks which start together access different shards."""
         for step in range(self.ranks):
             yield (rank + step) % self.ranks

@@ -1,4 +1,4 @@
-"""A helper thread that keeps MPI going on a rank that computes, where MPI does not do so by itself."""
+"""A helper thread for MPI progress on a rank that computes, where MPI makes none by itself."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _LEVELS = {
     MPI.THREAD_FUNNELED: "MPI_THREAD_FUNNELED",
     MPI.THREAD_SERIALIZED: "MPI_THREAD_SERIALIZED",
 }
-# The first release of an MPI that reaches windows of ranks on one node without their help, where older ones don't.
+# First release of an MPI that accesses windows of ranks on the same node without their help, if older ones do not.
 _PASSIVE_SINCE = {"MPICH": (4, 1, 0)}
 
 
-def reason(comm: MPI.Intracomm) -> str | None:
-    """Say why the ranks need a helper thread each for others to reach their windows while they compute; collective.
+def why_progress_needed(comm: MPI.Intracomm) -> str | None:
+    """Return why each rank needs a helper thread to make its windows accessible while it computes; collective.
 
     Args:
         comm: the ranks that share a window.
 
     Returns:
-        The reason, alike on all ranks, or None where windows of `Win.Allocate` are reached without it.
+        The reason, the same on all ranks; None if windows of `Win.Allocate` are accessible without it.
     """
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     smallest: int = comm.allreduce(node.size, MPI.MIN)
@@ -46,26 +46,26 @@ def require_threads(what: str) -> None:
     """Raise InputError unless MPI lets several threads call it at once.
 
     Args:
-        what: needs it, for the message.
+        what: the feature that needs it, for the message.
     """
-    found = MPI.Query_thread()
-    if found < MPI.THREAD_MULTIPLE:
-        raise InputError(f"MPI thread support: expected MPI_THREAD_MULTIPLE for {what}, found {_LEVELS[found]}")
+    level = MPI.Query_thread()
+    if level < MPI.THREAD_MULTIPLE:
+        raise InputError(f"MPI thread support: expected MPI_THREAD_MULTIPLE for {what}, found {_LEVELS[level]}")
 
 
-class Progress:
+class ProgressThread:
     """Calls into MPI from a daemon thread, so that operations of other ranks on this rank's windows complete.
 
-    A rank that computes enters MPI seldom. Where the target's help is needed (`reason` says where), a read or an add
-    then waits until it does; with the helper it waits for milliseconds. The helper needs Python's lock for each round:
-    torch, numpy and sleep let it go, a loop in plain Python holds it for up to 5 ms at a time.
+    A rank that computes seldom enters MPI. Where an operation needs the target's help (see `why_progress_needed`), it
+    waits until the target does; with this thread it waits for milliseconds. The thread needs the GIL in each round:
+    torch, numpy and sleep release it, a loop in plain Python holds it for up to 5 ms at a time.
 
-    Making and closing it is collective. Close it before the windows are freed and before MPI ends.
+    Creating and closing it is collective. Close it before the windows are freed and before MPI is finalized.
 
     Args:
-        comm: the ranks; the helper works on a duplicate.
-        interval: seconds between two rounds. Default 1e-3; docs/performance.md says what less costs.
-        serve: called in each round, in the helper's thread. Default: nothing.
+        comm: the ranks; the thread uses a duplicate.
+        interval: seconds between two rounds. Default 1e-3; docs/performance.md gives the cost of shorter intervals.
+        serve: called in each round, in the helper thread. Default: nothing.
 
     Raises:
         InputError: MPI was not started with MPI_THREAD_MULTIPLE, or interval is not above 0.
@@ -82,22 +82,22 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(self._comm,), name="lsam-progress", daemon=True)
         self._thread.start()
-        atexit.register(self._halt)  # a rank that fails closes nothing, and MPI must not end under the thread
+        atexit.register(self._halt)  # a failed rank does not call close, and the thread must end before MPI_Finalize
 
     @property
     def error(self) -> Exception | None:
-        """What went wrong in the helper's thread, if anything did."""
+        """The exception raised in the helper thread, or None."""
         return self._error
 
     def close(self) -> None:
         """End the thread and free the duplicate; collective; a second call does nothing.
 
         Raises:
-            Exception: the one that `serve` or MPI raised in the thread, if any.
+            Exception: what `serve` or MPI raised in the thread, if anything.
         """
         if self._comm is None:
             return
-        barrier(self._comm)  # until the last rank is here another one may wait for this rank's help
+        barrier(self._comm)  # until all ranks have come, one of them may still need this rank's help
         self._halt()
         atexit.unregister(self._halt)
         self._comm.Free()
@@ -105,13 +105,13 @@ class Progress:
         if self._error is not None:
             raise self._error
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressThread:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error on this rank the others are not on their way to a collective call: leave it to the job's end.
+        # After an error on this rank the others do not come to a collective close: the end of the job frees it all.
         if kind is None:
             self.close()
 
@@ -126,15 +126,15 @@ class Progress:
                 if self._serve is not None:
                     self._serve_once(self._serve)
         except Exception as error:  # noqa: BLE001  (raised at close)
-            self._keep(error)
+            self._store_error(error)
 
     def _serve_once(self, serve: Callable[[], object]) -> None:
         try:
             serve()
         except Exception as error:  # noqa: BLE001  (raised at close)
-            self._serve = None  # the other ranks still need the probes
-            self._keep(error)
+            self._serve = None  # keep the thread: the other ranks still need its probes
+            self._store_error(error)
 
-    def _keep(self, error: Exception) -> None:
+    def _store_error(self, error: Exception) -> None:
         self._error = error
-        warnings.warn(f"the progress thread failed: {error!r}; it is raised when it is closed", stacklevel=1)
+        warnings.warn(f"the progress thread failed: {error!r}; `close` raises this error", stacklevel=1)

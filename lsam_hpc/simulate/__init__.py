@@ -1,1 +1,1 @@
-"""A run on a machine that is not here: a discrete-event model of ranks, exchanges, memory and network."""
+"""Discrete-event simulation of a run on another machine: ranks, exchanges, memory and network."""

@@ -1,15 +1,16 @@
-"""Which options suit a machine and a model: a small grid, simulated."""
+"""Recommends options for a machine and a model from a small simulated grid."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 
-from lsam_hpc.simulate.describe import Job, Machine, Wire
+from lsam_hpc.options.communication import WireDtype
+from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.simulate.result import Result, simulate
 
-EFFICIENT = 0.95  # of the ranks' own rates
-EXCHANGES = 8  # of a chain, simulated for each set-up
+EFFICIENT = 0.95  # smallest acceptable rate, as a fraction of the sum of the ranks' own rates
+EXCHANGES = 8  # per chain, in each simulation
 PERIODS = (4, 8, 16, 32, 64, 128)
 CHEAPEST = PERIODS[0]  # the default of LSAM
 PULL = 0.9  # divided by the number of chains, as EASGD does (Zhang et al. 2015, arXiv 1412.6651)
@@ -17,14 +18,14 @@ PULL = 0.9  # divided by the number of chains, as EASGD does (Zhang et al. 2015,
 
 @dataclass(frozen=True)
 class Advice:
-    """What to set.
+    """Recommended options.
 
     Args:
-        job: with the options.
-        result: of simulating it.
-        pull: fraction of the gap.
-        reasons: a sentence each, with numbers.
-        tried: (job, result) of all that was simulated.
+        job: the job with the recommended options.
+        result: its simulated result.
+        pull: fraction of the gap to the center that an exchange closes.
+        reasons: one sentence each, with numbers.
+        tried: (job, result) of every simulation.
     """
 
     job: Job
@@ -35,26 +36,25 @@ class Advice:
 
 
 def advise(job: Job, machine: Machine, seed: int = 0) -> Advice:
-    """Return the options that keep ranks at work with the fewest steps between exchanges.
+    """Return the options with the smallest period at which exchanges cost at most 5 % of the ranks' own rates.
 
-    First the smallest period from 4 on that keeps 95 % of the ranks' own rates, each rank a chain and float32 on the
-    wire; then, where more than 4 steps are needed, the same with 16 bits and with a chain per node; the smallest period
-    wins, and at the same period the plainer set-up does.
+    The first candidate has one chain per rank and a float32 wire. If it needs a period above 4, a 16-bit wire and one
+    chain per node are simulated too. The smallest period wins; at equal periods the earlier candidate does.
 
     Args:
-        job: its ranks, parameters and steps; its options are not looked at.
-        machine: where.
-        seed: of the random lengths.
+        job: its ranks, parameters and steps are used; its other options are ignored.
+        machine: the machine to simulate.
+        seed: seed of the random step lengths.
     """
     plain = replace(job, period=CHEAPEST, wire_dtype="float32", group_size=1, topology="center", coupling="elastic")
     tried: list[tuple[Job, Result]] = []
-    found = _smallest(plain, machine, seed, tried)
-    reasons = [_why(found, "each rank a chain, float32 on the wire")]
-    best = found
+    baseline = _smallest(plain, machine, seed, tried)
+    reasons = [_why(baseline, "each rank a chain, float32 on the wire")]
+    best = baseline
     if best[0].period > CHEAPEST or best[1].efficiency < EFFICIENT:
         size = math.gcd(machine.ranks_per_node, job.ranks)
-        half: Wire = "bfloat16"
-        ways = [(f"{half} on the wire", replace(plain, wire_dtype=half))] if found[1].nodes > 1 else []
+        half: WireDtype = "bfloat16"
+        ways = [(f"{half} on the wire", replace(plain, wire_dtype=half))] if baseline[1].nodes > 1 else []
         if size > 1:
             ways.append((f"groups of {size} ranks", replace(plain, group_size=size)))
         for name, way in ways:
@@ -72,16 +72,16 @@ def advise(job: Job, machine: Machine, seed: int = 0) -> Advice:
         "0.9 of the gap in a period"
     )
     if result.exchanges:
-        part = result.staleness.mean / chosen.chains
+        share = result.staleness.mean / chosen.chains
         reasons.append(
-            f"staleness {result.staleness.mean:.3g} updates on average, {part:.2g} of a round of all chains: "
-            + ("low" if part < 0.5 else "high: an exchange takes much of a period, compare --period with twice as much")
+            f"staleness {result.staleness.mean:.3g} updates on average, {share:.2g} of a round of all chains: "
+            + ("low" if share < 0.5 else "high: an exchange takes much of a period, compare with twice the period")
         )
     return Advice(chosen, result, pull, reasons, tried)
 
 
 def _smallest(job: Job, machine: Machine, seed: int, tried: list[tuple[Job, Result]]) -> tuple[Job, Result]:
-    """Return the smallest period that is efficient, or else the most efficient one."""
+    """Return the smallest period that is efficient enough, or else the most efficient one."""
     best: tuple[Job, Result] | None = None
     for period in PERIODS:
         way = replace(job, period=period)
@@ -95,8 +95,8 @@ def _smallest(job: Job, machine: Machine, seed: int, tried: list[tuple[Job, Resu
     return best
 
 
-def _why(found: tuple[Job, Result], name: str) -> str:
-    job, result = found
+def _why(candidate: tuple[Job, Result], name: str) -> str:
+    job, result = candidate
     return (
         f"{name}: period {job.period} keeps {100 * result.efficiency:.1f} % of the ranks' own rates; an exchange takes "
         f"{result.exchange.mean:.3g} s of the {job.period * job.step:.3g} s of its steps, the busiest link is "

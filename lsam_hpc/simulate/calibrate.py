@@ -1,4 +1,4 @@
-"""The measured parts: steps and exchanges from a run's logs, copies and windows from `lsam bench exchange`."""
+"""Replaces assumed numbers with those measured in a run's logs or by `lsam bench exchange`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.trajectory import Run
 
-WARM = 3  # steps and exchanges of a rank that are left out
+WARM = 3  # first steps and exchanges of each rank, which are left out
 MODEL = 11_173_962 * 4  # bytes that `lsam bench exchange` moves: a ResNet-18 for ten classes
-SPREAD = 0.02  # of the steps' logarithm: less counts as constant
+SPREAD = 0.02  # relative: smaller spreads of steps, and differences between ranks, are ignored
 
 
 def calibrate(path: Path, job: Job, machine: Machine) -> tuple[Job, Machine, list[str]]:
-    """Return a job and a machine with what was measured in place of what was assumed, and a line for each number.
+    """Return the job and machine with measured numbers in place of assumed ones, and a line of text for each.
 
     Args:
-        path: of a run, or of what `lsam bench exchange --json` wrote.
-        job: to change; ranks beyond those that were measured keep factor 1.
-        machine: to change.
+        path: a run directory, or a file that `lsam bench exchange --json` wrote.
+        job: the job to change; ranks that were not measured keep factor 1.
+        machine: the machine to change.
 
     Raises:
-        InputError: the file or run cannot be read, or holds too little.
+        InputError: the file or run cannot be read, or has too few measurements.
     """
     if path.suffix == ".json":
         return (job, *_from_bench(path, machine))
@@ -39,19 +39,19 @@ def _from_run(path: Path, job: Job, machine: Machine) -> tuple[Job, Machine, lis
     seconds, blocked = [], []
     for rank in run.ranks:
         steps, exchanges = run.steps(rank), run.exchanges(rank)
-        found = np.diff(steps["time"])[np.diff(steps["iteration"]) == 1][WARM:]
-        if found.size:
-            lengths[rank] = found
+        durations = np.diff(steps["time"])[np.diff(steps["iteration"]) == 1][WARM:]
+        if durations.size:
+            lengths[rank] = durations
         seconds.append(exchanges["seconds"][WARM:])
         blocked.append(exchanges["blocked"][WARM:])
     if not lengths:
         raise InputError(f"{path}: expected more than {WARM + 1} steps of a rank, found fewer")
-    # The median step is one in which nothing of an exchange was done, if the period is above 2.
-    usual = {rank: float(np.median(found)) for rank, found in lengths.items()}
+    # With a period above 2, the median step contains no part of an exchange.
+    usual = {rank: float(np.median(durations)) for rank, durations in lengths.items()}
     step = float(np.median(list(usual.values())))
-    logs = np.concatenate([np.log(found / usual[rank]) for rank, found in lengths.items()])
+    logs = np.concatenate([np.log(durations / usual[rank]) for rank, durations in lengths.items()])
     logs = logs[np.isfinite(logs)]
-    # Quantiles, as exchanges and the file system make single steps long.
+    # Quantiles, because exchanges and the file system make a few steps much longer.
     low, high = np.quantile(logs, (0.159, 0.841))
     sigma = float(high - low) / 2
     factors = {rank: usual[rank] / step for rank in usual if rank < job.ranks and abs(usual[rank] / step - 1) > SPREAD}
@@ -68,15 +68,15 @@ def _from_run(path: Path, job: Job, machine: Machine) -> tuple[Job, Machine, lis
     if factors:
         lines.append("factors " + ", ".join(f"{rank}: {factor:.3g}" for rank, factor in sorted(factors.items())))
     copies = 4 * run.size / machine.copy
-    took, held = _median(seconds), _median(blocked)
-    if took is not None and not machine.host_link:
-        rest = took / copies - machine.read_factor - machine.add_factor
-        machine = replace(machine, arithmetic=max(0.0, rest))
-        lines.append(f"exchange {1e3 * took:.3g} ms: arithmetic of {machine.arithmetic:.3g} copies")
-    if held is not None:
-        per = 4 * run.size / (machine.device_copy or machine.copy)
-        machine = replace(machine, held=held / per)
-        lines.append(f"training thread held {1e3 * held:.3g} ms by an exchange: {machine.held:.3g} copies")
+    exchange_seconds, held_seconds = _median(seconds), _median(blocked)
+    if exchange_seconds is not None and not machine.host_link:
+        arithmetic = exchange_seconds / copies - machine.read_factor - machine.add_factor
+        machine = replace(machine, arithmetic=max(0.0, arithmetic))
+        lines.append(f"exchange {1e3 * exchange_seconds:.3g} ms: arithmetic of {machine.arithmetic:.3g} copies")
+    if held_seconds is not None:
+        copy_seconds = 4 * run.size / (machine.device_copy or machine.copy)
+        machine = replace(machine, held=held_seconds / copy_seconds)
+        lines.append(f"training thread held {1e3 * held_seconds:.3g} ms by an exchange: {machine.held:.3g} copies")
     return job, machine, lines
 
 
@@ -86,21 +86,19 @@ def _from_bench(path: Path, machine: Machine) -> tuple[Machine, list[str]]:
         name, ranks = report["benchmark"], int(report["machine"].get("ranks", 2))
         rows = {row[""]: row for row in report["rows"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: expected what lsam bench exchange --json writes, found: {error!r}") from error
+        raise InputError(f"{path}: expected a file written by lsam bench exchange --json, found: {error!r}") from error
     if name != "exchange":
         raise InputError(f"{path}: expected the benchmark exchange, found {name}")
     try:
-        one, all_ = (float(rows["memcpy"][f"{how} ms"]) / 1e3 for how in ("alone", "together"))
-        read, add = (float(rows[what]["alone ms"]) / 1e3 / one for what in ("read", "add"))
+        one, all_ = (float(rows["memcpy"][f"{mode} ms"]) / 1e3 for mode in ("alone", "together"))
+        read, add = (float(rows[operation]["alone ms"]) / 1e3 / one for operation in ("read", "add"))
         held = float(rows["training thread held up"]["together ms"]) / 1e3 / all_
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: expected times of memcpy, read and add, found none: {error!r}") from error
-    found = replace(
-        machine,
-        copy=MODEL / one, memory=ranks * MODEL / all_, read_factor=read, add_factor=add, held=held,
-    )  # fmt: skip
-    return found, [
-        f"copy {found.copy / 1e9:.3g} GB/s by one rank, {found.memory / 1e9:.3g} GB/s by {ranks}; {path}",
+    machine = replace(machine, copy=MODEL / one, memory=ranks * MODEL / all_)
+    machine = replace(machine, read_factor=read, add_factor=add, held=held)
+    return machine, [
+        f"copy {machine.copy / 1e9:.3g} GB/s by one rank, {machine.memory / 1e9:.3g} GB/s by {ranks}; {path}",
         f"read {read:.3g}, add {add:.3g} and training thread {held:.3g} copies",
     ]
 

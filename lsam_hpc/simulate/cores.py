@@ -1,4 +1,4 @@
-"""Threads that take turns on the cores of a node, as Linux has them do."""
+"""Threads that share the cores of a node in turns, by the rules of Linux's scheduler."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import simpy
 
 from lsam_hpc.simulate.fluid import Fluid
 
-# Who has a core keeps it for a slice at least; then the next tick of the clock, or another thread that wakes, takes it
-# away if somebody waits. Defaults of Linux 6.18: the slice (kernel/sched/fair.c) grows with the cores, up to eight.
+# A thread keeps a core for at least a slice. Then the next tick of the clock, or a thread that wakes, preempts it if
+# another one waits. Seconds, defaults of Linux 6.18; the slice (kernel/sched/fair.c) grows with the cores, up to eight.
 SLICE, TICK = 0.7e-3, 4e-3
-TURNS = 20  # in a step, where only threads that train take them: long steps need not take long to simulate
+TURNS = 20  # per step where only training threads compete, so that long steps are fast to simulate
 
 
 @dataclass(eq=False)
 class Core:
-    """A core, the thread that has it, and those that wait for it."""
+    """A core, the thread that runs on it, and the threads that wait for it."""
 
     thread: Thread | None = None
     since: float = 0.0
-    watched: bool = False  # the end of this thread's slice will be looked at
+    watched: bool = False  # whether the end of this thread's slice is scheduled
     waiting: deque[Thread] = field(default_factory=deque)
 
 
 class Cores:
     """The cores of a node, each with a queue of its own.
 
-    A thread that wakes takes an idle core, or waits for the one that it, or who woke it, had last; one that is new
-    waits where the queue is shortest. A core that is left and has no queue takes from the longest one, and a thread
-    whose slice is over goes to the shortest one if that evens them out.
+    A thread that wakes takes an idle core, or queues for the core that its waker, or else it, used last; a new thread
+    joins the shortest queue. A core without a queue takes a thread from the longest one. A thread whose slice is over
+    moves to the shortest queue if that balances them.
 
     Args:
         env: the simulation.
-        count: of the cores.
-        work: seconds of a step that need a core. Default 0: turns are always as short as Linux's.
+        count: number of cores.
+        work: core seconds of a step, which set the length of a turn. Default 0: as short as Linux's.
     """
 
     def __init__(self, env: simpy.Environment, count: int, work: float = 0.0) -> None:
@@ -49,20 +49,20 @@ class Cores:
         self._place: dict[Thread, Core] = {}  # where a thread runs or waits
 
     def ask(self, thread: Thread) -> None:
-        """Have a thread that has woken started, now or later; nothing happens if it has a core or waits for one."""
+        """Start a thread that wakes, now or when a core is free; do nothing if it runs or waits already."""
         if thread in self._place:
             return
-        near = (thread.waker or thread).home
-        core = min(self._cores, key=lambda core: (core.thread is not None, core is not near, len(core.waiting)))
+        last = (thread.waker or thread).home
+        core = min(self._cores, key=lambda core: (core.thread is not None, core is not last, len(core.waiting)))
         self._place[thread] = core
         core.waiting.append(thread)
-        core.watched &= thread.waker is None  # short turns from here on
+        core.watched &= thread.waker is None  # turns are short while an exchange thread waits
         if core.thread is not None and self._env.now - core.since >= self._slice:
-            self._put_off(core)
+            self._preempt(core)
         self._start(core)
 
     def leave(self, thread: Thread) -> None:
-        """Let others have the core of a thread that sleeps."""
+        """Free the core of a thread that sleeps, or remove the thread from its queue."""
         core = self._place.pop(thread, None)
         if core is None:
             return
@@ -88,21 +88,21 @@ class Cores:
         core.watched = True
         thread, since = core.thread, core.since
 
-        def look(_: simpy.Event) -> None:
+        def at_tick(_: simpy.Event) -> None:
             if core.thread is thread and core.since == since:
                 core.watched = False
                 if core.waiting:
-                    self._put_off(core)
+                    self._preempt(core)
                     self._start(core)
 
         length = TICK if any(t.waker for t in (thread, *core.waiting) if t) else self._turn
         tick = length * math.ceil(max(self._env.now, since + self._slice) / length)
-        self._env.timeout(max(0.0, tick - self._env.now)).callbacks.append(look)
+        self._env.timeout(max(0.0, tick - self._env.now)).callbacks.append(at_tick)
 
-    def _put_off(self, core: Core) -> None:
+    def _preempt(self, core: Core) -> None:
         thread, core.thread = core.thread, None
         assert thread is not None
-        # Linux evens out its queues every few ticks.
+        # Linux balances its queues every few ticks.
         least = min(self._cores, key=lambda other: len(other.waiting))
         if len(least.waiting) + 1 >= len(core.waiting):
             least = core
@@ -115,14 +115,14 @@ class Cores:
 
 
 class Thread:
-    """A thread, whose work goes on while it has a core.
+    """A thread, which works while it has a core.
 
     Args:
         env: the simulation.
         fluid: the work.
-        node: where.
-        cores: of the node. None: there is one for every thread.
-        waker: the thread that wakes this one. Default: none; it wakes by itself.
+        node: its node.
+        cores: of its node. None: at least as many cores as threads.
+        waker: the thread that wakes this one. Default: none, it wakes by itself.
     """
 
     def __init__(
@@ -131,24 +131,24 @@ class Thread:
         self._env, self._fluid, self._node, self._cores = env, fluid, node, cores
         self._started, self._stopped = env.event(), env.event()
         self.waker = waker
-        self.home: Core | None = None  # that it had last
+        self.home: Core | None = None  # the core that it used last
 
     def start(self) -> None:
-        """Go on with the work: there is a core."""
+        """Continue the work on a core."""
         self._stopped = self._env.event()
         self._started.succeed()
 
     def stop(self) -> None:
-        """Leave the work where it is until the next `start`."""
+        """Interrupt the work until the next `start`."""
         self._started = self._env.event()
         self._stopped.succeed()
 
     def work(self, kind: int, seconds: float) -> Generator[simpy.Event, Any, None]:
-        """Do a piece of work; what follows without a `sleep` goes on with the same slice.
+        """Do a piece of work; work that follows without a `sleep` stays in the same slice.
 
         Args:
-            kind: of the work.
-            seconds: that it takes alone.
+            kind: kind of work.
+            seconds: its duration if nothing else runs.
         """
         if self._cores is None:
             yield self._fluid.work(self._node, kind, seconds)
@@ -163,13 +163,13 @@ class Thread:
             seconds = self._fluid.halt(self._node, kind, piece)
 
     def awake(self) -> Generator[simpy.Event, Any, None]:
-        """Wait for a core before anything else is done."""
+        """Wait for a core."""
         if self._cores is not None:
             self._cores.ask(self)
             yield self._started
 
     def sleep(self) -> None:
-        """Leave the core to others until the next piece of work."""
+        """Free the core until the next piece of work."""
         if self._cores is not None:
             if self._started.triggered:
                 self._started = self._env.event()

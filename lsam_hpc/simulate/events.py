@@ -1,66 +1,39 @@
-"""The simulated order of events, for who wants to do something in it."""
+"""The events of a simulated run, in order of time."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.simulate.describe import Job, Machine
-
-Kind = Literal["step", "stage", "read", "add", "apply"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happens to a rank (of groups: to a chain, by its number).
-
-    * `"step"`: a local step ends; `step` counts it. Results that are there are taken in now, and if an exchange is due,
-      the `"stage"` follows.
-    * `"stage"`: its sample is copied for an exchange. Of this and what follows of the same exchange, `step` is the
-      number of local steps done at the staging. Results that came since the `"step"` (a chain with `max_delay`
-      exchanges in flight waits for one) are taken in before the sample is staged.
-    * `"read"`: the exchange's read of the center takes effect; elastic only: kernel and restart read right after
-      `"add"`.
-    * `"add"`: the exchange's delta is in the center.
-    * `"apply"`: its result is there for the training thread, which takes it in at the rank's next `"step"` or
-      `"stage"`.
-    """
-
-    time: float  # seconds since the start
-    rank: int
-    kind: Kind
-    step: int
+from lsam_hpc.simulate.model import Event, Model
 
 
 def events(
     job: Job, machine: Machine, seconds: float = math.inf, steps: int | None = None, seed: int = 0
 ) -> Iterator[Event]:
-    """Yield what happens in a job with a center, in order of simulated time.
+    """Yield the events of a job with a center, in order of simulated time.
 
     Args:
-        job: its `topology` is `"center"`.
-        machine: that it runs on.
-        seconds: of simulated time to stop after. Default: no limit.
-        steps: local steps of all ranks to stop after. Default: no limit.
-        seed: of the random lengths; the same seed gives the same events.
+        job: the job; its `topology` must be `"center"`.
+        machine: the machine that it runs on.
+        seconds: simulated time after which to stop. Default: no limit.
+        steps: local steps of all ranks after which to stop. Default: no limit.
+        seed: seed of the random step lengths; the same seed gives the same events.
 
     Raises:
         InputError: a number is out of its range.
     """
-    from lsam_hpc.simulate.model import Model  # it tells events, and so knows this module
-
     if job.topology != "center":
-        raise InputError(f"topology: expected center for its events, found {job.topology}")
-    told: deque[Event] = deque()
-    model = Model(job, machine, seed, told.append)
+        raise InputError(f"topology: expected center in a simulated order, found {job.topology}")
+    pending: deque[Event] = deque()
+    model = Model(job, machine, seed, pending.append)
     taken = 0
     while True:
-        while told:
-            event = told.popleft()
+        while pending:
+            event = pending.popleft()
             if event.time > seconds:
                 return
             yield event

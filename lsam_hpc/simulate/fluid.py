@@ -1,4 +1,4 @@
-"""Work that shares cores, memory and network cards: every piece goes on at the rate that its resources leave it."""
+"""Pieces of work that share cores, memory and network cards by processor sharing."""
 
 from __future__ import annotations
 
@@ -12,42 +12,36 @@ from numpy.typing import NDArray
 from simpy.events import NORMAL, EventPriority
 
 Array = NDArray[np.float64]
-LATE = EventPriority(2)  # SimPy's priority for what is to happen after all else at the same moment
-ROUNDS = 2  # of giving away what was left over
-NEAR = 1e-12  # relative: as good as done
-ROOM = 1 + 1e-9  # so much more than all is still all: sums are rounded
-FRESH = 10_000  # changes after which they are made anew
+LATE = EventPriority(2)  # SimPy priority of callbacks that run after all others of the same moment
+ROUNDS = 2  # in which unused capacity is redistributed
+NEAR = 1e-12  # relative: a piece this close to its end is done
+ROOM = 1 + 1e-9  # a load this far above capacity still fits: sums are rounded
+FRESH = 10_000  # changes after which the sums are computed anew
 
 
 class Fluid:
     """Pieces of work of a few kinds on nodes, by processor sharing.
 
-    A piece takes its `work` in seconds if it is alone. It uses resources of its own node, and spread over the other
-    nodes, by their `weights`. A resource that is asked for more than it has slows all its users by the same factor, and
-    a piece goes at the rate of its slowest resource; the far end's factor is the mean over the nodes that it spreads
-    over. What is left over then is given to those who can use it, in two rounds. So one bottleneck is shared exactly as
-    processor sharing says, and several are shared max-min fairly up to what two rounds leave.
+    A piece takes its `work` in seconds if it is alone. It uses resources of its own node, and of the other nodes in
+    proportion to their `weights`. A resource with more load than capacity slows all its users by the same factor, and a
+    piece runs at the rate of its slowest resource; the far end's factor is the mean over the other nodes. Unused
+    capacity is then redistributed to the pieces that can use it, in two rounds. So one bottleneck is shared exactly as
+    in processor sharing, and several are shared max-min fairly except for what two rounds leave unused.
 
-    All pieces of a kind on a node go at the same rate, so the state is a clock for each (node, kind), and a change
+    All pieces of a kind on a node run at the same rate, so the state is a clock for each (node, kind), and a change
     costs a few operations on arrays of nodes x kinds, however many pieces there are.
 
     Args:
         env: the simulation.
-        own: what a piece uses of its own node's resources while it goes at full rate, shape (nodes, kinds, resources).
-        far: what it uses of all other nodes' together, if their weights add up to 1; same shape.
+        own: use of its own node's resources by a piece at full rate, shape (nodes, kinds, resources).
+        far: use of all other nodes' resources together, if their weights sum to 1; same shape.
         weights: of the nodes, shape (nodes,); their sum is 1.
         capacity: of each resource of a node, shape (resources,).
-        core: of the far uses of all pieces together, shape (resources,): what the network carries at once.
+        core: limit of the far use of all pieces together, shape (resources,): the capacity of the network's core.
     """
 
     def __init__(
-        self,
-        env: simpy.Environment,
-        own: Array,
-        far: Array,
-        weights: Array,
-        capacity: Array,
-        core: Array,
+        self, env: simpy.Environment, own: Array, far: Array, *, weights: Array, capacity: Array, core: Array
     ) -> None:
         self._env = env
         self._own, self._far = own, far
@@ -58,26 +52,26 @@ class Fluid:
         self.done = np.zeros((nodes, kinds), np.int64)
         self._count = np.zeros((nodes, kinds))
         self._rate = np.ones((nodes, kinds))
-        self._clock = np.zeros((nodes, kinds))  # work that a piece which was there all the time would have done
-        self._first = np.full((nodes, kinds), np.inf)  # of the clock: when the next piece is done
+        self._clock = np.zeros((nodes, kinds))  # work done by a piece that runs since the start
+        self._first = np.full((nodes, kinds), np.inf)  # clock value at which the next piece ends
         self._pieces: list[list[tuple[float, int, simpy.Event]]] = [[] for _ in range(nodes * kinds)]
         self._order = itertools.count()
         self._at = 0.0
-        # At full rate: what is asked of each node by its own pieces, what they ask of others, and its sum.
+        # At full rate: use of each node by its own pieces, their use of other nodes, and the sum of the latter.
         self._asked, self._sent = np.zeros(own.shape[::2]), np.zeros(own.shape[::2])
         self._total = np.zeros(own.shape[2])
         self._changes = 0
-        self._free = True  # all go at full rate
+        self._free = True  # all pieces run at full rate
         self._dirty = False
         self._timer: simpy.Event | None = None
 
     def work(self, node: int, kind: int, seconds: float) -> simpy.Event:
-        """Begin a piece of work, and return the event of its end.
+        """Start a piece of work, and return the event of its end.
 
         Args:
-            node: where.
-            kind: index of the kinds of `own`.
-            seconds: that it takes alone.
+            node: its node.
+            kind: its kind, an index into `own`.
+            seconds: its duration if it is alone.
         """
         event = self._env.event()
         if seconds <= 0:
@@ -92,12 +86,12 @@ class Fluid:
         return event
 
     def halt(self, node: int, kind: int, event: simpy.Event) -> float:
-        """Take a piece of work out again, and return how many of its seconds are left.
+        """Remove a piece of work, and return its remaining seconds.
 
         Args:
-            node: as it was begun with.
-            kind: the same.
-            event: of its end, which will not come.
+            node: as in `work`.
+            kind: as in `work`.
+            event: the event that `work` returned; it will not trigger.
         """
         self._advance()
         pieces = self._pieces[node * self._kinds + kind]
@@ -124,24 +118,24 @@ class Fluid:
             self._env.schedule(event, LATE)
 
     def _share(self, _: Any) -> None:  # noqa: ANN401
-        """Set all rates anew and the timer to the next end."""
+        """Update all rates, and set the timer to the next end of a piece."""
         self._dirty = False
-        if self._room():
+        if self._fits():
             if not self._free:
                 self._rate.fill(1.0)
             self._free = True
-            left = (self._first - self._clock).min()
+            remaining = (self._first - self._clock).min()
         else:
             self._rate, self._free = self._rates(), False
-            left = ((self._first - self._clock) / self._rate).min()
-        if not np.isfinite(left):
+            remaining = ((self._first - self._clock) / self._rate).min()
+        if not np.isfinite(remaining):
             self._timer = None
             return
         timer = self._env.event()
         timer._ok = True
         timer.callbacks.append(self._end)
         self._timer = timer
-        self._env.schedule(timer, NORMAL, max(0.0, float(left)))
+        self._env.schedule(timer, NORMAL, max(0.0, float(remaining)))
 
     def _end(self, timer: simpy.Event) -> None:
         if timer is not self._timer:  # rates have changed since
@@ -149,7 +143,7 @@ class Fluid:
         self._timer = None
         self._advance()
         gap = ((self._first - self._clock) if self._free else (self._first - self._clock) / self._rate).ravel()
-        # The least is due, whatever rounding has made of it, and what is as near.
+        # The nearest end is due, even if rounding makes it late, and so is every end within the tolerance.
         for index in np.flatnonzero(gap <= max(float(gap.min()), 0.0) + NEAR * max(1.0, self._at)):
             node, kind = divmod(int(index), self._kinds)
             pieces = self._pieces[index]
@@ -169,9 +163,9 @@ class Fluid:
         self._total += far
         self._changes += 1
 
-    def _room(self) -> bool:
-        """Return whether all pieces can go at full rate."""
-        if self._changes > FRESH:  # sums and differences have gathered rounding errors
+    def _fits(self) -> bool:
+        """Return whether all pieces can run at full rate."""
+        if self._changes > FRESH:  # rounding errors have accumulated
             self._changes = 0
             self._asked = np.einsum("nk,nkc->nc", self._count, self._own)
             self._sent = np.einsum("nk,nkc->nc", self._count, self._far)
@@ -186,7 +180,7 @@ class Fluid:
         return rate
 
     def _strain(self, active: Array) -> Array:
-        """Return, for each node and kind, by how much its worst resource is asked for more than it has for it.
+        """Return, for each node and kind, the load of its most loaded resource relative to the capacity.
 
         Args:
             active: pieces of each kind on each node, times their rates.
@@ -196,6 +190,6 @@ class Fluid:
         near = np.einsum("nk,nkc->nc", active, self._own)
         node = (near + self._weights[:, None] * (total - out)) / self._capacity
         far = np.maximum(self._weights @ np.maximum(node, NEAR), total / self._core)
-        own: Array = np.where(self._uses, node[:, None, :], 0.0).max(2)
-        both: Array = np.maximum(own, np.where(self._reaches, far, 0.0).max(2))
+        local: Array = np.where(self._uses, node[:, None, :], 0.0).max(2)
+        both: Array = np.maximum(local, np.where(self._reaches, far, 0.0).max(2))
         return both

@@ -1,4 +1,4 @@
-"""How long steps take: drawn, rank by rank."""
+"""Random step lengths, drawn for each rank."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from lsam_hpc.simulate.describe import Job
 from lsam_hpc.simulate.fluid import Array
 
-BLOCK = 64  # steps that are drawn at a time
+BLOCK = 64  # steps drawn at a time
 
 
 def lengths(job: Job, ranks: range, seed: int) -> Iterator[tuple[Array, Array]]:
-    """Yield for each step of some ranks the seconds without work for a core, and those of work, shape (ranks,) each.
+    """Yield, for each step, every rank's seconds without and with a core, shape (ranks,) each.
 
-    A rank's draws do not depend on how many other ranks there are, or on the groups that they are in.
+    A rank's draws depend neither on the number of other ranks nor on the groups.
 
     Args:
-        job: whose steps.
-        ranks: of one chain.
-        seed: of the draws.
+        job: the job.
+        ranks: the ranks of one chain.
+        seed: seed of the draws.
     """
     work_factors = job.factors if job.work_factors is None else job.work_factors
     idle = np.array([job.factors.get(r, 1.0) for r in ranks]) * (job.step - job.work)
@@ -38,7 +38,7 @@ def lengths(job: Job, ranks: range, seed: int) -> Iterator[tuple[Array, Array]]:
 
 
 def _factors(job: Job, draw: np.random.Generator) -> Array:
-    """Return factors of mean 1."""
+    """Return random factors with mean 1."""
     if job.distribution == "lognormal":
         return draw.lognormal(-(job.sigma**2) / 2, job.sigma, BLOCK)
     return draw.exponential(1.0, BLOCK) if job.distribution == "exponential" else np.ones(BLOCK)

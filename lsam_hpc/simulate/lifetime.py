@@ -1,4 +1,4 @@
-"""What checkpoints, failures and the queue make of a long run."""
+"""Duration of a long run with checkpoints, failures and queue waits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import simpy
 
 from lsam_hpc.errors import InputError
 
-REPEATS = 200  # runs that are averaged over
+REPEATS = 200  # simulated runs in the averages
 
 
 @dataclass(frozen=True)
 class Faults:
-    """How a job fails and starts again; seconds.
+    """Failures and restarts of a job; all values in seconds.
 
     Args:
-        node_mtbf: mean time between failures of a node, exponential; infinite: none.
-        every: training time between checkpoints; infinite: none.
-        checkpoint: that writing one takes, while the ranks wait.
-        requeue: mean from a failure until the job trains again, exponential.
+        node_mtbf: mean time between failures of a node, exponential; infinite: no failures.
+        every: training time between checkpoints; infinite: no checkpoints.
+        checkpoint: time to write one, during which the ranks wait.
+        requeue: mean time from a failure until the job trains again, exponential.
     """
 
     node_mtbf: float = math.inf
@@ -32,14 +32,14 @@ class Faults:
 
 @dataclass(frozen=True)
 class Lifetime:
-    """Means over the simulated runs; seconds.
+    """Means over the simulated runs; times in seconds.
 
     Args:
-        wall: from the start to the end.
-        failures: their number.
-        lost: training time that was done again.
-        checkpoints: time that writing them took.
-        queued: time without nodes.
+        wall: time from the start to the end.
+        failures: number of failures.
+        lost: training time that had to be repeated.
+        checkpoints: time spent writing checkpoints.
+        queued: time without nodes, in the queue.
     """
 
     wall: float
@@ -50,24 +50,24 @@ class Lifetime:
 
     @property
     def held(self) -> float:
-        """Seconds that the nodes are held."""
+        """Seconds for which the job has its nodes."""
         return self.wall - self.queued
 
 
 def live(work: float, nodes: int, faults: Faults, seed: int = 0, repeats: int = REPEATS) -> Lifetime:
-    """Simulate a job that any node's failure ends, until its work is done.
+    """Simulate a job until its work is done.
 
-    After a failure it waits, and goes on from the last checkpoint.
+    A failure of any node stops it; it then waits in the queue and continues from its last checkpoint.
 
     Args:
         work: seconds of training.
-        nodes: any of which may fail.
-        faults: how.
-        seed: of the failures.
-        repeats: runs. Default 200.
+        nodes: number of nodes.
+        faults: how the job fails and restarts.
+        seed: seed of the failures.
+        repeats: number of simulated runs. Default 200.
 
     Raises:
-        InputError: a number is out of its range, or the job would not end: it fails before it comes to a checkpoint.
+        InputError: a number is out of its range, or checkpoints are so rare that the job would hardly ever reach one.
     """
     for name in ("node_mtbf", "every"):
         if not getattr(faults, name) > 0:
@@ -77,8 +77,8 @@ def live(work: float, nodes: int, faults: Faults, seed: int = 0, repeats: int = 
             raise InputError(f"{name}: expected seconds >= 0, found {getattr(faults, name)!r}")
     mtbf = faults.node_mtbf / nodes
     segment = min(work, faults.every) + faults.checkpoint
-    if segment > 12 * mtbf:
-        raise InputError(f"every: expected checkpoints before the job fails, every {mtbf:g} s, found {segment:g} s")
+    if segment > (limit := 12 * mtbf):
+        raise InputError(f"every: expected checkpoints at most {limit:g} s (12 failures) apart, found {segment:g} s")
     draw = np.random.default_rng(seed)
     runs = np.array([_run(work, mtbf, faults, draw) for _ in range(1 if math.isinf(mtbf) else repeats)])
     return Lifetime(*(float(mean) for mean in runs.mean(0)))
@@ -92,25 +92,25 @@ def _run(
 
     def job() -> simpy.events.ProcessGenerator:
         nonlocal failures, lost, written, queued, done
-        left = draw.exponential(mtbf) if math.isfinite(mtbf) else math.inf  # until the next failure
+        time_to_failure = draw.exponential(mtbf) if math.isfinite(mtbf) else math.inf
         while done < work:
             segment = min(faults.every, work - done)
             last = done + segment >= work
             write = 0.0 if last else faults.checkpoint
-            if left >= segment + write:
+            if time_to_failure >= segment + write:
                 yield env.timeout(segment + write)
-                left -= segment + write
+                time_to_failure -= segment + write
                 done += segment
                 written += write
                 continue
-            yield env.timeout(left)
+            yield env.timeout(time_to_failure)
             failures += 1
-            lost += min(left, segment)
-            written += max(0.0, left - segment)
+            lost += min(time_to_failure, segment)
+            written += max(0.0, time_to_failure - segment)
             wait = draw.exponential(faults.requeue) if faults.requeue else 0.0
             queued += wait
             yield env.timeout(wait)
-            left = draw.exponential(mtbf)
+            time_to_failure = draw.exponential(mtbf)
 
     env.run(env.process(job()))
     return env.now, failures, lost, written, queued

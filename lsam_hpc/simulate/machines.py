@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optionfile import read_options
+from lsam_hpc.options.files import read_options
 from lsam_hpc.simulate.describe import Machine
 
 REQUIRED = ("ranks_per_node", "cores", "copy", "memory", "nic", "rank_rate", "latency")
@@ -19,13 +19,13 @@ def known() -> list[str]:
 
 
 def load(name: str) -> Machine:
-    """Return a machine.
+    """Return a machine by name or from a file.
 
     Args:
-        name: of one that comes with the package, or a file's path: YAML (or TOML) with the fields of `Machine`.
+        name: name of a machine of the package, or path of a YAML or TOML file with the fields of `Machine`.
 
     Raises:
-        InputError: there is no such machine, or its file is not one.
+        InputError: there is no such machine, or its file is invalid.
     """
     if name in known():
         with resources.as_file(_folder() / f"{name}.yaml") as path:
@@ -39,11 +39,11 @@ def load(name: str) -> Machine:
 def read(path: Path) -> Machine:
     """Return the machine that a file describes."""
     hints = get_type_hints(Machine)
-    found: dict[str, Any] = read_options(path, hints)
-    found.setdefault("name", path.stem)
-    if missing := [field for field in REQUIRED if field not in found]:
+    values: dict[str, Any] = read_options(path, hints)
+    values.setdefault("name", path.stem)
+    if missing := [field for field in REQUIRED if field not in values]:
         raise InputError(f"{path}: expected {', '.join(REQUIRED)}, found no {missing[0]}")
-    return Machine(**found)
+    return Machine(**values)
 
 
 def _folder() -> Any:  # noqa: ANN401

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import simpy
 
@@ -14,50 +14,70 @@ from lsam_hpc.simulate import costs as cost
 from lsam_hpc.simulate.cores import Cores, Thread
 from lsam_hpc.simulate.costs import Costs
 from lsam_hpc.simulate.describe import Job, Machine, check
-from lsam_hpc.simulate.events import Event, Kind
 from lsam_hpc.simulate.fluid import Fluid
 from lsam_hpc.simulate.lengths import lengths
 
 Process = Generator[simpy.Event, Any, None]
+Kind = Literal["step", "stage", "read", "add", "apply"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event of a rank; with groups, `rank` is the number of the chain.
+
+    * `"step"`: a local step ends; `step` counts it. The chain takes in the results that have arrived. If an exchange is
+      due, the `"stage"` follows.
+    * `"stage"`: the sample is copied for an exchange. In this and the later events of the exchange, `step` is the
+      number of local steps done at the staging. Results that arrived since the `"step"` (a chain with `max_delay`
+      exchanges in flight waits for one) are taken in before the sample is staged.
+    * `"read"`: the exchange's read of the center takes effect (elastic only; kernel and restart read after `"add"`).
+    * `"add"`: the exchange's delta is in the center.
+    * `"apply"`: the result has arrived; the training thread takes it in at the rank's next `"step"` or `"stage"`.
+    """
+
+    time: float  # seconds since the start
+    rank: int
+    kind: Kind
+    step: int
 
 
 @dataclass
-class Flight:
-    """An exchange on its way."""
+class InFlightExchange:
+    """An exchange that was staged and is not applied yet."""
 
     step: int  # local steps done when it was staged
     done: simpy.Event
-    held: float  # seconds of the training thread so far
+    held: float  # seconds for which it has held up the training thread so far
 
 
 @dataclass
 class Chain:
-    """What became of a chain."""
+    """State and statistics of a chain."""
 
     index: int
     ranks: range
     node: int
-    threads: list[Thread]  # that train, one for each rank
+    threads: list[Thread]  # training threads, one per rank
     exchanger: Thread
     steps: int = 0
-    ended: float = 0.0  # its last step
-    held: float = 0.0  # seconds of the training thread, waits included
-    waited: float = 0.0  # of these, for an exchange to end
-    marks: list[tuple[float, int]] = field(default_factory=list)  # (time, steps) when a sample has been staged
+    ended: float = 0.0  # time of its last step
+    held: float = 0.0  # seconds for which exchanges held up the training thread, waits included
+    waited: float = 0.0  # part of `held` spent waiting for exchanges to end
+    marks: list[tuple[float, int]] = field(default_factory=list)  # (time, steps) after each staging
     staleness: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # of exchanges
     delays: list[int] = field(default_factory=list)
-    version: int = 0  # of the center as read last
+    version: int = 0  # of the center at the last read
 
 
 class Model:
-    """A job on a machine, from its start.
+    """The simulation of a job on a machine.
 
     Args:
-        job: what runs.
-        machine: that it runs on.
-        seed: of the random lengths.
-        listen: is told every event. Default: nobody.
+        job: the job to simulate.
+        machine: the machine that it runs on.
+        seed: seed of the random step lengths.
+        listen: called with every event. Default: none.
 
     Raises:
         InputError: a number is out of its range.
@@ -71,15 +91,15 @@ class Model:
         self.costs = Costs(job, machine)
         self.env = simpy.Environment()
         c = self.costs
-        self.fluid = Fluid(self.env, c.own, c.far, c.weights, c.capacity, c.core)
-        self.version = self.begun = 0  # adds that the center holds, and those that were begun
+        self.fluid = Fluid(self.env, c.own, c.far, weights=c.weights, capacity=c.capacity, core=c.core)
+        self.version = self.begun = 0  # adds that have ended, and adds that have begun
         self.steps = 0  # of all ranks
         self._half = job.wire_dtype != "float32"
         self._allreduce = c.allreduce()
         self._listen = listen
         self._limit: int | None = None
         self._reached = self.env.event()
-        # A training and an exchange thread for each rank of a node: they take turns if there are fewer cores.
+        # Each rank has a training and an exchange thread; they take turns on a node with fewer cores than threads.
         count = math.ceil(machine.cores)
         few = 2 * min(job.ranks, machine.ranks_per_node) > count
         cores = [Cores(self.env, count, job.work) if few else None for _ in range(c.nodes)]
@@ -100,18 +120,18 @@ class Model:
                 self.env.process(self._exchange(chain, jobs))
 
     def run(self, seconds: float, steps: int | None = None) -> None:
-        """Go on until a simulated time, or until all ranks together have taken so many steps."""
+        """Simulate until a time in seconds, or until all ranks together have taken `steps` steps."""
         self._limit = steps
         until = self.env.timeout(seconds) if seconds != float("inf") else None
         self.env.run(self._reached if until is None else self.env.any_of([self._reached, until]))
 
-    def _tell(self, chain: Chain, kind: Kind, step: int) -> None:
+    def _emit(self, chain: Chain, kind: Kind, step: int) -> None:
         if self._listen is not None:
             self._listen(Event(self.env.now, chain.index, kind, step))
 
     def _train(self, chain: Chain, jobs: simpy.Store, seed: int) -> Process:
         job = self.job
-        flying: deque[Flight] = deque()
+        in_flight: deque[InFlightExchange] = deque()
         since = 0
         for idle, work in lengths(job, chain.ranks, seed):
             yield from self._step(chain, idle, work)
@@ -119,28 +139,28 @@ class Model:
             chain.ended = self.env.now
             self.steps += job.group_size
             since += 1
-            self._tell(chain, "step", chain.steps)
+            self._emit(chain, "step", chain.steps)
             if self._limit is not None and self.steps >= self._limit and not self._reached.triggered:
                 self._reached.succeed()
-            # The ranks of a group take results in only where they wait for them.
-            while job.group_size == 1 and flying and flying[0].done.triggered:
-                yield from self._apply(chain, flying.popleft())
+            # The ranks of a group take a result in only at their next exchange.
+            while job.group_size == 1 and in_flight and in_flight[0].done.triggered:
+                yield from self._apply(chain, in_flight.popleft())
             if not job.period or since < job.period:
                 continue
             since = 0
-            while len(flying) >= job.max_delay:
+            while len(in_flight) >= job.max_delay:
                 began = self.env.now
                 chain.threads[0].sleep()
-                yield flying[0].done
+                yield in_flight[0].done
                 chain.waited += self.env.now - began
-                flying[0].held += self.env.now - began
-                yield from self._apply(chain, flying.popleft())
+                in_flight[0].held += self.env.now - began
+                yield from self._apply(chain, in_flight.popleft())
             began = self.env.now
             yield from self._hold(chain)
-            flight = Flight(chain.steps, self.env.event(), self.env.now - began)
-            self._tell(chain, "stage", chain.steps)
+            flight = InFlightExchange(chain.steps, self.env.event(), self.env.now - began)
+            self._emit(chain, "stage", chain.steps)
             chain.marks.append((self.env.now, chain.steps))
-            flying.append(flight)
+            in_flight.append(flight)
             jobs.put(flight)
 
     def _step(self, chain: Chain, idle: Any, work: Any) -> Process:  # noqa: ANN401
@@ -163,7 +183,7 @@ class Model:
             thread.sleep()
 
     def _hold(self, chain: Chain) -> Process:
-        """Stage, or apply: half of what an exchange takes of the training thread."""
+        """Stage or apply; each is half of the time that an exchange holds up the training thread."""
         seconds = float(self.costs.seconds[chain.node, cost.HOLD])
         if self.machine.host_link:
             chain.threads[0].sleep()
@@ -171,7 +191,7 @@ class Model:
         else:
             yield from chain.threads[0].work(cost.HOLD, seconds)
 
-    def _apply(self, chain: Chain, flight: Flight) -> Process:
+    def _apply(self, chain: Chain, flight: InFlightExchange) -> Process:
         began = self.env.now
         chain.delays.append(chain.steps - flight.step)
         yield from self._hold(chain)
@@ -181,12 +201,12 @@ class Model:
         return chain.exchanger.work(kind, float(self.costs.seconds[chain.node, kind]))
 
     def _exchange(self, chain: Chain, jobs: simpy.Store) -> Process:
-        """The exchange thread: one exchange after the other."""
+        """Run the exchange thread, which does one exchange after the other."""
         elastic, linked, grouped = self.job.coupling == "elastic", self.machine.host_link > 0, self.job.group_size > 1
         while True:
             if not jobs.items:
                 chain.exchanger.sleep()
-            flight: Flight = yield jobs.get()
+            flight: InFlightExchange = yield jobs.get()
             yield from chain.exchanger.awake()
             if linked:
                 yield from self._do(chain, cost.LINK)
@@ -194,32 +214,32 @@ class Model:
             if grouped:
                 yield from self._do(chain, cost.PASS_ON)
             if elastic:
-                yield from self._read(chain, flight, tell=True)
+                yield from self._read(chain, flight, emit=True)
             yield from self._do(chain, cost.COMPUTE)
             yield from self._add(chain, flight)
             if not elastic:
-                yield from self._read(chain, flight, tell=False)
+                yield from self._read(chain, flight, emit=False)
             chain.seconds.append(self.env.now - began)
             if linked:
                 yield from self._do(chain, cost.LINK)
             flight.done.succeed()
-            self._tell(chain, "apply", flight.step)
+            self._emit(chain, "apply", flight.step)
 
-    def _read(self, chain: Chain, flight: Flight, tell: bool) -> Process:
+    def _read(self, chain: Chain, flight: InFlightExchange, *, emit: bool) -> Process:
         chain.version = self.version
-        if tell:
-            self._tell(chain, "read", flight.step)
+        if emit:
+            self._emit(chain, "read", flight.step)
         yield from self._do(chain, cost.READ)
         if self.job.group_size > 1:
             yield from self._do(chain, cost.PASS_ON)
 
-    def _add(self, chain: Chain, flight: Flight) -> Process:
+    def _add(self, chain: Chain, flight: InFlightExchange) -> Process:
         before = self.begun
         self.begun += 1
         yield from self._do(chain, cost.ADD)
         if not self._half:
             before = self.version
         self.version += 1
-        # Without a shared center nobody else moves what a chain reads and adds to.
+        # Without a shared center, no other chain changes what a chain reads and adds to.
         chain.staleness.append(before - chain.version if self.job.topology == "center" else 0)
-        self._tell(chain, "add", flight.step)
+        self._emit(chain, "add", flight.step)

@@ -1,4 +1,4 @@
-"""What a simulated run comes to."""
+"""Results of a simulated run."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from lsam_hpc.simulate import costs as cost
 from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.simulate.model import Chain, Model
 
-EXCHANGES = 20  # that a chain makes, if nothing says how long to simulate
-STEPS = 200  # the same, where there are no exchanges
+EXCHANGES = 20  # per chain, if neither a time nor a number of steps is given
+STEPS = 200  # the same for a job without exchanges
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, quantiles and largest of some numbers; NaN of none."""
+    """Mean, quantiles and maximum of some values; NaN without values."""
 
     mean: float
     median: float
-    high: float  # 95 of 100 are not above it
+    high: float  # 95 % quantile
     most: float
 
     @staticmethod
     def of(values: ArrayLike) -> Spread:
-        """Return those of some numbers."""
-        found = np.asarray(values, float)
-        if not found.size:
+        """Return the spread of some values."""
+        numbers = np.asarray(values, float)
+        if not numbers.size:
             return Spread(math.nan, math.nan, math.nan, math.nan)
-        median, high = np.quantile(found, (0.5, 0.95))
-        return Spread(float(found.mean()), float(median), float(high), float(found.max()))
+        median, high = np.quantile(numbers, (0.5, 0.95))
+        return Spread(float(numbers.mean()), float(median), float(high), float(numbers.max()))
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of a simulated run; rates are steps per second, and a step of a group counts for each of its ranks.
+    """Results of a simulated run; rates are steps per second, and a step of a group counts for each of its ranks.
 
     Args:
         ranks: R.
         nodes: N.
-        seconds: of simulated time.
-        rate: of all ranks together.
-        rank_rate: of each rank.
+        seconds: simulated time.
+        rate: rate of all ranks together.
+        rank_rate: spread of the rates of the ranks.
         slowest: rate of the slowest chain.
-        own: what the ranks would do alone, together.
-        exchanges: that ended.
+        own: sum of the rates that the ranks would have alone.
+        exchanges: number of exchanges that ended.
         staleness: center versions that others added between an exchange's read and its add.
-        histogram: exchanges of staleness 0, 1, 2, ...
+        histogram: number of exchanges with staleness 0, 1, 2, ...
         exchange: seconds of an exchange.
-        alone: seconds of an exchange on an idle machine, the longest of all nodes.
-        delay: steps between a staging and its result.
+        alone: seconds of an exchange on an idle machine, on the node where it takes longest.
+        delay: local steps between a staging and its result.
         held: seconds per step that the training thread is held up, waits included.
-        waited: of these, for exchanges to end.
-        exchange_bytes: that an exchange reads and adds.
-        busiest_link: bytes per second through the busiest network card, the fuller direction.
-        link_used: the same as a part of what it can.
+        waited: part of `held` spent waiting for exchanges to end.
+        exchange_bytes: bytes that an exchange reads and adds.
+        busiest_link: bytes per second through the busiest network card, in its busier direction.
+        link_used: the same as a fraction of the card's bandwidth.
         busiest_node: bytes per second that the busiest node's memory serves.
-        memory_used: the same as a part of what it can.
+        memory_used: the same as a fraction of its bandwidth.
     """
 
     ranks: int
@@ -86,7 +86,7 @@ class Result:
 
     @property
     def efficiency(self) -> float:
-        """Rate as a part of the ranks' own rates."""
+        """Rate as a fraction of the sum of the ranks' own rates."""
         return self.rate / self.own
 
 
@@ -96,17 +96,18 @@ def simulate(
     seconds: float | None = None,
     steps: int | None = None,
     seed: int = 0,
+    *,
     exchanges: int = EXCHANGES,
 ) -> Result:
-    """Run a job on a machine, in simulation.
+    """Simulate a job on a machine.
 
     Args:
-        job: what runs.
-        machine: where.
-        seconds: of simulated time. Default: long enough for `exchanges`, or for 200 steps where there are none.
-        steps: of all ranks together, after which it stops.
-        seed: of the random lengths.
-        exchanges: of a usual chain, if neither seconds nor steps are given. Default 20.
+        job: the job to simulate.
+        machine: the machine that it runs on.
+        seconds: simulated time. Default: long enough for `exchanges`, or for 200 steps without exchanges.
+        steps: steps of all ranks together after which to stop. Default: no limit.
+        seed: seed of the random step lengths.
+        exchanges: exchanges of a median chain, if neither `seconds` nor `steps` is given. Default 20.
 
     Raises:
         InputError: a number is out of its range, or the time is too short for a step.
@@ -121,7 +122,7 @@ def simulate(
 
 
 def result(model: Model) -> Result:
-    """Return what a model has come to so far."""
+    """Return the results of a simulation so far."""
     job, costs, now = model.job, model.costs, model.env.now
     chains = model.chains
     if not any(c.steps for c in chains):
@@ -170,7 +171,7 @@ def alone(model: Model) -> float:
 
 
 def _factor(job: Job, rank: int) -> float:
-    """Return by how much a rank's steps are longer than `step`."""
+    """Return the factor by which a rank's steps are longer than `step`."""
     factor = job.factors.get(rank, 1.0)
     work = factor if job.work_factors is None else job.work_factors.get(rank, 1.0)
     return (factor * (job.step - job.work) + work * job.work) / job.step
@@ -181,7 +182,7 @@ def _paused(job: Job, rank: int) -> float:
 
 
 def _rate(chain: Chain) -> float:
-    """Return steps per second: between stagings, if there are two, so that whole periods are counted."""
+    """Return a chain's steps per second; between stagings, if there are enough, to count whole periods only."""
     if len(chain.marks) > 2:
         (first, before), (last, after) = chain.marks[0], chain.marks[-1]
         return (after - before) / (last - first)
@@ -189,7 +190,7 @@ def _rate(chain: Chain) -> float:
 
 
 def _traffic(model: Model) -> tuple[float, float]:
-    """Return the bytes through the busiest card's fuller direction, and those of the busiest node's memory."""
+    """Return the bytes through the busiest card in its busier direction, and through the busiest node's memory."""
     costs, done = model.costs, model.fluid.done.astype(float)
     out = np.einsum("nk,nkw->nw", done, costs.reached)
     cards = np.einsum("nk,nkw->nw", done, costs.moved) + costs.weights[:, None] * (out.sum(0) - out)

@@ -1,7 +1,7 @@
-"""Arrays, numbers, strings, lists and dicts from pickles, without running what a pickle names.
+"""Arrays, numbers, strings, lists and dicts from pickles, without calling what a pickle names.
 
-Nothing of numpy's own unpickling is called, nor C's unpickler: together they ended the process on some damaged files
-(a segmentation fault with numpy 2.4), and C's memo takes as much memory as a number in the file says.
+Neither numpy's own unpickling nor the C unpickler is used: together they crash on some damaged files (a segmentation
+fault with numpy 2.4), and the C unpickler allocates a memo as large as a number in the file says.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _TYPES = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8")
 
 
 def load(raw: bytes) -> Any:  # noqa: ANN401
-    """Return what a pickle holds; Python 2's strings as bytes.
+    """Return the dict that a pickle holds; strings of Python 2 become bytes.
 
     Raises:
-        ValueError: it is damaged, or holds something else.
+        ValueError: the pickle is damaged, or holds something else.
     """
     try:
-        return _finished(_Unpickler(io.BytesIO(raw), encoding="bytes").load())
-    except Exception as error:  # a damaged pickle fails with anything
+        return _with_arrays(_Unpickler(io.BytesIO(raw), encoding="bytes").load())
+    except Exception as error:  # a damaged pickle can raise any exception
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 class _DType:
-    """Stands for a numpy.dtype that is being made."""
+    """Placeholder for a numpy.dtype."""
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         self.name, self.order = _text(name), "<"
@@ -39,21 +39,21 @@ class _DType:
             raise ValueError(f"an array of {self.name}")
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
-        self.order = _text(state[1]).replace("|", "<")  # one byte has no order
+        self.order = _text(state[1]).replace("|", "<")  # one-byte types have no byte order
 
 
 class _Array:
-    """Stands for a numpy.ndarray that is being made."""
+    """Placeholder for a numpy.ndarray."""
 
     def __init__(self, *_: object) -> None:
-        self.made: NDArray[Any] | None = None
+        self.array: NDArray[Any] | None = None
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _DType, bool, bytes]) -> None:
         _, shape, dtype, fortran, data = state
         if not isinstance(data, bytes) or math.prod(shape) * int(dtype.name[1]) != len(data):
             raise ValueError("an array whose shape is not that of its bytes")
         numbers = np.frombuffer(data, dtype.order + dtype.name)
-        self.made = numbers.reshape(shape, order="F" if fortran else "C")
+        self.array = numbers.reshape(shape, order="F" if fortran else "C")
 
 
 def _encoded(text: str, encoding: str) -> bytes:
@@ -62,7 +62,7 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_STANDS_FOR: dict[tuple[str, str], Callable[..., object]] = {
+_ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy", "ndarray"): _Array,
@@ -72,19 +72,19 @@ _STANDS_FOR: dict[tuple[str, str], Callable[..., object]] = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler in Python: its memo is a dict."""
+    """The unpickler written in Python, whose memo is a dict."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
-        if (module, name) not in _STANDS_FOR:
+        if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not an array")
-        return _STANDS_FOR[module, name]
+        return _ALLOWED[module, name]
 
 
-def _finished(found: Any) -> Any:  # noqa: ANN401
-    """Return a dict with arrays in place of what stands for them."""
-    if not isinstance(found, dict):
-        raise TypeError(f"a {type(found).__name__}")
-    return {key: value.made if isinstance(value, _Array) else value for key, value in found.items()}
+def _with_arrays(content: Any) -> Any:  # noqa: ANN401
+    """Return a dict with its placeholders replaced by arrays."""
+    if not isinstance(content, dict):
+        raise TypeError(f"a {type(content).__name__}")
+    return {key: value.array if isinstance(value, _Array) else value for key, value in content.items()}
 
 
 def _text(name: object) -> str:

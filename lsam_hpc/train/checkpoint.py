@@ -1,7 +1,7 @@
-"""Checkpoints: every rank writes its own file while the chains go on, and a manifest makes a set of them count.
+"""Checkpoint sets: one file per rank, and a manifest that is written when all files of the set are complete.
 
-A set is named by the total step at which it falls due. Ranks write when they come by, so a set is no moment of the
-whole job; each file is whole by itself, and says which version of the center it saw.
+A set is named by the global step at which it is due. Each rank writes at its own next step while training continues,
+so a set is not a snapshot of the whole job; each file is consistent and records the version of the center it read.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from lsam_hpc.train.selection import OPTIONS
 FORMAT, VERSION = "lsam-hpc checkpoint", 1
 _FILE = re.compile(r"rank-(\d{4,})-(\d{12})\.pt")
 _SET = re.compile(r"set-(\d{12})\.json")
-LOOK = 0.2  # s between two looks for the other ranks' files
+SCAN_SECONDS = 0.2  # s between two scans for the other ranks' files
 
 State = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What makes a set: a file for each rank, None for one that was lost."""
+    """The files of a set: one per rank, None for a rank that had failed."""
 
-    step: int  # total step at which the set fell due
+    step: int  # global step at which the set was due
     layout: list[tuple[str, tuple[int, ...]]]
     config: dict[str, Any]
     files: list[str | None]
@@ -45,21 +45,21 @@ class Manifest:
 
     @property
     def ranks(self) -> int:
-        """Number of ranks that the job had."""
+        """Number of ranks of the job."""
         return len(self.files)
 
 
 class Checkpoints:
-    """Writes this rank's files, and on the lowest living rank the manifests; keeps the newest sets.
+    """Writes this rank's files and, on the lowest living rank, the manifests; removes old sets.
 
     Args:
-        folder: for the files; made if it is not there.
+        folder: for the files; made if it does not exist.
         rank: of this process.
-        ranks: number of them.
+        ranks: number of ranks.
         layout: (name, shape) of each parameter.
         config: the job's options, for the manifest.
-        keep: number of sets that stay.
-        flush: called before each file is written, in a thread: what a checkpoint holds must be in the log too.
+        keep: number of sets to keep.
+        flush: flushes the log; called in the writing thread before each file: no checkpoint is ahead of the log.
     """
 
     def __init__(
@@ -67,26 +67,27 @@ class Checkpoints:
         folder: Path,
         rank: int,
         ranks: int,
+        *,
         layout: Sequence[tuple[str, tuple[int, ...]]],
         config: dict[str, Any],
         keep: int,
         flush: Callable[[], object],
     ) -> None:
         folder.mkdir(exist_ok=True)
-        self.seconds = 0.0  # that the last file took to write
+        self.seconds = 0.0  # time taken to write the last file
         self._folder, self._rank, self._ranks, self._keep = folder, rank, ranks, keep
         self._layout, self._config, self._flush = list(layout), config, flush
         self._thread: threading.Thread | None = None
-        self._pending: list[int] = []  # sets of which this rank has a file, and which have no manifest yet
-        self._looked = 0.0
+        self._pending: list[int] = []  # sets without a manifest of which this rank has written its file
+        self._last_scan = 0.0
         self._failed = False
 
     def write(self, step: int, state: State) -> None:
-        """Copy a state and write it, in a thread; waits for the one before.
+        """Copy a state and write it in a thread, after the previous write has ended.
 
         Args:
             step: of the set.
-            state: of this rank: tensors, numbers, texts, lists and dicts of them.
+            state: of this rank: tensors, numbers, strings, and lists and dicts of them.
         """
         self.wait()
         copied = _copied(state)
@@ -94,32 +95,32 @@ class Checkpoints:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until what was given to `write` is on disk."""
+        """Wait until the last `write` is on disk."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def tend(self, lost: Sequence[int] = (), at_once: bool = False, finished: bool = False) -> None:
-        """On the lowest living rank: write the manifests of sets that are complete, and remove old sets.
+    def write_manifests(self, failed: Sequence[int] = (), *, at_once: bool = False, finished: bool = False) -> None:
+        """On the lowest living rank: write the manifests of complete sets, and remove old sets.
 
         Args:
-            lost: ranks that will write no more.
-            at_once: look, even if the last look was just now.
-            finished: the job's budget is spent.
+            failed: ranks that will not write any more.
+            at_once: scan the folder even if the last scan was less than `SCAN_SECONDS` ago.
+            finished: whether the job's budget is spent.
         """
-        alive = [rank for rank in range(self._ranks) if rank not in lost]
+        alive = [rank for rank in range(self._ranks) if rank not in failed]
         if not self._pending or self._rank != min(alive, default=self._rank):
             return
-        if not at_once and time.monotonic() - self._looked < LOOK:
+        if not at_once and time.monotonic() - self._last_scan < SCAN_SECONDS:
             return
-        self._looked = time.monotonic()
-        there: dict[int, list[int]] = {}
+        self._last_scan = time.monotonic()
+        written: dict[int, list[int]] = {}  # steps by rank
         for file in self._folder.iterdir():
             if match := _FILE.fullmatch(file.name):
-                there.setdefault(int(match[1]), []).append(int(match[2]))
+                written.setdefault(int(match[1]), []).append(int(match[2]))
         for step in list(self._pending):
-            # A rank that came by late has skipped sets: its next file stands for them.
-            chosen = [min((s for s in there.get(rank, []) if s >= step), default=None) for rank in range(self._ranks)]
+            # A slow rank may have skipped sets: its next file then serves for them.
+            chosen = [min((s for s in written.get(rank, []) if s >= step), default=None) for rank in range(self._ranks)]
             if any(chosen[rank] is None for rank in alive):
                 continue
             self._pending.remove(step)
@@ -135,21 +136,21 @@ class Checkpoints:
         path = self._folder / _name(self._rank, step)
         try:
             _replace(path, lambda file: torch.save(state, file))
-        except (OSError, RuntimeError) as error:  # torch turns some of the disk's errors into RuntimeError
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for some disk errors
             if not self._failed:
                 self._failed = True
-                warnings.warn(f"{path}: no checkpoint, and training goes on: {error}", stacklevel=2)
+                warnings.warn(f"{path}: checkpoint not written, training continues: {error}", stacklevel=2)
             return
         self.seconds = time.perf_counter() - clock
         self._pending.append(step)
 
     def _manifest(self, manifest: Manifest) -> None:
-        found = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
-        text = json.dumps(found, indent=1).encode() + b"\n"
+        content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
+        text = json.dumps(content, indent=1).encode() + b"\n"
         _replace(self._folder / f"set-{manifest.step:012}.json", lambda file: file.write(text))
 
     def _remove_old(self) -> None:
-        """Remove all sets but the newest ones, and the files that belong to none of these."""
+        """Remove all sets but the newest ones, and older files that no remaining set needs."""
         sets = sorted(file for file in self._folder.iterdir() if _SET.fullmatch(file.name))
         old, kept = sets[: -self._keep], sets[-self._keep :]
         if not old:
@@ -168,7 +169,7 @@ def newest(folder: Path) -> Manifest | None:
     """Return the newest complete set in a folder, None if there is none.
 
     Raises:
-        InputError: its manifest is not as it should be, or a file is missing or cut.
+        InputError: its manifest is damaged, or a file is missing or truncated.
     """
     sets = sorted(file for file in folder.iterdir() if _SET.fullmatch(file.name)) if folder.is_dir() else []
     if not sets:
@@ -178,15 +179,17 @@ def newest(folder: Path) -> Manifest | None:
         if name is None:
             continue
         path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            raise InputError(f"{path}: expected {size} bytes, found {'none' if found is None else found}: "
-                             f"remove {sets[-1].name} to go on from the set before it")  # fmt: skip
+        actual = path.stat().st_size if path.is_file() else None
+        if actual != size:
+            raise InputError(
+                f"{path}: expected {size} bytes, found {'no such file' if actual is None else actual}: "
+                f"remove {sets[-1].name} to resume from the set before it"
+            )
     return manifest
 
 
 def load(folder: Path, manifest: Manifest, rank: int) -> State | None:
-    """Return a rank's state, None if the set has none of it.
+    """Return a rank's state, None if the set has no file of it.
 
     Raises:
         InputError: the file is damaged, cannot be read without running code, or holds no state.
@@ -196,35 +199,40 @@ def load(folder: Path, manifest: Manifest, rank: int) -> State | None:
         return None
     path = folder / name
     try:
-        with zipfile.ZipFile(path) as parts:  # as torch.save makes it, with check sums that torch.load does not look at
+        with zipfile.ZipFile(path) as parts:  # torch.save writes checksums, torch.load ignores them
             if damaged := parts.testzip():
-                raise InputError(f"{path}: expected what was written, found another check sum of {damaged}")
+                raise InputError(f"{path}: expected the checksums that were written, found another for {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except Exception as error:  # torch names no class for what may be wrong with a file
-        raise InputError(f"{path}: expected a checkpoint that torch.load(weights_only=True) reads, "
-                         f"found: {str(error).splitlines()[0]}") from error  # fmt: skip
+    except Exception as error:  # torch.load documents no exception class for damaged files
+        raise InputError(
+            f"{path}: expected a checkpoint that torch.load(weights_only=True) reads, "
+            f"found: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(state, dict) or not {"opt", "batches", "buffers"} <= state.keys():
-        raise InputError(f"{path}: expected a state of a rank, found something else")
+        raise InputError(f"{path}: expected the state of a rank, found something else")
     return state
 
 
 def check(manifest: Manifest, layout: Sequence[tuple[str, tuple[int, ...]]], config: dict[str, Any]) -> None:
-    """Raise InputError if a set is of another model, or of a job that this one cannot go on with."""
+    """Raise InputError if a set is of another model, or of a job with incompatible options."""
     if manifest.layout != list(layout):
         ours, theirs = dict(layout), dict(manifest.layout)
         name = next((n for n in {**theirs, **ours} if ours.get(n) != theirs.get(n)), "their order")
-        raise InputError(f"--resume: expected a checkpoint of this model, found a difference in {name}: "
-                         f"{theirs.get(name, 'none')} in the checkpoint, {ours.get(name, 'none')} here")  # fmt: skip
-    for name in ("data", *OPTIONS, "topology", "center_momentum", "coupling", "schedule", "budget"):
-        if (found := manifest.config.get(name)) != config.get(name):
+        raise InputError(
+            f"--resume: expected a checkpoint of this model, found a difference in {name}: "
+            f"{theirs.get(name, 'none')} in the checkpoint, {ours.get(name, 'none')} in this job"
+        )
+    for name in ("data", *OPTIONS, "topology", "center_momentum", "coupling", "mode", "budget"):
+        saved = manifest.config.get(name, manifest.config.get("schedule") if name == "mode" else None)
+        if saved != config.get(name):
             option = name.replace("_", "-")
-            raise InputError(f"--{option}: expected {found}, as in the checkpoint, found {config.get(name)}")
+            raise InputError(f"--{option}: expected {saved}, as in the checkpoint, found {config.get(name)}")
 
 
 def clear(folder: Path, keep: Manifest | None) -> None:
-    """Remove what is newer than a set, or everything: files of a job that died, which belong to another history."""
+    """Remove files newer than a set, or all files if `keep` is None: they are of steps that will be trained again."""
     if not folder.is_dir():
         return
     needed = set(keep.files) if keep else set()
@@ -237,11 +245,11 @@ def clear(folder: Path, keep: Manifest | None) -> None:
 
 def _parsed(path: Path) -> Manifest:
     try:
-        found = json.loads(path.read_text())
-        if found.pop("format") != FORMAT or found.pop("version") != VERSION:
+        content = json.loads(path.read_text())
+        if content.pop("format") != FORMAT or content.pop("version") != VERSION:
             raise InputError(f"{path}: expected format {FORMAT!r} of version {VERSION}, found another")
-        found["layout"] = [(str(name), tuple(map(int, shape))) for name, shape in found["layout"]]
-        manifest = Manifest(**found)
+        content["layout"] = [(str(name), tuple(map(int, shape))) for name, shape in content["layout"]]
+        manifest = Manifest(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -256,7 +264,10 @@ def _name(rank: int, step: int) -> str:
 
 
 def _replace(path: Path, write: Callable[[Any], object]) -> None:
-    """Write a file so that it is there whole or not at all, whatever happens."""
+    """Replace a file atomically and durably: after a crash either the old or the new file is complete on disk.
+
+    `atomic_path` neither replaces an existing file nor calls fsync.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         write(file)
@@ -271,7 +282,7 @@ def _replace(path: Path, write: Callable[[Any], object]) -> None:
 
 
 def _copied(value: Any) -> Any:  # noqa: ANN401
-    """Return a copy in host memory that later steps do not change."""
+    """Return a deep copy in host memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Keeps the first optimizer from importing torch's compiler, which a job that compiles nothing does not need.
+"""Postpones the import of torch's compiler until it is used; most jobs compile nothing.
 
-torch.optim imports torch._dynamo, 820 modules and more than a second of a core, to call two functions that do nothing
-outside compiled code. A stand-in has these two, and gives way to the real module as soon as it is asked for more.
+torch.optim imports torch._dynamo (820 modules, more than 1 s of CPU time) to call two functions that do nothing
+outside compiled code. A stand-in module has these two, and loads the real one when any other attribute is used.
 """
 
 from __future__ import annotations
@@ -24,10 +24,16 @@ class _StandIn(ModuleType):
     """torch._dynamo until it is needed."""
 
     def graph_break(self, msg: str = "") -> None:
-        """End a graph: without a compiler there is none."""
+        """Do nothing: without a compiler there is no graph to break."""
 
-    def disable(self, fn: Callable[_P, _T], recursive: bool = True, wrapping: bool = True) -> Callable[_P, _T]:
-        """Return a function that the compiler leaves alone, if it is there when the function is called."""
+    def disable(  # the signature of torch._dynamo.disable
+        self,
+        fn: Callable[_P, _T],
+        recursive: bool = True,  # noqa: FBT001, FBT002 - torch passes it by position
+        *,
+        wrapping: bool = True,
+    ) -> Callable[_P, _T]:
+        """Return `fn`; once the real compiler is loaded, calls go through its own `disable`."""
 
         @functools.wraps(fn)
         def disabled(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -39,17 +45,17 @@ class _StandIn(ModuleType):
         return disabled
 
     def __getattr__(self, name: str) -> object:
-        # __path__: a module below it is imported. For others with underscores anybody asks who looks at all modules.
+        # __path__ means that a submodule is imported. Code that inspects all modules asks for other dunder names.
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
         return getattr(_real(), name)
 
 
 def postpone_compiler() -> None:
-    """Have torch's compiler imported when it is first used."""
+    """Import torch's compiler only when it is first used."""
     if _NAME not in sys.modules:
         stand_in = _StandIn(_NAME)
-        stand_in.__file__ = None  # as a namespace's: inspect looks for every module's file
+        stand_in.__file__ = None  # as for a namespace package: inspect reads __file__ of every module
         sys.modules[_NAME] = stand_in
         torch._dynamo = stand_in
 

@@ -38,7 +38,7 @@ def resnet18(shape: Shape, classes: int) -> nn.Module:
 
 
 class _WideBlock(nn.Module):
-    """BatchNorm and ReLU come before each convolution; where sizes change, the shortcut begins after the first."""
+    """BatchNorm and ReLU precede each convolution; where sizes change, the shortcut starts after the first ReLU."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -87,10 +87,10 @@ def vgg16(shape: Shape, classes: int) -> nn.Module:
     layers: list[nn.Module] = []
     inputs = shape[0]
     for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        for _ in range(count):  # no bias: BatchNorm would take it away again
+        for _ in range(count):  # no bias: BatchNorm subtracts it
             layers += [nn.Conv2d(inputs, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             inputs = width
-        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # five of them: 28 x 28 would end as nothing
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil_mode: five poolings would reduce 28 x 28 to nothing
     return nn.Sequential(*layers, *_head(inputs, classes))
 
 

@@ -1,4 +1,4 @@
-"""The data sets of `lsam train`: built in, in their canonical files, in folders, or one's own."""
+"""The data sets of `lsam train`: built in, in their canonical files, in folders, or the user's own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.options.training import DATASETS
 from lsam_hpc.train import formats
 from lsam_hpc.train.dataset import Dataset, Images, of_arrays
 from lsam_hpc.train.folders import folders
-from lsam_hpc.train.names import DATASETS
-from lsam_hpc.train.own import call
 from lsam_hpc.train.selection import select
+from lsam_hpc.train.user_code import call_function
 
 __all__ = ["DATASETS", "Dataset", "Images", "load", "of_arrays"]
 
@@ -21,6 +21,7 @@ __all__ = ["DATASETS", "Dataset", "Images", "load", "of_arrays"]
 def load(
     name: str,
     directory: str | None,
+    *,
     subset: int | None = None,
     validation: int = 0,
     label_noise: float = 0.0,
@@ -31,17 +32,17 @@ def load(
     Args:
         name: of `DATASETS`, or MODULE:FUNCTION: called with the directory, as a Path or None, it returns a `Dataset` or
             the arrays train_x, train_y, test_x, test_y (see `of_arrays`).
-        directory: with its files, or with the folder that its archive unpacks to; not used by digits.
-        subset: as of `selection.select`, like the rest.
-        validation: see there.
-        label_noise: see there.
-        data_seed: see there.
+        directory: that holds the files, or the folder that the archive unpacks to; not used by digits.
+        subset: see `selection.select`.
+        validation: see `selection.select`.
+        label_noise: see `selection.select`.
+        data_seed: see `selection.select`.
 
     Raises:
-        InputError: a file is missing or damaged, or there are not so many images.
+        InputError: a file is missing or damaged, or there are fewer images than requested.
     """
     folder = Path(directory) if directory is not None else None
-    dataset = _own(name, folder) if ":" in name else _LOADERS[name](folder or Path())
+    dataset = _from_user_code(name, folder) if ":" in name else _LOADERS[name](folder or Path())
     return select(dataset, subset, validation, label_noise, data_seed)
 
 
@@ -51,7 +52,8 @@ def _digits(_: Path) -> Dataset:
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as arrays:
         images = arrays["images"][:, None]  # 0 to 16
         labels = arrays["labels"].astype(np.int64)
-    # Every fourth image is a test image: 1,348 to train on, 449 to test; writers come in blocks, so both have all.
+    # Every fourth image is a test image (1,348 training, 449 test images). Each writer's digits are contiguous, so that
+    # both sets have all writers.
     test = np.arange(len(labels)) % 4 == 3
     return of_arrays((images[~test], labels[~test]), (images[test], labels[test]), 10, mirror=False)
 
@@ -64,10 +66,10 @@ def _fashion_mnist(directory: Path) -> Dataset:
     return _of_idx(directory, ("", "FashionMNIST/raw", "fashion-mnist"), mirror=True)
 
 
-def _of_idx(directory: Path, places: tuple[str, ...], mirror: bool) -> Dataset:
+def _of_idx(directory: Path, places: tuple[str, ...], *, mirror: bool) -> Dataset:
     folder = formats.find(directory, places, "train-images-idx3-ubyte")
     train, test = formats.mnist(folder, "train", 60000), formats.mnist(folder, "t10k", 10000)
-    return of_arrays(train, test, 10, mirror)
+    return of_arrays(train, test, 10, mirror=mirror)
 
 
 def _cifar10(directory: Path) -> Dataset:
@@ -92,17 +94,17 @@ def _folder(directory: Path) -> Dataset:
     return of_arrays(*folders(directory))
 
 
-def _own(spec: str, directory: Path | None) -> Dataset:
-    found = call("--data", spec, directory)
-    if isinstance(found, Dataset):
-        return found
-    if not isinstance(found, (tuple, list)) or len(found) != 4:
+def _from_user_code(spec: str, directory: Path | None) -> Dataset:
+    arrays = call_function("--data", spec, directory)
+    if isinstance(arrays, Dataset):
+        return arrays
+    if not isinstance(arrays, (tuple, list)) or len(arrays) != 4:
         raise InputError(
             f"--data: expected a Dataset or (train_x, train_y, test_x, test_y) from {spec}, "
-            f"found {type(found).__name__}"
+            f"found {type(arrays).__name__}"
         )
     try:
-        return of_arrays((found[0], found[1]), (found[2], found[3]))
+        return of_arrays((arrays[0], arrays[1]), (arrays[2], arrays[3]))
     except InputError as error:
         raise InputError(f"--data: {spec}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""A data set in memory: images as bytes, normalised when they are taken out."""
+"""A data set in memory: images stored as bytes and normalised when they are read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Arrays = tuple[NDArray[Any], NDArray[Any]]  # images and labels
 
 
 class Images:
-    """Images that take one byte a value where they are kept, and are float32 of mean 0 and deviation 1 when used.
+    """Images stored as one byte per value and read as float32 with mean 0 and standard deviation 1.
 
     Args:
-        stored: shape (N, C, H, W); uint8, or float32, which is given as it is.
-        mean: of each channel, shape (C, 1, 1), in units of the bytes. Not used with float32.
-        deviation: as mean.
+        stored: shape (N, C, H, W), uint8, or float32, which is not normalised.
+        mean: of each channel, shape (C, 1, 1), on the scale 0 to 255. Not used with float32.
+        deviation: standard deviation, as mean.
     """
 
     def __init__(self, stored: Tensor, mean: Tensor, deviation: Tensor) -> None:
@@ -35,29 +35,29 @@ class Images:
 
     @property
     def bytes(self) -> int:
-        """Memory that they take where they are kept."""
+        """Memory of the stored images, in bytes."""
         return self._stored.numel() * self._stored.element_size()
 
     def __len__(self) -> int:
         return len(self._stored)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        """Return some of them, normalised, float32, shape (n, C, H, W)."""
+        """Return the chosen images, normalised, float32, shape (n, C, H, W)."""
         # index_select is several times as fast as indexing on bytes.
         some = self._stored[index] if isinstance(index, slice) else self._stored.index_select(0, index)
         return some if some.is_floating_point() else some.float().sub_(self._mean).div_(self._deviation)
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Yield all of them in order, normalised, so many at once."""
+        """Yield all images in order, normalised, `size` at a time."""
         for begin in range(0, len(self), size):
             yield self[begin : begin + size]
 
     def subset(self, index: Tensor) -> Images:
-        """Return some of them in a given order, as they are kept."""
+        """Return the chosen images in the order of `index`, still as bytes."""
         return Images(self._stored[index], self._mean, self._deviation)
 
     def to(self, device: torch.device) -> Images:
-        """Return them on a device."""
+        """Return the images on a device."""
         return Images(self._stored.to(device), self._mean.to(device), self._deviation.to(device))
 
 
@@ -70,8 +70,8 @@ class Dataset:
         train_y: int64, shape (N,).
         test_x: as train_x.
         test_y: as train_y.
-        classes: how many there are.
-        mirror: whether an image's mirror image may stand for it.
+        classes: number of classes.
+        mirror: whether the mirror image of an image keeps its label.
     """
 
     train_x: Images
@@ -87,21 +87,23 @@ class Dataset:
         return Dataset(x, y, self.test_x.to(device), self.test_y.to(device), self.classes, self.mirror)
 
 
-def of_arrays(train: Arrays, test: Arrays, classes: int | None = None, mirror: bool = True) -> Dataset:
-    """Return a data set of arrays in memory.
+def of_arrays(train: Arrays, test: Arrays, classes: int | None = None, *, mirror: bool = True) -> Dataset:
+    """Return a data set made of arrays.
 
     Args:
-        train: images of shape (N, C, H, W), uint8 (they will be normalised per channel with the mean and deviation of
-            the training set) or floats (used as they are), and whole numbers of shape (N,), their labels.
+        train: images of shape (N, C, H, W), uint8 (normalised per channel with the mean and standard deviation
+            of the training set) or floats (not normalised), and their labels, integers of shape (N,).
         test: likewise.
-        classes: labels are 0 to classes - 1. Default: the largest label decides.
-        mirror: whether an image's mirror image may stand for it. Default: True.
+        classes: labels are 0 to classes - 1. Default: the largest label plus 1.
+        mirror: whether the mirror image of an image keeps its label. Default: True.
 
     Raises:
-        InputError: the arrays are no images and labels, or do not fit together.
+        InputError: the arrays are not images and labels, or their shapes do not match.
     """
-    parts = [(_images(f"{name} images", x), _labels(f"{name} labels", y)) for name, (x, y) in
-             zip(("training", "test"), (train, test), strict=True)]  # fmt: skip
+    parts = [
+        (_images(f"{name} images", x), _labels(f"{name} labels", y))
+        for name, (x, y) in zip(("training", "test"), (train, test), strict=True)
+    ]
     (train_x, train_y), (test_x, test_y) = parts
     for name, (x, y) in zip(("training", "test"), parts, strict=True):
         if len(x) != len(y):
@@ -125,36 +127,36 @@ def of_arrays(train: Arrays, test: Arrays, classes: int | None = None, mirror: b
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of each channel of uint8 images, each of shape (C, 1, 1)."""
     values = torch.arange(256, dtype=torch.float64)
-    # From histograms: a float32 copy of the images would take four times their memory.
+    # Computed from histograms: a float32 copy of the images would take four times their memory.
     counts = torch.stack([torch.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
-    part = counts / counts.sum(1, keepdim=True, dtype=torch.float64)
-    mean = part @ values
-    deviation = (part @ values.square() - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
+    frequency = counts / counts.sum(1, keepdim=True, dtype=torch.float64)
+    mean = frequency @ values
+    deviation = (frequency @ values.square() - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
     return mean.float()[:, None, None], deviation.float()[:, None, None]
 
 
-def _images(what: str, given: Any) -> Tensor:  # noqa: ANN401 - one's own data
-    found = _tensor(what, given)
-    if found.ndim != 4 or not (found.dtype == torch.uint8 or found.is_floating_point()):
+def _images(name: str, values: Any) -> Tensor:  # noqa: ANN401 - arrays of the user
+    images = _tensor(name, values)
+    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise InputError(
-            f"{what}: expected shape (N, C, H, W) and uint8 or floats, found {tuple(found.shape)} {found.dtype}"
+            f"{name}: expected shape (N, C, H, W) and uint8 or floats, found {tuple(images.shape)} {images.dtype}"
         )
-    if found.is_floating_point() and not torch.isfinite(found).all():
-        raise InputError(f"{what}: expected finite numbers, found others")
-    return found.contiguous() if found.dtype == torch.uint8 else found.float().contiguous()
+    if images.is_floating_point() and not torch.isfinite(images).all():
+        raise InputError(f"{name}: expected finite numbers, found infinity or NaN")
+    return images.contiguous() if images.dtype == torch.uint8 else images.float().contiguous()
 
 
-def _labels(what: str, given: Any) -> Tensor:  # noqa: ANN401 - one's own data
-    found = _tensor(what, given)
-    if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise InputError(f"{what}: expected whole numbers of shape (N,), found {tuple(found.shape)} {found.dtype}")
-    return found.long()
+def _labels(name: str, values: Any) -> Tensor:  # noqa: ANN401 - arrays of the user
+    labels = _tensor(name, values)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"{name}: expected integers of shape (N,), found {tuple(labels.shape)} {labels.dtype}")
+    return labels.long()
 
 
-def _tensor(what: str, given: Any) -> Tensor:  # noqa: ANN401 - one's own data
+def _tensor(name: str, values: Any) -> Tensor:  # noqa: ANN401 - arrays of the user
     try:
-        if isinstance(given, Tensor):
-            return given.detach().cpu()
-        return torch.from_numpy(np.require(given, requirements=["C", "W"]))
+        if isinstance(values, Tensor):
+            return values.detach().cpu()
+        return torch.from_numpy(np.require(values, requirements=["C", "W"]))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what}: expected an array of numbers, found {type(given).__name__}") from error
+        raise InputError(f"{name}: expected an array of numbers, found {type(values).__name__}") from error

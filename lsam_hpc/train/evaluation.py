@@ -1,4 +1,4 @@
-"""How good a model is."""
+"""Evaluation of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUBSET = 5000  # training images that the training loss and BatchNorm statistics
 
 @torch.no_grad()
 def evaluate(model: nn.Module, x: Images | Tensor, y: Tensor) -> tuple[float, float]:
-    """Return the mean cross-entropy and the error in % of a model in eval mode; its mode is kept."""
+    """Return the mean cross-entropy and the error in % of a model in eval mode; its mode is restored."""
     training = model.training
     model.eval()
     loss, wrong = 0.0, 0

@@ -1,4 +1,4 @@
-"""Data sets that are folders of image files, one folder for each class, as ImageNet and Tiny-ImageNet."""
+"""Data sets of image files with one folder per class, such as ImageNet and Tiny-ImageNet."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _Files = list[tuple[Path, int]]  # each image and its class
 def folders(directory: Path) -> tuple[Arrays, Arrays, int]:
     """Return training and test images as RGB, (N, 3, H, W), and the number of classes.
 
-    The training images are in train/CLASS/, in folders below that too; the test images likewise in val/CLASS/, or in
-    val/images with their classes in val/val_annotations.txt; without val, in test/. Classes are numbered in the order
-    of their names, and training images are put into an order in any part of which each class has its share.
+    Training images are in train/CLASS/ and its subfolders. Test images are in val/CLASS/, or in val/images with their
+    classes in val/val_annotations.txt; without val, in test/CLASS/. Classes are numbered in the order of their names.
+    Training images are shuffled so that each class has its share in any part of the order.
 
     Raises:
         InputError: a folder or file is missing or damaged, or images differ in size.
@@ -33,34 +33,34 @@ def folders(directory: Path) -> tuple[Arrays, Arrays, int]:
     names = _folders(directory / "train")
     train = [(file, label) for label, name in enumerate(names) for file in _images(directory / "train" / name)]
     train = [train[i] for i in balanced_order(np.array([label for _, label in train]), seed=0)]
-    side = directory / "val" if (directory / "val").is_dir() else directory / "test"
-    annotations = side / "val_annotations.txt"
+    test_folder = directory / "val" if (directory / "val").is_dir() else directory / "test"
+    annotations = test_folder / "val_annotations.txt"
     if annotations.is_file():
         test = _annotated(annotations, names)
     else:
-        unknown = [name for name in _folders(side) if name not in names]
+        unknown = [name for name in _folders(test_folder) if name not in names]
         if unknown:
-            raise InputError(f"{side / unknown[0]}: expected a class of {directory / 'train'}, found another")
-        test = [(file, names.index(name)) for name in _folders(side) for file in _images(side / name)]
+            raise InputError(f"{test_folder / unknown[0]}: expected a class of {directory / 'train'}, found another")
+        test = [(file, names.index(name)) for name in _folders(test_folder) for file in _images(test_folder / name)]
     size = _decoded(train[0][0]).shape[:2]
     return _read(train, size), _read(test, size), len(names)
 
 
 def _folders(directory: Path) -> list[str]:
     try:
-        found = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and entry.name[0] != ".")
+        names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and entry.name[0] != ".")
     except OSError as error:
         raise InputError(f"{directory}: expected a folder for each class in it, found: {error.strerror}") from error
-    if not found:
+    if not names:
         raise InputError(f"{directory}: expected a folder for each class in it, found none")
-    return found
+    return names
 
 
 def _images(directory: Path) -> list[Path]:
-    found = [Path(place, name) for place, _, names in os.walk(directory) for name in names if _is_image(name)]
-    if not found:
+    images = [Path(folder, name) for folder, _, names in os.walk(directory) for name in names if _is_image(name)]
+    if not images:
         raise InputError(f"{directory}: expected images ({', '.join(SUFFIXES)}), found none")
-    return sorted(found)
+    return sorted(images)
 
 
 def _is_image(name: str) -> bool:
@@ -68,36 +68,38 @@ def _is_image(name: str) -> bool:
 
 
 def _annotated(path: Path, names: Sequence[str]) -> _Files:
-    """Return the images that a val_annotations.txt names: in each line a file of images/, a tab and its class."""
-    number = {name: label for label, name in enumerate(names)}
-    found = []
-    for at, line in enumerate(read(path).decode(errors="replace").splitlines(), 1):
+    """Return the images listed in a val_annotations.txt: in each line a file of images/, a tab and its class."""
+    labels = {name: label for label, name in enumerate(names)}
+    images = []
+    for number, line in enumerate(read(path).decode(errors="replace").splitlines(), 1):
         file, _, rest = line.partition("\t")
-        label = number.get(rest.split("\t")[0].strip())
+        label = labels.get(rest.split("\t")[0].strip())
         if label is None or Path(file).name != file:
-            raise InputError(f"{path}, line {at}: expected a file's name, a tab and its class, found {line[:80]!r}")
-        found.append((path.parent / "images" / file, label))
-    if not found:
+            raise InputError(f"{path}, line {number}: expected a file's name, a tab and its class, found {line[:80]!r}")
+        images.append((path.parent / "images" / file, label))
+    if not images:
         raise InputError(f"{path}: expected a line for each image, found none")
-    return found
+    return images
 
 
 def _read(files: _Files, size: tuple[int, ...]) -> Arrays:
     try:
         images = np.empty((len(files), 3, *size), np.uint8)
     except MemoryError as error:
-        raise InputError(f"--data folder: expected memory for {len(files)} images of {size}, found less") from error
+        raise InputError(
+            f"--data folder: expected memory for {len(files)} images of {size}, found too little"
+        ) from error
 
-    def fill(at: int) -> None:
-        image = _decoded(files[at][0])
+    def fill(index: int) -> None:
+        image = _decoded(files[index][0])
         if image.shape[:2] != size:
             raise InputError(
-                f"{files[at][0]}: expected an image of {size[1]} x {size[0]}, as the first of the training set, "
+                f"{files[index][0]}: expected an image of {size[1]} x {size[0]}, as the first of the training set, "
                 f"found {image.shape[1]} x {image.shape[0]}"
             )
-        images[at] = image.transpose(2, 0, 1)
+        images[index] = image.transpose(2, 0, 1)
 
-    # Pillow decodes without the interpreter's lock; a rank takes the cores that it has of its node.
+    # Pillow releases the GIL while it decodes: use one thread for each of the rank's cores.
     pool = ThreadPoolExecutor(torch.get_num_threads())
     try:
         for _ in pool.map(fill, range(len(files))):
@@ -115,5 +117,5 @@ def _decoded(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except Exception as error:  # a damaged image fails with anything, by format
+    except Exception as error:  # a damaged image can raise any exception, depending on its format
         raise InputError(f"{path}: expected an image, found: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Readers of the canonical files of MNIST, CIFAR and SVHN; no file can run code, and every damage is one line."""
+"""Readers of the canonical files of MNIST, CIFAR and SVHN; no file can run code, and each error is one line."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from lsam_hpc.train.matfile import arrays
 
 
 def find(directory: Path, places: tuple[str, ...], file: str) -> Path:
-    """Return the folder that holds a file, with or without .gz: one of the places in a directory.
+    """Return the folder that holds a file, with or without .gz: the first of `places` in a directory.
 
     Raises:
-        InputError: none does.
+        InputError: none of them holds it.
     """
     for place in places:
         if (directory / place / file).is_file() or (directory / place / f"{file}.gz").is_file():
             return directory / place
     others = f" or in {' or '.join(p for p in places if p)}" if any(places) else ""
-    raise InputError(f"{directory}: expected the file {file} there{others}, found none")
+    raise InputError(f"{directory}: expected the file {file} in it{others}, found none")
 
 
 def mnist(folder: Path, part: str, at_most: int) -> Arrays:
-    """Return images, (N, 1, 28, 28), and labels of a part, train or t10k, from its two IDX files."""
+    """Return images, (N, 1, 28, 28), and labels of a part (train or t10k) from its two IDX files."""
     images = _idx(folder / f"{part}-images-idx3-ubyte", 3)
     labels = _idx(folder / f"{part}-labels-idx1-ubyte", 1)
     if images.shape[1:] != (28, 28) or len(images) != len(labels) or not 0 < len(images) <= at_most:
@@ -43,7 +43,7 @@ def mnist(folder: Path, part: str, at_most: int) -> Arrays:
 
 
 def cifar(path: Path, classes: int) -> Arrays:
-    """Return images, (N, 3, 32, 32), and labels of a file of CIFAR-10 or, with 100 classes, CIFAR-100."""
+    """Return images, (N, 3, 32, 32), and labels of a file of CIFAR-10 or, for 100 classes, CIFAR-100."""
     raw = read(path)
     try:
         batch = arraypickle.load(raw)
@@ -62,8 +62,8 @@ def svhn(path: Path) -> Arrays:
     """Return images, (N, 3, 32, 32), and labels of a file of SVHN's second format; its label 10 is the digit 0."""
     raw = read(path)
     try:
-        found = arrays(raw)
-        images, labels = found["X"], found["y"].ravel()
+        by_name = arrays(raw)
+        images, labels = by_name["X"], by_name["y"].ravel()
     except (ValueError, KeyError, MemoryError) as error:
         raise InputError(f"{path}: expected a MATLAB 5 file with X and y, found: {one_line(error)}") from error
     if images.shape != (32, 32, 3, len(labels)) or images.dtype != np.uint8:
@@ -75,7 +75,7 @@ def svhn(path: Path) -> Arrays:
 
 
 def read(path: Path) -> bytes:
-    """Return what is in a file; raises InputError if it cannot be read."""
+    """Return the bytes of a file; raises InputError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -83,17 +83,17 @@ def read(path: Path) -> bytes:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's kind and message in one line of moderate length."""
+    """Return an exception's class and message in one line of at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an IDX file of bytes, plain or with .gz at the end of its name."""
-    packed = path.with_name(path.name + ".gz")
-    if packed.is_file():
-        path = packed
+    compressed = path.with_name(path.name + ".gz")
+    if compressed.is_file():
+        path = compressed
     raw = read(path)
-    if path == packed:
+    if path == compressed:
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
@@ -110,7 +110,7 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _labels(path: Path, labels: NDArray[Any], low: int, high: int) -> NDArray[np.int64]:
-    if not len(labels) or not (labels.min() >= low and labels.max() <= high):  # not NaN either
-        found = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
-        raise InputError(f"{path}: expected labels {low} to {high}, found {found}")
+    if not len(labels) or not (labels.min() >= low and labels.max() <= high):  # also false for NaN
+        interval = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
+        raise InputError(f"{path}: expected labels {low} to {high}, found {interval}")
     return labels.astype(np.int64)

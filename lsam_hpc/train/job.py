@@ -10,13 +10,16 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from lsam_hpc.distributed import LSAM
+from lsam_hpc.distributed.lsam import LSAM
 from lsam_hpc.errors import InputError
-from lsam_hpc.runlog import RunLog
+from lsam_hpc.options.communication import CommunicationOptions
+from lsam_hpc.options.coupling import StepOptions
+from lsam_hpc.options.option import keywords
+from lsam_hpc.rundir.runlog import RunLog
 from lsam_hpc.train import data
 from lsam_hpc.train.batches import Batches
+from lsam_hpc.train.builders import augmentation, make_base, sampler_options, total_steps
 from lsam_hpc.train.config import TrainConfig
-from lsam_hpc.train.parts import augmentation, make_base, sampler_options, total_steps
 
 
 @dataclass
@@ -42,15 +45,12 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
     """
     opt = LSAM(
         make_base(config, model),
-        pull=config.pull,
-        schedule=config.schedule,  # type: ignore[arg-type]
-        budget=config.budget,  # type: ignore[arg-type]
-        seed=config.seed,
-        observer=log.exchange,
-        witness=log.witness,
-        comm=comm,
         **sampler_options(config, model),
-        **config.links(),
+        **keywords(config, StepOptions),
+        **keywords(config, CommunicationOptions),
+        on_exchange=log.exchange,
+        state_callback=log.state_callback,
+        comm=comm,
     )
     batches = Batches(
         dataset.train_x,

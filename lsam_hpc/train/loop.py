@@ -19,21 +19,25 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from lsam_hpc import rma
-from lsam_hpc.rundir import prepare
-from lsam_hpc.runlog import RunLog, describe
-from lsam_hpc.train.attempt import find
+from lsam_hpc.options.logging import LoggingOptions
+from lsam_hpc.options.option import part
+from lsam_hpc.rundir.prepare import prepare
+from lsam_hpc.rundir.runlog import RunLog, describe
+from lsam_hpc.train.builders import lr_factor, make_dataset, make_model, peak_lr
 from lsam_hpc.train.checkpoint import Checkpoints
+from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler, resume
 from lsam_hpc.train.compiler import postpone_compiler
 from lsam_hpc.train.config import TrainConfig, parse
 from lsam_hpc.train.evaluation import SUBSET, evaluate
 from lsam_hpc.train.job import Chain, make_chain, pick_device, share_cores, start_averaging
-from lsam_hpc.train.parts import lr_factor, make_dataset, make_model, peak_lr
 from lsam_hpc.train.profile import Profile, profiled
-from lsam_hpc.train.saver import Saver, resume
-from lsam_hpc.train.signals import Ending, job_end
+from lsam_hpc.train.resume_point import find_resume_point
+from lsam_hpc.train.signals import StopRequest, job_end
 from lsam_hpc.train.stragglers import Stragglers
 from lsam_hpc.train.table import table
+from lsam_hpc.util.log import get_logger
 
+_LOG = get_logger(__name__)
 STOPPED = 3  # the exit code of a job that was stopped and can be resumed
 RANKS_LOST = 4  # of one that ended without some of its ranks
 
@@ -42,29 +46,36 @@ def main(argv: Sequence[str]) -> int:
     """Run `lsam train` on this rank; return its exit code."""
     postpone_compiler()
     comm = MPI.COMM_WORLD
-    config = rma.agree(comm, lambda: parse(argv))
+    config = rma.raise_on_all(comm, lambda: parse(argv))
     options = dataclasses.asdict(config)
     for option, value in options.items():
-        rma.same(comm, f"--{option.replace('_', '-')}", value)
-    config = rma.agree(comm, lambda: config.together(comm.size))
-    rma.agree(comm, lambda: config.check_links(comm.size))
-    stragglers = rma.agree(comm, lambda: Stragglers(config.stragglers, comm.rank, comm.size, config.seed))
+        rma.require_equal(comm, f"--{option.replace('_', '-')}", value)
+    config = rma.raise_on_all(comm, lambda: config.together(comm.size))
+    rma.raise_on_all(comm, lambda: config.check_communication(comm.size))
+    stragglers = rma.raise_on_all(comm, lambda: Stragglers(config.stragglers, comm.rank, comm.size, config.seed))
     end = comm.bcast(job_end() if comm.rank == 0 else None)  # one question to the batch system
-    ending = rma.agree(comm, lambda: Ending([s for s in config.stop_signals.split(",") if s], end, config.end_margin))
+    stop_request = rma.raise_on_all(
+        comm, lambda: StopRequest([s for s in config.stop_signals.split(",") if s], end, config.end_margin)
+    )
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     share_cores(node)
-    device = rma.agree(comm, lambda: pick_device(config.device, node))
+    device = rma.raise_on_all(comm, lambda: pick_device(config.device, node))
     node.Free()
-    dataset = rma.agree(comm, lambda: make_dataset(config))
-    model = rma.agree(comm, lambda: make_model(config, dataset)).to(device)
-    rma.agree(comm, lambda: start_averaging(config))
+    dataset = rma.raise_on_all(comm, lambda: make_dataset(config))
+    model = rma.raise_on_all(comm, lambda: make_model(config, dataset)).to(device)
+    rma.raise_on_all(comm, lambda: start_averaging(config))
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     now = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
     run_dir = Path(config.out or f"runs/{config.data.replace(':', '-')}-{now:%Y%m%d-%H%M%S}")
-    before = find(config, run_dir, layout, comm)
-    rma.agree(comm, lambda: prepare(run_dir, options, config.overwrite, comm.rank, before.resumed))
+    before = find_resume_point(config, run_dir, layout, comm)
+    rma.raise_on_all(
+        comm, lambda: prepare(run_dir, options, comm.rank, overwrite=config.overwrite, resumed=before.resumed)
+    )
     attributes = describe(comm, json.dumps(options), config.seed, before.start or now, device)
-    with rma.agree(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, config.logs(), before.earlier)) as log:
+    with rma.raise_on_all(
+        comm,
+        lambda: RunLog(run_dir, comm.rank, layout, attributes, part(config, LoggingOptions), earlier=before.earlier),
+    ) as log:
         profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
         chain = make_chain(config, model, dataset.to(device), log, comm)
         if before.manifest is not None:
@@ -73,20 +84,22 @@ def main(argv: Sequence[str]) -> int:
             run_dir / "checkpoints",
             comm.rank,
             comm.size,
-            layout,
-            options,
-            config.checkpoint_keep,
-            log.writer.flush,
+            layout=layout,
+            config=options,
+            keep=config.checkpoint_keep,
+            flush=log.writer.flush,
         )
-        saver = Saver(config, checkpoints, chain, before.seconds)
-        stopped = _train(config, chain, log, saver, ending, stragglers, profile)
-        results, lost = _end(chain, run_dir, log, saver, stopped)
+        scheduler = CheckpointScheduler(config, checkpoints, chain, before.seconds)
+        stopped = _train(
+            config, chain, log, scheduler=scheduler, stop_request=stop_request, stragglers=stragglers, profile=profile
+        )
+        results, lost = _end(chain, run_dir, log, scheduler, stopped=stopped)
     if results and not stopped:
         print(table(results, lost))
         print(f"run directory: {run_dir}    summary: lsam inspect {run_dir}")
     if stopped and results:
-        print(f"lsam-hpc: stopped ({ending.reason or 'by another rank'}); lsam train --resume auto --out {run_dir} "
-              "with the same options goes on", file=sys.stderr)  # fmt: skip
+        reason = stop_request.reason or "by another rank"
+        _LOG.info("stopped (%s); continue by lsam train --resume auto --out %s with the same options", reason, run_dir)
         _requeue(config.requeue)
     if lost:
         sys.stdout.flush()
@@ -98,8 +111,9 @@ def _train(
     config: TrainConfig,
     chain: Chain,
     log: RunLog,
-    saver: Saver,
-    ending: Ending,
+    *,
+    scheduler: CheckpointScheduler,
+    stop_request: StopRequest,
     stragglers: Stragglers,
     profile: Profile,
 ) -> bool:
@@ -122,8 +136,8 @@ def _train(
 
             loss = opt.step(closure).item()
             log.step(opt, step, loss)
-            saver.step()
-            if not asked and (ending.asked() or (config.on_lost == "stop" and opt.silent)):
+            scheduler.step()
+            if not asked and (stop_request.asked() or (config.on_lost == "stop" and opt.unresponsive_ranks)):
                 asked = True
                 opt.stop()
             if bar.update(min(step + 1, total) - bar.n):
@@ -137,40 +151,40 @@ def _train(
 
 
 def _end(
-    chain: Chain, run_dir: Path, log: RunLog, saver: Saver, stopped: bool
+    chain: Chain, run_dir: Path, log: RunLog, scheduler: CheckpointScheduler, *, stopped: bool
 ) -> tuple[list[dict[str, float]], list[int]]:
     """Save and evaluate; return every rank's result, on the lowest rank that is left only, and the ranks lost."""
     model, opt, dataset = chain.model, chain.opt, chain.dataset
     rank, ranks = opt.comm.rank, opt.comm.size
-    result = {"seconds": saver.seconds, **opt.stats()}
+    result = {"seconds": scheduler.seconds, **opt.stats()}
     some_x, some_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
     if not stopped:
         result["sample_train_loss"], _ = evaluate(model, some_x, some_y)
         _, result["sample_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
     shared = dict(result)
-    records = opt.meet(list(shared.values()))
-    if saver.enabled or stopped:
-        saver.last(int(records["total_step"].max()), finished=not stopped)
+    records = opt.rendezvous(list(shared.values()))
+    if scheduler.enabled or stopped:
+        scheduler.last(int(records["global_step"].max()), finished=not stopped)
     log.last_states(opt)
     while True:
-        lost = opt.lost
+        lost = opt.failed_ranks
         first = min(set(range(ranks)) - set(lost), default=0)
         if rank == first and not stopped:
             with opt.center(model, some_x.split(256)):
                 result["center_train_loss"], _ = evaluate(model, some_x, some_y)
                 _, result["center_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
                 _save(model, run_dir / "checkpoints" / "center.pt")
-        records = opt.meet(list(shared.values()))
-        if opt.lost == lost:
+        records = opt.rendezvous(list(shared.values()))
+        if opt.failed_ranks == lost:
             break  # else the first may be among them: the next one does it
-    saver.close()
+    scheduler.close()
     opt.close()
     log.close(None if stopped else result)
     results = [dict(zip(shared, map(float, row), strict=False)) for row in records["results"]]
-    for gone in opt.lost:
+    for gone in opt.failed_ranks:
         results[gone]["steps"] = float(records["step"][gone])
     results[first] |= result
-    return results if rank == first else [], opt.lost
+    return results if rank == first else [], opt.failed_ranks
 
 
 def _save(model: nn.Module, path: Path) -> None:
@@ -189,4 +203,4 @@ def _requeue(at_most: int) -> None:
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60, capture_output=True, text=True)
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        print(f"lsam-hpc: --requeue: scontrol requeue {job} failed: {detail}", file=sys.stderr)
+        _LOG.error("--requeue: scontrol requeue %s failed: %s", job, detail)

@@ -1,6 +1,6 @@
 """Arrays of numbers in MATLAB 5 files.
 
-scipy's reader ends the process on some damaged files (a segmentation fault in scipy 1.17); this one raises ValueError.
+scipy's reader crashes on some damaged files (a segmentation fault in scipy 1.17); this one raises ValueError.
 
 Source: MathWorks, "MAT-File Format", Level 5.
 """
@@ -28,21 +28,21 @@ def arrays(raw: bytes) -> dict[str, NDArray[Any]]:
         raw: the whole file.
 
     Raises:
-        ValueError: it is no MATLAB 5 file, or damaged.
+        ValueError: the file is not a MATLAB 5 file, or is damaged.
     """
     if raw[126:128] not in (b"IM", b"MI"):
         raise ValueError("no MATLAB 5 file")
     order = "<" if raw[126:128] == b"IM" else ">"
-    found: dict[str, NDArray[Any]] = {}
+    by_name: dict[str, NDArray[Any]] = {}
     try:
         for kind, body in _elements(memoryview(raw)[_HEADER:], order):
             if kind == _COMPRESSED:
                 ((kind, body),) = _elements(memoryview(zlib.decompress(body)), order)
             if kind == _MATRIX:
-                found |= _array(body, order)
+                by_name |= _array(body, order)
     except (struct.error, zlib.error) as error:
         raise ValueError(str(error)) from error
-    return found
+    return by_name
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
@@ -50,7 +50,7 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
     at = 0
     while at < len(data):
         kind, size = struct.unpack_from(order + "II", data, at)
-        if kind >> 16:  # up to four bytes are packed into the tag
+        if kind >> 16:  # a small element: up to four bytes of data in the tag itself
             kind, size, begin, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
         else:
             begin, end = at + 8, at + 8 + size
@@ -63,7 +63,7 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
 def _array(matrix: memoryview, order: str) -> dict[str, NDArray[Any]]:
     flags, shape, name, *parts = _elements(matrix, order)
     (flag,) = struct.unpack_from(order + "I", flags[1])
-    if flag & 0xFF not in _CLASSES or len(parts) != 1:  # text, a structure, complex numbers
+    if flag & 0xFF not in _CLASSES or len(parts) != 1:  # text, structures and complex numbers are skipped
         return {}
     ((stored, values),) = parts
     if stored not in _STORED:

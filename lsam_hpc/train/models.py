@@ -1,4 +1,4 @@
-"""The models of `lsam train`: built in, or one's own."""
+"""The models of `lsam train`: built in, or the user's own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.train import names
+from lsam_hpc.options import training
 from lsam_hpc.train.convnets import Shape, resnet18, vgg16, wrn16_8
 from lsam_hpc.train.formats import one_line
-from lsam_hpc.train.own import call
+from lsam_hpc.train.user_code import call_function
 from lsam_hpc.train.vit import vit
 
 __all__ = ["DEFAULT_MODEL", "MODELS", "Shape", "build", "cnn", "cnn_tiny", "mlp", "resnet18", "vgg16", "vit", "wrn16_8"]
@@ -31,7 +31,7 @@ def cnn(shape: Shape, classes: int) -> nn.Module:
 
 
 def cnn_tiny(shape: Shape, classes: int) -> nn.Module:
-    """Return one of a tenth of `cnn`'s work: 16, 32 and 64 channels, strides in place of pooling."""
+    """Return a network with a tenth of the operations of `cnn`: 16, 32 and 64 channels, strides in place of pooling."""
     return _convolutions(shape, classes, (16, 32, 64), 2)
 
 
@@ -51,9 +51,9 @@ def _convolutions(shape: Shape, classes: int, widths: tuple[int, ...], stride: i
 
 
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = dict(
-    zip(names.MODELS, (mlp, cnn, cnn_tiny, resnet18, wrn16_8, vgg16, vit), strict=True)
+    zip(training.MODELS, (mlp, cnn, cnn_tiny, resnet18, wrn16_8, vgg16, vit), strict=True)
 )
-DEFAULT_MODEL = {  # of one's own data: cnn
+DEFAULT_MODEL = {  # cnn for the user's own data
     "digits": "mlp",
     "mnist": "cnn",
     "fashion-mnist": "cnn",
@@ -65,31 +65,31 @@ DEFAULT_MODEL = {  # of one's own data: cnn
 
 
 def build(name: str | None, data: str, shape: Shape, classes: int) -> nn.Module:
-    """Return a model, checked on images of zeros.
+    """Return a model, after a trial forward pass on images of zeros.
 
     Args:
         name: of `MODELS`, or MODULE:FUNCTION: called with shape and classes, it returns an nn.Module whose outputs are
-            the logits, (B, classes). Default: the data set's in `DEFAULT_MODEL`, cnn for others.
+            the logits, (B, classes). Default: `DEFAULT_MODEL` of the data set, cnn for others.
         data: name of the data set.
         shape: of an image.
-        classes: of the data set.
+        classes: number of classes.
 
     Raises:
-        InputError: one's own function fails, or the model does not fit the images.
+        InputError: the user's function fails, or the model does not fit the images.
     """
     name = name or DEFAULT_MODEL.get(data, "cnn")
-    model = call("--model", name, shape, classes) if ":" in name else MODELS[name](shape, classes)
+    model = call_function("--model", name, shape, classes) if ":" in name else MODELS[name](shape, classes)
     if not isinstance(model, nn.Module):
         raise InputError(f"--model: expected an nn.Module from {name}, found {type(model).__name__}")
-    outputs = _tried(name, model, shape)
+    outputs = _trial_outputs(name, model, shape)
     if not isinstance(outputs, Tensor) or outputs.shape != (2, classes):
-        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise InputError(f"--model {name}: expected outputs of shape (2, {classes}) for two images, found {found}")
+        actual = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError(f"--model {name}: expected outputs of shape (2, {classes}) for two images, found {actual}")
     return model
 
 
 @torch.no_grad()
-def _tried(name: str, model: nn.Module, shape: Shape) -> object:
+def _trial_outputs(name: str, model: nn.Module, shape: Shape) -> object:
     training = model.training
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Which training images are used, held out or given a wrong label: the same for all ranks and methods."""
+"""Chooses the training images that are used, held out or mislabelled: the same for all ranks and methods."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ def select(
 ) -> Dataset:
     """Return the part of a data set that a run uses.
 
-    All training images are put into a random order in any part of which each class has its share, but for an image or
-    two. The last `validation` of them take the place of the test set, and the first `subset` are trained
-    on: the same with and without a validation set, as long as both fit.
+    All training images are shuffled so that each class has its share in any part of the order, to within two images.
+    The last `validation` images replace the test set; the first `subset` images are trained on. These are the same
+    with and without a validation set, as long as both fit.
 
     Args:
-        dataset: the whole.
-        subset: training images that are used. Default: all that are left.
-        validation: training images that become the test set; their labels stay right. Default: 0, the real test set.
-        label_noise: part of the remaining training labels that is replaced, each by one of the other classes, all
-            equally likely. Default: 0.
-        data_seed: of all of this.
+        dataset: the whole data set.
+        subset: number of training images to use. Default: all that are not held out.
+        validation: number of training images that become the test set, with correct labels. Default: 0, the real test
+            set.
+        label_noise: fraction of the used training labels that is replaced, each by another class; all other classes
+            are equally likely. Default: 0.
+        data_seed: of the order and of the label noise.
 
     Raises:
-        InputError: there are not so many images.
+        InputError: there are fewer images than requested.
     """
     count = len(dataset.train_y)
     if validation >= count:
@@ -56,7 +57,7 @@ def select(
 
 
 def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return a random order of images, shape (N,), in any beginning of which each class has its share.
+    """Return a random order of images, shape (N,), in any part of which each class has its share.
 
     Args:
         labels: shape (N,).
@@ -65,25 +66,25 @@ def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     shuffled = np.random.default_rng([seed, _ORDER]).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     _, first, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
-    place = np.arange(len(labels)) - np.repeat(first, counts)
+    rank_in_class = np.arange(len(labels)) - np.repeat(first, counts)
     key = np.empty(len(labels))
-    key[by_class] = (place + 0.5) / np.repeat(counts, counts)  # classes at even distances over the whole order
+    key[by_class] = (rank_in_class + 0.5) / np.repeat(counts, counts)  # spaces each class evenly over the whole order
     return shuffled[np.argsort(key[shuffled], kind="stable")]
 
 
 def with_label_noise(labels: NDArray[np.int64], classes: int, part: float, seed: int) -> NDArray[np.int64]:
-    """Return labels of which a part, chosen at random, is wrong.
+    """Return labels of which a random part is wrong.
 
     Args:
         labels: shape (N,), 0 to classes - 1; at least two classes.
-        classes: a wrong label is any of the others with equal probability.
+        classes: number of classes; all wrong classes are equally likely.
         part: 0 to 1; round(part * N) labels are replaced.
-        seed: of the choice.
+        seed: of the random choice.
     """
     if classes < 2:
         raise InputError(f"--label-noise: expected data of at least two classes, found {classes}")
-    chance = np.random.default_rng([seed, _NOISE])
-    chosen = chance.permutation(len(labels))[: round(part * len(labels))]
+    rng = np.random.default_rng([seed, _NOISE])
+    chosen = rng.permutation(len(labels))[: round(part * len(labels))]
     noisy = labels.copy()
-    noisy[chosen] = (noisy[chosen] + chance.integers(1, classes, len(chosen))) % classes
+    noisy[chosen] = (noisy[chosen] + rng.integers(1, classes, len(chosen))) % classes
     return noisy

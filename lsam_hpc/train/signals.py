@@ -1,4 +1,4 @@
-"""Signals and time limits: why a job has to end before its work is done."""
+"""Signals and time limits that end a job before its budget is spent."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ from types import FrameType
 
 from lsam_hpc.errors import InputError
 
-REPEATED = 2.0  # s
+REPEATED = 2.0  # s in which the same signal counts once
 
 
-class Ending:
-    """Notices that the job has to end: a signal came, or its time is nearly up.
+class StopRequest:
+    """Notices that the job has to end: a signal arrived, or its time limit is near.
 
-    A handler only sets a flag; a second signal ends the process at once, as it would without this. The same one within
-    two seconds counts once: the batch system and the launcher may both deliver it.
+    The handler only sets a flag; a second signal ends the process at once, as without a handler. The same signal again
+    within two seconds is ignored: the batch system and the launcher may both deliver it.
 
     Args:
-        signals: names, SIGUSR1 or USR1.
-        end: when the batch system ends the job, seconds since 1970; None: never.
-        margin: s before `end` that are left for the last checkpoint.
+        signals: names such as SIGUSR1 or USR1.
+        end: time at which the batch system ends the job, seconds since 1970; None: never.
+        margin: seconds before `end` that are reserved for the last checkpoint.
 
     Raises:
-        InputError: a signal is not known or cannot be caught.
+        InputError: a signal is unknown or cannot be caught.
     """
 
     def __init__(self, signals: Sequence[str], end: float | None, margin: float) -> None:
         self.reason: str | None = None
-        self._caught_before: tuple[int, float] | None = None  # the first signal, and when
-        self._before = None if end is None else end - margin
+        self._first: tuple[int, float] | None = None  # the first signal, and when
+        self._stop_at = None if end is None else end - margin
         for number in [_number(name) for name in signals]:
             signal.signal(number, self._caught)
 
     def asked(self) -> bool:
-        """Return whether the job has to end; `reason` then says why."""
-        if self.reason is None and self._before is not None and time.time() >= self._before:
+        """Return True if the job has to end; `reason` then says why."""
+        if self.reason is None and self._stop_at is not None and time.time() >= self._stop_at:
             self.reason = "the job's time limit"
         return self.reason is not None
 
     def _caught(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        if self._caught_before is not None:
-            before, when = self._caught_before
-            if before == number and now - when < REPEATED:
+        if self._first is not None:
+            first, when = self._first
+            if first == number and now - when < REPEATED:
                 return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._caught_before = number, now
+        self._first = number, now
         self.reason = self.reason or signal.Signals(number).name
 
 
 def job_end() -> float | None:
-    """Return when the batch system ends this job, seconds since 1970; None if it does not say.
+    """Return the time at which the batch system ends this job, seconds since 1970; None if it is unknown.
 
-    Slurm tells it in the environment or by squeue, PBS by qstat.
+    Slurm states it in the environment or in squeue, PBS in qstat.
     """
     if end := os.environ.get("SLURM_JOB_END_TIME"):
         return float(end)
     if job := os.environ.get("SLURM_JOB_ID"):
-        if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # the number of one of its jobs means all of them
+        if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # SLURM_JOB_ID of one element can mean the whole array
             job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         text = _output("squeue", "-h", "-j", job, "-o", "%e")
         return datetime.fromisoformat(text).timestamp() if text and text[0].isdigit() else None
@@ -77,16 +77,16 @@ def job_end() -> float | None:
 
 def _number(name: str) -> signal.Signals:
     try:
-        found = signal.Signals["SIG" + name.strip().upper().removeprefix("SIG")]
+        number = signal.Signals["SIG" + name.strip().upper().removeprefix("SIG")]
     except KeyError as error:
         raise InputError(f"signals: expected names such as USR1 or TERM, found {name!r}") from error
-    if found in (signal.SIGKILL, signal.SIGSTOP):
+    if number in (signal.SIGKILL, signal.SIGSTOP):
         raise InputError(f"signals: expected ones that can be caught, found {name!r}")
-    return found
+    return number
 
 
 def _output(*words: str) -> str:
-    """Return what a command of the batch system prints, '' if there is none."""
+    """Return the output of a command of the batch system, '' if the command fails or does not exist."""
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Ranks that are slower than others, on purpose: how methods bear it is measured with them."""
+"""Artificially slow ranks, to measure how methods cope with stragglers."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.options.training import STRAGGLERS
 
 if TYPE_CHECKING:
     import torch
 
-SYNTAX = "none, or some of RANK:FACTOR, spread:SIGMA, pause:CHANCE:SECONDS"
-
 
 class Stragglers:
-    """Makes this rank's passes longer, by sleeping after each.
+    """Slows this rank down by sleeping after each forward and backward pass.
 
     Args:
         text: comma-separated. `3:2.5`: rank 3 takes 2.5 times as long (-1: the last rank); `spread:0.3`: each rank
             takes exp(0.3 |z|) times as long, z standard normal, drawn once; `pause:0.01:0.5`: after a pass, with
-            chance 0.01, a pause that lasts 0.5 s on average (exponential).
+            probability 0.01, a pause of 0.5 s on average (exponential).
         rank: of this process.
-        ranks: of the job.
-        seed: of what is drawn.
+        ranks: number of ranks of the job.
+        seed: of the random numbers.
 
     Raises:
-        InputError: the text is no such list, or names a rank that is not there.
+        InputError: the text is no such list, or names a rank that does not exist.
     """
 
     def __init__(self, text: str, rank: int, ranks: int, seed: int) -> None:
@@ -55,19 +54,21 @@ class Stragglers:
             except (ValueError, OverflowError):
                 fits = False
             if not fits:
-                raise InputError(f"--stragglers: expected {SYNTAX}, with ranks below {ranks}, factors >= 1, chances "
-                                 f"from 0 to 1, found {part!r}")  # fmt: skip
+                raise InputError(
+                    f"--stragglers: expected {STRAGGLERS}, with ranks below {ranks}, factors >= 1, chances "
+                    f"from 0 to 1, found {part!r}"
+                )
 
     @contextmanager
     def a_pass(self, device: torch.device) -> Iterator[None]:
-        """Do one forward and backward pass inside of this."""
+        """Slow down the forward and backward pass inside this context."""
         began = time.perf_counter()
         yield
         if self.factor > 1:
             if device.type == "cuda":
-                import torch  # not before: programs that only check options need none
+                import torch  # here: programs that only check options do not need torch
 
-                torch.cuda.synchronize(device)  # how long the pass took is not known before
+                torch.cuda.synchronize(device)  # kernels run asynchronously: the pass ends here
             time.sleep((self.factor - 1) * (time.perf_counter() - began))
         if self._chance and self._random.random() < self._chance:
             time.sleep(self._random.exponential(self._mean))

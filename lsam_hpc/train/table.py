@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lsam_hpc.text import columns
+from lsam_hpc.util.text import columns
 
 HEAD = ("", "train loss", "test error %", "steps", "exchanges", "refused", "staleness mean", "max", "seconds")
 
@@ -14,11 +14,11 @@ def table(results: Sequence[Mapping[str, float]], lost: Sequence[int] = ()) -> s
 
     Args:
         results: of each rank, keys of `schema.RESULT`; one of them holds the center's numbers.
-        lost: ranks that did not come to the end; of these only the steps are known.
+        lost: ranks that failed before the end; only their steps are known.
     """
-    left = [result for rank, result in enumerate(results) if rank not in lost]
-    center = next(result for result in left if "center_test_error" in result)
-    rows = [HEAD, _row("center", "center", {**center, **_together(left)})]
+    finished = [result for rank, result in enumerate(results) if rank not in lost]
+    center = next(result for result in finished if "center_test_error" in result)
+    rows = [HEAD, _row("center", "center", {**center, **_over_ranks(finished)})]
     for rank, result in enumerate(results):
         if rank in lost:
             rows.append((f"rank {rank}", "LOST", "", f"{result['steps']:.0f}", *[""] * (len(HEAD) - 4)))
@@ -30,7 +30,7 @@ def table(results: Sequence[Mapping[str, float]], lost: Sequence[int] = ()) -> s
     return text
 
 
-def _together(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _over_ranks(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the sums, the means and the maxima over the ranks."""
     sums = {key: sum(r[key] for r in results) for key in ("steps", "exchanges", "refused")}
     stale = sum(r["staleness_mean"] * r["exchanges"] for r in results) / max(sums["exchanges"], 1)

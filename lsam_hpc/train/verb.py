@@ -1,4 +1,4 @@
-"""`lsam train`: its options are shown without what the training needs."""
+"""`lsam train`: shows its options without importing torch or MPI."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lsam_hpc.train.config import parse
 def main(argv: Sequence[str]) -> int:
     """Run `lsam train` on this rank; return its exit code."""
     if {"-h", "--help"} & set(argv):
-        parse(argv)  # shows them and leaves
+        parse(argv)  # prints the help and exits
     from lsam_hpc.train import loop
 
     return loop.main(argv)

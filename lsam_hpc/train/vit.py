@@ -1,4 +1,4 @@
-"""A Vision Transformer whose every operation can be differentiated twice, as the landscape programs do."""
+"""A Vision Transformer that can be differentiated twice, as the landscape programs do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        # torch's scaled_dot_product_attention has no second derivative in its fast forms.
+        # The fast kernels of torch's scaled_dot_product_attention have no second derivative.
         weights = (q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5).softmax(-1)
         mixed: Tensor = self.out((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
         return mixed
@@ -47,20 +47,20 @@ class VisionTransformer(nn.Module):
 
     Args:
         shape: of an image; height and width are multiples of `patch`.
-        classes: outputs.
-        patch: side of the squares that become tokens, in pixels.
+        classes: number of outputs.
+        patch: side of the square patches, in pixels.
         width: of a token.
-        depth: layers.
-        heads: of the attention; they divide the width.
+        depth: number of layers.
+        heads: number of attention heads; it divides `width`.
 
     Raises:
-        InputError: the images cannot be cut into whole squares.
+        InputError: the sides of the images are not multiples of `patch`.
 
-    Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), section 3.1; weights begin as in Touvron et al. 2021
+    Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), section 3.1; initialization as in Touvron et al. 2021
         (arXiv 2012.12877).
     """
 
-    def __init__(self, shape: Shape, classes: int, patch: int, width: int, depth: int, heads: int) -> None:
+    def __init__(self, shape: Shape, classes: int, *, patch: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         channels, high, wide = shape
         if high % patch or wide % patch:

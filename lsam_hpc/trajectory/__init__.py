@@ -1,13 +1,23 @@
-"""Trajectory logs in HDF5: what a run did, step by step and exchange by exchange."""
+"""Trajectory logs in HDF5: a row per step and per exchange, and sketches and snapshots of states.
 
-from lsam_hpc.trajectory.earlier import Earlier
-from lsam_hpc.trajectory.log import RankLog
-from lsam_hpc.trajectory.merge import index, merge
-from lsam_hpc.trajectory.reader import Run
-from lsam_hpc.trajectory.sketch import CountSketch, layer_groups
-from lsam_hpc.trajectory.snapshot import Snapshots
-from lsam_hpc.trajectory.verify import verify
-from lsam_hpc.trajectory.writer import TrajectoryWriter
+Importing the package does not import h5py, so that options of the logs can be checked without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lsam_hpc.util.lazy import attach
+
+if TYPE_CHECKING:
+    from lsam_hpc.trajectory.earlier import Earlier
+    from lsam_hpc.trajectory.log import RankLog
+    from lsam_hpc.trajectory.merging import index, merge
+    from lsam_hpc.trajectory.reader import Run
+    from lsam_hpc.trajectory.sketch import CountSketch, layer_groups
+    from lsam_hpc.trajectory.snapshot import Snapshots
+    from lsam_hpc.trajectory.verification import verify
+    from lsam_hpc.trajectory.writer import TrajectoryWriter
 
 __all__ = [
     "CountSketch",
@@ -21,3 +31,16 @@ __all__ = [
     "merge",
     "verify",
 ]
+_HOMES = {
+    "CountSketch": "sketch",
+    "Earlier": "earlier",
+    "RankLog": "log",
+    "Run": "reader",
+    "Snapshots": "snapshot",
+    "TrajectoryWriter": "writer",
+    "index": "merging",
+    "layer_groups": "sketch",
+    "merge": "merging",
+    "verify": "verification",
+}
+__getattr__, __dir__ = attach(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Rows that wait for the disk, bounded: what does not fit is left out and counted."""
+"""A bounded queue of rows that wait for the disk: rows that do not fit are dropped and counted."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import schema
 
-Row = tuple[Any, ...]  # a value per column of the table, None for no value
+Row = tuple[Any, ...]  # one value per column of the table, None for a missing value
 
-# What Python keeps for a row and for a number in it.
+# Estimated memory of a row and of a number in it, B.
 _ROW_BYTES, _NUMBER_BYTES = 120, 32
 
 
 class Backlog:
-    """Rows of every table, put by threads that must not wait and taken by the one that writes.
+    """A queue of rows per table: any thread puts rows without waiting, the writer's thread takes them.
 
-    When half of the room is taken, optional values, sketches and snapshots are left out; when all of it is, rows are.
-    A sketch or snapshot too large for that is kept if no other of its table waits.
+    Above half of `limit`, optional values, sketches and snapshots are dropped; above `limit`, rows are dropped too.
+    A sketch or snapshot larger than half of `limit` is kept if no other row of its table waits.
 
     Args:
-        limit: room, B.
+        limit: memory for the rows that wait, B.
     """
 
     def __init__(self, limit: int) -> None:
@@ -33,7 +33,7 @@ class Backlog:
         self.full_at = dict.fromkeys(schema.TABLES, 1)  # rows that make a full chunk on disk
         self._rows: dict[str, list[Row]] = {name: [] for name in schema.TABLES}
         self._bytes = 0
-        self._asked = 0  # flushes
+        self._requested = 0  # flushes
         self._flushed = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -42,7 +42,7 @@ class Backlog:
         """Add a row.
 
         Raises:
-            InputError: it lacks a column that is not optional, or has one that is not in the schema.
+            InputError: `values` lacks a column that is not optional, or has one that is not in the schema.
         """
         names, needed, optional = _COLUMNS[table]
         if not needed <= values.keys() <= names.keys():
@@ -69,67 +69,67 @@ class Backlog:
                 self._changed.notify_all()
 
     def wait(self, seconds: float) -> tuple[int, bool]:
-        """Wait until a chunk is full, a flush is asked for, the backlog is closed, or time is up.
+        """Wait until a chunk is full, a flush is requested, the backlog is closed, or `seconds` have passed.
 
         Returns:
-            Number of the last flush that was asked for and is not done, else 0; whether no more rows will come.
+            Number of the last flush that was requested and is not done, 0 if none; whether the backlog is closed.
         """
         with self._changed:
             self._changed.wait_for(
                 lambda: (
                     self._closed
-                    or self._asked > self._flushed
+                    or self._requested > self._flushed
                     or any(len(rows) >= self.full_at[table] for table, rows in self._rows.items())
                 ),
                 seconds,
             )
-            return self._asked if self._asked > self._flushed else 0, self._closed
+            return self._requested if self._requested > self._flushed else 0, self._closed
 
-    def take(self, table: str, everything: bool) -> list[Row]:
-        """Return the rows of a table that fill chunks, or all of them, and forget them once `written` is called."""
+    def take(self, table: str, *, everything: bool) -> list[Row]:
+        """Remove and return the rows that fill a chunk, or all; they count against `limit` until `release`."""
         with self._changed:
             rows, full = self._rows[table], self.full_at[table]
             count = len(rows) if everything else full * (len(rows) >= full)
             taken, self._rows[table] = rows[:count], rows[count:]
             return taken
 
-    def written(self, rows: list[Row]) -> None:
-        """Give back the room of rows that were taken."""
+    def release(self, rows: list[Row]) -> None:
+        """Stop counting rows against `limit`, after they were written."""
         with self._changed:
             self._bytes -= sum(map(_size, rows))
 
-    def lost(self, rows: int) -> None:
+    def count_lost(self, rows: int) -> None:
         """Count rows that were taken but could not be written."""
         with self._changed:
             self.dropped["rows"] += rows
 
     def flush(self, seconds: float) -> bool:
-        """Ask for a flush and wait for it; return whether it was done in time."""
+        """Request a flush and wait for it; return whether it was done within `seconds`."""
         with self._changed:
-            self._asked += 1
-            number = self._asked
+            self._requested += 1
+            number = self._requested
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self._flushed >= number, seconds)
 
-    def flushed(self, number: int) -> None:
-        """Tell those who wait that a flush is done."""
+    def flush_done(self, number: int) -> None:
+        """Wake the threads that wait for this flush or an earlier one."""
         with self._changed:
             self._flushed = max(self._flushed, number)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Take no more rows: they are counted as lost."""
+        """Accept no more rows: rows that are put from now on are counted as dropped."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 def _size(row: Row) -> int:
-    return _ROW_BYTES + sum([v.nbytes if isinstance(v, np.ndarray) else 0 if v is None else _NUMBER_BYTES for v in row])
+    return _ROW_BYTES + sum(v.nbytes if isinstance(v, np.ndarray) else _NUMBER_BYTES for v in row if v is not None)
 
 
 def _columns(columns: tuple[schema.Column, ...]) -> tuple[dict[str, None], set[str], set[int]]:
-    """Return the names in order, those that a row must have, and the places of the others."""
+    """Return the names in order, those that a row must have, and the positions of the optional ones."""
     return (
         {c.name: None for c in columns},
         {c.name for c in columns if not c.optional},

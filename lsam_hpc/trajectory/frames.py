@@ -1,7 +1,8 @@
-"""Tables of all ranks for pandas and xarray, which are imported only here."""
+"""Tables of all ranks as pandas or xarray objects; both packages are imported only here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from lsam_hpc.trajectory.reader import Run
+    from lsam_hpc.trajectory.log import RankLog
 
 
-def frame(run: Run, table: str) -> pd.DataFrame:
+def frame(ranks: Mapping[int, RankLog], table: str) -> pd.DataFrame:
     """Return a table of all ranks, with the rank as first column."""
     _check(table)
     try:
@@ -24,14 +25,14 @@ def frame(run: Run, table: str) -> pd.DataFrame:
     except ImportError as error:
         raise InputError("frame: expected the package pandas, found none: pip install 'lsam-hpc[analysis]'") from error
     frames = []
-    for rank in run.ranks:
-        columns = run.logs[rank].table(table)
+    for rank, log in ranks.items():
+        columns = log.table(table)
         frames.append(pd.DataFrame({"rank": np.full(len(columns["time"]), rank, np.int64), **columns}))
     return pd.concat(frames, ignore_index=True)
 
 
-def dataset(run: Run, table: str) -> xr.Dataset:
-    """Return a table of all ranks with dimensions rank and row, with units; "no value" fills what a rank lacks."""
+def dataset(ranks: Mapping[int, RankLog], table: str) -> xr.Dataset:
+    """Return a table of all ranks with dimensions rank and row, and units; "no value" fills ranks with fewer rows."""
     _check(table)
     try:
         import xarray as xr
@@ -39,17 +40,17 @@ def dataset(run: Run, table: str) -> xr.Dataset:
         raise InputError(
             "dataset: expected the package xarray, found none: pip install 'lsam-hpc[analysis]'"
         ) from error
-    logs = {rank: run.logs[rank].table(table) for rank in run.ranks}
+    logs = {rank: log.table(table) for rank, log in ranks.items()}
     rows = max(len(columns["time"]) for columns in logs.values())
-    found = xr.Dataset(coords={"rank": run.ranks, "row": np.arange(rows)})
+    data = xr.Dataset(coords={"rank": [*logs], "row": np.arange(rows)})
     for c in schema.TABLES[table]:
         if c.per:
             continue
-        together = np.full((len(logs), rows), c.no_value, c.dtype)
-        for values, columns in zip(together, logs.values(), strict=True):
+        all_ranks = np.full((len(logs), rows), c.no_value, c.dtype)
+        for values, columns in zip(all_ranks, logs.values(), strict=True):
             values[: len(columns[c.name])] = columns[c.name]
-        found[c.name] = (("rank", "row"), together, {"units": c.unit, "long_name": c.description})
-    return found
+        data[c.name] = (("rank", "row"), all_ranks, {"units": c.unit, "long_name": c.description})
+    return data
 
 
 def _check(table: str) -> None:

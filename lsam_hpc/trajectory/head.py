@@ -1,4 +1,4 @@
-"""What a rank's file says of itself: attributes, the layout of the flat vectors, and how its sketches were made."""
+"""The head of a rank's file: its attributes, the layout of the flat vectors, and the map that made its sketches."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Layout = list[tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Head:
-    """The part of a rank's file that is written at its start."""
+    """The part of a rank's file that is written when the file is made."""
 
     attributes: dict[str, str | int | float]
     layout: Layout
-    sketch: CountSketch | None = None  # how the sketches were made, None without sketches
+    sketch: CountSketch | None = None  # the map that made the sketches, None without sketches
 
     @property
     def size(self) -> int:
@@ -36,7 +36,7 @@ class Head:
 
     @property
     def offsets(self) -> list[int]:
-        """Where each parameter begins in a flat vector."""
+        """First element of each parameter in a flat vector."""
         ends = np.cumsum([0, *(math.prod(shape) for _, shape in self.layout)], dtype=np.int64)
         return [int(end) for end in ends[:-1]]
 
@@ -48,13 +48,13 @@ class Head:
 
     @property
     def crc(self) -> int:
-        """CRC-32 of all of it."""
+        """CRC-32 of the attributes, the layout and the sketch map."""
         sketch = self.sketch and [self.sketch.size, self.sketch.buckets, self.sketch.seed, self.sketch.groups]
         attributes = {name: value for name, value in sorted(self.attributes.items()) if name != "head_crc"}
         return zlib.crc32(json.dumps([attributes, self.layout, sketch]).encode())
 
     def write(self, root: h5py.Group) -> None:
-        """Write it into a new file."""
+        """Write the head into a new file."""
         for name, value in {**self.attributes, "head_crc": self.crc}.items():
             root.attrs[name] = value
         names, shapes = zip(*self.layout, strict=True) if self.layout else ((), ())
@@ -80,24 +80,24 @@ class Head:
 
 
 def creator() -> str:
-    """Return the programs that write a file, with their versions."""
+    """Return the names and versions of the programs that write a file."""
     versions = {"h5py": h5py.__version__, "HDF5": h5py.version.hdf5_version, "numpy": np.__version__}
     return ", ".join(["lsam-hpc", *(f"{k} {v}" for k, v in versions.items()), f"Python {platform.python_version()}"])
 
 
 def read_head(root: h5py.Group, where: str) -> Head:
-    """Return the head of a rank's file, checked.
+    """Read and check the head of a rank's file.
 
     Args:
         root: the file, or the rank's group in a file of all ranks.
-        where: what messages call it.
+        where: name of the file or group in messages.
 
     Raises:
-        InputError: it is no log, of a version that is not known, or not what was written.
+        InputError: it is no trajectory log, its version is unknown, or it is damaged.
     """
-    found = attribute(root, "format")
-    if found != schema.FORMAT:
-        raise InputError(f"{where}: expected a file of format '{schema.FORMAT}', found {found!r}")
+    file_format = attribute(root, "format")
+    if file_format != schema.FORMAT:
+        raise InputError(f"{where}: expected a file of format '{schema.FORMAT}', found {file_format!r}")
     version = attribute(root, "schema_version")
     if version not in schema.READABLE:
         known = " or ".join(map(str, schema.READABLE))
@@ -110,7 +110,7 @@ def read_head(root: h5py.Group, where: str) -> Head:
             continue
         value = attribute(root, name)
         if value is None:
-            raise InputError(f"{where}: expected the attribute {name}, found none: the writer died at its start")
+            raise InputError(f"{where}: expected the attribute {name}, found none: the writer was killed at its start")
         if not isinstance(value, declared.kind):
             raise InputError(f"{where}: expected {name} of type {declared.kind.__name__}, found {value!r:.60}")
         attributes[name] = value
@@ -123,20 +123,20 @@ def read_head(root: h5py.Group, where: str) -> Head:
     if numbers(root, "layout/offset", where).tolist() != head.offsets:
         raise InputError(f"{where}: expected offsets that follow from the shapes in layout, found others")
     if version > 1 and head.crc != attributes["head_crc"]:
-        raise InputError(f"{where}: expected the head that was written, found another check sum: the file is damaged")
+        raise InputError(f"{where}: expected the check sum head_crc, found another check sum: the file is damaged")
     return head
 
 
 def _sketch(root: h5py.Group, where: str) -> CountSketch:
     part = group(root, "sketch", where)
-    found = [attribute(part, name) for name in schema.SKETCH_ATTRIBUTES]
-    if not all(isinstance(n, int) and n >= 0 for n in found):
-        raise InputError(f"{where}: expected numbers in the attributes of sketch, found {found!r:.60}")
+    values = [attribute(part, name) for name in schema.SKETCH_ATTRIBUTES]
+    if not all(isinstance(n, int) and n >= 0 for n in values):
+        raise InputError(f"{where}: expected integers of 0 or more in the attributes of sketch, found {values!r:.60}")
     names = texts(root, "sketch/groups/name", where)
     starts, stops = (numbers(root, f"sketch/groups/{name}", where).tolist() for name in ("start", "stop"))
     if not len(names) == len(starts) == len(stops):
-        raise InputError(f"{where}: expected whole rows in sketch/groups, found columns of different lengths")
-    size, buckets, seed = found
+        raise InputError(f"{where}: expected columns of one length in sketch/groups, found different lengths")
+    size, buckets, seed = values
     try:
         return CountSketch(size, tuple(map(Group, names, starts, stops)), buckets, seed)  # type: ignore[arg-type]
     except InputError as error:

@@ -1,4 +1,4 @@
-"""One rank's log, read: every row checked, whatever happened to the file."""
+"""Reads one rank's log and checks every row, also of a file that is being written or was left by a killed writer."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from lsam_hpc.trajectory.rows import Columns, checksums, long_checksums
 from lsam_hpc.trajectory.safe import Stored, attribute, dataset, group, has
 from lsam_hpc.trajectory.snapshot import DTYPES, decode
 
-# A file that is being written may change between two reads: how often it is read again, after how many s, and how many
-# s after its last change it counts as such.
+# A file that is being written may change between two reads. So a read that fails is tried TRIES times, PAUSE s apart,
+# if the file was changed in the last RECENT s.
 TRIES, PAUSE, RECENT = 5, 0.05, 1.0
 # Elements of sketches or snapshots that are checked at a time.
 BLOCK = 2**24
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class RankLog:
     """One rank's log.
 
-    The file is opened for each reading, so that thousands of logs can be held, and rows that were added are seen.
+    The file is open only during a read: thousands of logs do not exhaust the open files, and new rows are seen.
 
     Args:
         path: of the file.
         part: the rank's group in a file of all ranks. Default: the file itself.
-        partial: leave out rows that are damaged and note them in `problems`. Default: raise InputError.
+        partial: leave out damaged rows and describe them in `problems`. Default: raise InputError.
 
     Raises:
-        InputError: the file cannot be read, is no log, or is of a version that is not known.
+        InputError: the file cannot be read, is no trajectory log, or has an unknown version.
     """
 
-    def __init__(self, path: Path, part: str = "", partial: bool = False) -> None:
+    def __init__(self, path: Path, part: str = "", *, partial: bool = False) -> None:
         self.path = path
         self.part = part
         self.partial = partial
@@ -68,14 +68,14 @@ class RankLog:
 
     @property
     def result(self) -> dict[str, float] | None:
-        """What the run ended with (`schema.RESULT`, NaN for what was not given), or None if it did not end."""
+        """The rank's result (`schema.RESULT`, NaN for missing values), or None if it did not finish."""
         row = self.table("result")
         return {name: float(values[0]) for name, values in row.items()} if len(row["steps"]) else None
 
     def table(self, name: str) -> Columns:
-        """Return the columns of a table of `schema.TABLES`, without long ones, cut to the rows that are whole.
+        """Return the columns of a table of `schema.TABLES` without the long ones, for its intact rows.
 
-        Columns that the file's version does not have, and values that were left out, are NaN or -1.
+        Columns that the file's version does not have, and missing values, are NaN or -1.
 
         Raises:
             InputError: the log has no such table, or it is damaged.
@@ -83,30 +83,30 @@ class RankLog:
         return self.read(name)[0]
 
     def read(self, *names: str) -> list[Columns]:
-        """Return several tables, see `table`, at less cost than one by one."""
-        found = self._read(lambda root, size: [self._table(root, name, size)[0] for name in names])
-        return [{name: values for name, values in t.items() if name != schema.VALUES_CRC.name} for t in found]
+        """Return several tables, see `table`; the file is opened once for all of them."""
+        tables = self._read(lambda root, size: [self._table(root, name, size)[0] for name in names])
+        return [{name: values for name, values in t.items() if name != schema.VALUES_CRC.name} for t in tables]
 
     def rows(self, name: str) -> int:
         """Return the number of rows of a table."""
         return len(self.table(name)[schema.TABLES[name][0].name])
 
     def counts(self) -> dict[str, int]:
-        """Return how many rows each of the log's tables has; only check sums are looked at, rows may be damaged."""
+        """Return the number of rows of each table; only the column of check sums is read, so rows may be damaged."""
         key = schema.CRC if self.version > 1 else schema.STEP[0]
 
         def work(root: h5py.Group, size: int) -> dict[str, int]:
-            found = {}
+            counts = {}
             for name in (name for name in self._known if _has_table(root, name)):
                 column = self._column(group(root, name, self.where), name, key, size)
                 stored = column.dataset[: column.rows]
-                found[name] = int(np.count_nonzero(stored)) if self.version > 1 else len(stored)
-            return found
+                counts[name] = int(np.count_nonzero(stored)) if self.version > 1 else len(stored)
+            return counts
 
         return self._read(work)
 
     def values(self, name: str, rows: slice = slice(None)) -> tuple[Columns, NDArray[np.float32]]:
-        """Return a table of sketches or snapshots and its long column, for some of the rows.
+        """Return a table of sketches or snapshots and its long column, for a slice of the rows.
 
         Raises:
             InputError: the log has no such table, or it is damaged.
@@ -120,13 +120,13 @@ class RankLog:
             stored = column.dataset[first:last][places - first]
             good = long_checksums(stored) == chosen.pop("values_crc")
             if not good.all():
-                self._damaged(name, places[~good])
+                self._report_damage(name, places[~good])
             return {key: values[good] for key, values in chosen.items()}, decode(stored[good])
 
         return self._read(work)
 
     def whole(self, name: str) -> list[int]:
-        """Return which rows of a table of sketches or snapshots can be read: all, or those not damaged if `partial`.
+        """Return which rows of a table of sketches or snapshots can be read: all, or the intact ones if `partial`.
 
         Raises:
             InputError: the log has no such table, or it is damaged.
@@ -136,38 +136,39 @@ class RankLog:
             return rows
         at_a_time = max(1, BLOCK // math.prod(self.head.sizes[part] for part in schema.TABLES[name][-1].per))
         blocks = [rows[at : at + at_a_time] for at in range(0, len(rows), at_a_time)]
-        blocks = [part if self._reads(name, part) else [row for row in part if self._reads(name, [row])]
-                  for part in blocks]  # fmt: skip
+        blocks = [
+            part if self._intact(name, part) else [row for row in part if self._intact(name, [row])] for part in blocks
+        ]
         return [row for part in blocks for row in part]
 
     def blocks(self, name: str, rows: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield snapshots that do not fit into memory together, some elements of all of them at a time.
+        """Yield snapshots that do not fit into memory together: a range of elements of all of them at a time.
 
         Args:
             name: of the table.
-            rows: which of its rows, rising.
+            rows: numbers of its rows, ascending.
 
         Yields:
-            The first element and the values from there on, shape (rows, elements).
+            The first element of the range, and the values, shape (rows, elements).
 
         Raises:
-            InputError: the log has no such table, or it is damaged; of the values this shows at the end.
+            InputError: the log has no such table, or it is damaged; damaged values are noticed after the last range.
         """
         columns, places = self._read(lambda root, size: self._table(root, name, size))
         expected, places = columns["values_crc"][list(rows)], places[list(rows)]
-        found = np.zeros(len(places), np.uint32)
+        sums = np.zeros(len(places), np.uint32)
         for start in range(0, self.size, schema.SNAPSHOT_ELEMENTS):
             part = self._block(name, places, start)
-            found = long_checksums(part, found)
+            sums = long_checksums(part, sums)
             yield start, decode(part)
-        if (found != expected).any():
-            raise InputError(self._damage(name, places[found != expected]))
+        if (sums != expected).any():
+            raise InputError(self._damage_text(name, places[sums != expected]))
 
-    def _reads(self, name: str, rows: list[int]) -> bool:
+    def _intact(self, name: str, rows: list[int]) -> bool:
         return len(self.values(name, slice(rows[0], rows[-1] + 1))[1]) == len(rows)
 
     def _block(self, name: str, places: NDArray[np.intp], start: int) -> NDArray[Any]:
-        """Return a chunk's elements of some of the stored rows."""
+        """Return one chunk of elements, from `start` on, of some of the stored rows."""
 
         def work(root: h5py.Group, size: int) -> NDArray[Any]:
             column = self._column(group(root, name, self.where), name, schema.TABLES[name][-1], size)
@@ -179,70 +180,70 @@ class RankLog:
         return self._read(work)
 
     def snapshot_dtype(self, state: str) -> str:
-        """Return how snapshots of a state are stored: a key of `snapshot.DTYPES`."""
+        """Return the type in which snapshots of a state are stored: a key of `snapshot.DTYPES`."""
         column = schema.SNAPSHOT[-1]
 
         def work(root: h5py.Group, size: int) -> str:
             part = group(root, f"snapshot/{state}", self.where)
-            kept = self._column(part, f"snapshot/{state}", column, size).dtype
-            return next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == kept)
+            stored = self._column(part, f"snapshot/{state}", column, size).dtype
+            return next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == stored)
 
         return self._read(work)
 
     def _table(self, root: h5py.Group, name: str, size: int) -> tuple[Columns, NDArray[np.intp]]:
-        """Return the columns, long ones and the rows' own check sum left out, and which rows these are."""
+        """Return the intact rows without long columns and `crc`, and their positions in the file."""
         columns = schema.TABLES[name]
         if name == "result" and self.version == 1:
-            return self._first_result(root), np.arange(1)
+            return self._version_1_result(root), np.arange(1)
         if not _has_table(root, name):
             raise InputError(f"{self.where}: expected a table {name}, found none")
         stored = [c for c in schema.stored(columns) if c.since <= self.version]
         part = group(root, name, self.where)
         datasets = {c.name: self._column(part, name, c, size) for c in stored}
-        # A writer may be between two columns.
-        count = min(stored.rows for stored in datasets.values())
+        # A writer may have written some columns of the last rows only.
+        count = min(column.rows for column in datasets.values())
         table: Columns = {c.name: datasets[c.name].dataset[:count] for c in stored if not c.per}
         places = np.arange(count)
         if self.version > 1:
-            places = places[self._whole(name, stored, table, size > 0)]
+            places = places[self._good_rows(name, stored, table, growing=size > 0)]
         for c in columns:
             if c.since > self.version:
                 table[c.name] = np.full(count, c.no_value, c.dtype)
         kept = [c.name for c in schema.stored(columns) if not c.per and c is not schema.CRC]
         return {key: table[key][places] for key in kept if key in table}, places
 
-    def _whole(self, name: str, stored: list[schema.Column], table: Columns, growing: bool) -> NDArray[np.bool_]:
-        """Tell the rows whose check sums are right; the last ones of a growing file need not be there yet."""
+    def _good_rows(self, name: str, stored: list[schema.Column], table: Columns, *, growing: bool) -> NDArray[np.bool_]:
+        """Return which rows have the right check sum; the last rows of a growing file may be incomplete."""
         good: NDArray[np.bool_] = checksums(stored, table) == table["crc"]
         count = len(good)
         if growing and not good.all():
             count = int(np.flatnonzero(good)[-1]) + 1 if good.any() else 0
-            self._note(f"{self.where}: {name}: rows from {count} on are not whole: not written before the end")
+            self._note(f"{self.where}: {name}: rows from {count} on are incomplete: the writer had not finished them")
         if not good[:count].all():
-            self._damaged(name, np.flatnonzero(~good[:count]))
+            self._report_damage(name, np.flatnonzero(~good[:count]))
         return good
 
     def _column(self, part: h5py.Group, name: str, column: schema.Column, size: int) -> Stored:
-        """Return a column of a table if it is what the schema says and its values are all in the file."""
-        what = f"{name}/{column.name}"
-        found = dataset(part, column.name, f"{self.where}: {name}")
+        """Return a column of a table, after checking its type, shape and chunks, and that the file holds its values."""
+        label = f"{name}/{column.name}"
+        stored = dataset(part, column.name, f"{self.where}: {name}")
         dtypes = [column.dtype] if not column.per or name.startswith("sketch/") else list(DTYPES.values())
         tail = tuple(self.head.sizes.get(size_name, -1) for size_name in column.per)
-        if found.dtype not in map(np.dtype, dtypes) or len(found.shape) == 0 or found.shape[1:] != tail:
-            raise InputError(f"{self.where}: expected a column {what} of type {column.dtype}, found {found.dataset}")
-        if found.chunks is None or (self.version > 1 and found.chunks != schema.chunk(column, self.head.sizes)):
-            raise InputError(f"{self.where}: expected chunks as in the schema in {what}, found {found.chunks}")
-        if found.rows < found.shape[0] and not size:
-            raise InputError(f"{self.where}: expected {found.shape} values in {what}, found {found.bytes} bytes")
-        if size and found.bytes:
-            handle = found.dataset.id
+        if stored.dtype not in map(np.dtype, dtypes) or len(stored.shape) == 0 or stored.shape[1:] != tail:
+            raise InputError(f"{self.where}: expected a column {label} of type {column.dtype}, found {stored.dataset}")
+        if stored.chunks is None or (self.version > 1 and stored.chunks != schema.chunk(column, self.head.sizes)):
+            raise InputError(f"{self.where}: expected chunks as in the schema in {label}, found {stored.chunks}")
+        if stored.rows < stored.shape[0] and not size:
+            raise InputError(f"{self.where}: expected {stored.shape} values in {label}, found {stored.bytes} bytes")
+        if size and stored.bytes:
+            handle = stored.dataset.id
             last = handle.get_chunk_info(handle.get_num_chunks() - 1)
             if last.byte_offset + last.size > self.path.stat().st_size:
-                raise InputError(f"{self.where}: expected all of {what}, found a truncated file")
-        return found
+                raise InputError(f"{self.where}: expected all of {label}, found a truncated file")
+        return stored
 
-    def _read(self, work: Callable[[h5py.Group, int], Found]) -> Found:
-        """Open the file and do something with its root and its size (0: it was closed)."""
+    def _read(self, work: Callable[[h5py.Group, int], Result]) -> Result:
+        """Open the file and return `work` of its root group and its size (0 if its writer closed it)."""
         tries = TRIES
         while True:
             try:
@@ -263,26 +264,26 @@ class RankLog:
         except OSError:
             return False
 
-    def _damaged(self, name: str, rows: NDArray[np.intp]) -> None:
-        text = self._damage(name, rows)
+    def _report_damage(self, name: str, rows: NDArray[np.intp]) -> None:
+        text = self._damage_text(name, rows)
         if not self.partial:
             raise InputError(f"{text}; --partial or Run(path, partial=True) reads the others")
         self._note(text)
 
-    def _damage(self, name: str, rows: NDArray[np.intp]) -> str:
+    def _damage_text(self, name: str, rows: NDArray[np.intp]) -> str:
         return f"{self.where}: {name}: expected whole rows, found {len(rows)} damaged from row {rows[0]} on"
 
     def _note(self, text: str) -> None:
         if text not in self.problems:
             self.problems.append(text)
 
-    def _first_result(self, root: h5py.Group) -> Columns:
-        """Return the result of a file of version 1, where it was in attributes, as a table."""
+    def _version_1_result(self, root: h5py.Group) -> Columns:
+        """Return the result of a file of version 1, which stores it in attributes, as a table."""
         if not has(root, "result"):
             return {c.name: np.empty(0) for c in schema.RESULT}
         part = group(root, "result", self.where)
-        found = {c.name: attribute(part, c.name) for c in schema.RESULT}
-        return {name: np.array([math.nan if value is None else value], "f8") for name, value in found.items()}
+        result = {c.name: attribute(part, c.name) for c in schema.RESULT}
+        return {name: np.array([math.nan if value is None else value], "f8") for name, value in result.items()}
 
 
 def _has_table(root: h5py.Group, name: str) -> bool:
@@ -291,6 +292,6 @@ def _has_table(root: h5py.Group, name: str) -> bool:
         if not isinstance(part, h5py.Group) or not has(part, step):
             return False
         if part.id.links.get_info(step.encode()).type != h5py.h5l.TYPE_HARD:
-            return True  # and reading it says what is wrong
+            return True  # reading it raises the error
         part = part[step]
     return True

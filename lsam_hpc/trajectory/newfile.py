@@ -1,4 +1,4 @@
-"""HDF5 files that appear when they are complete, on disks that may fail."""
+"""Makes HDF5 files that get their name when they are complete, and survives disks that fail."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 import h5py
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.files import appearing
+from lsam_hpc.util.files import atomic_path
 
 
 @contextmanager
 def new_file(out: Path, **options: Any) -> Iterator[h5py.File]:  # noqa: ANN401
-    """Make a file that takes its name when it is complete; after an error nothing is left.
+    """Make a file under a temporary name and rename it when it is complete; after an error it is removed.
 
     Args:
-        out: must not exist.
+        out: path of the file; it must not exist.
         **options: of h5py.File.
 
     Raises:
-        InputError: it exists, or cannot be made or written.
+        InputError: the file exists, or cannot be made or written.
     """
-    with appearing(out) as part, _Sink(part, "w+") as sink:
+    with atomic_path(out) as part, _Sink(part, "w+") as sink:
         try:
             with h5py.File(sink, "w", **options) as file:
                 yield file
@@ -39,10 +39,9 @@ def new_file(out: Path, **options: Any) -> Iterator[h5py.File]:  # noqa: ANN401
 
 
 class _Sink(io.FileIO):
-    """A file that takes everything: the first error is kept, and what comes after it goes nowhere.
+    """A file whose writes never fail: it keeps the first error and discards all later writes.
 
-    HDF5 loses errors when it writes at the end of a dataset's life, and crashes when it cannot write at the end of its
-    own (seen with 2.0).
+    HDF5 loses an error of a write while it closes a dataset, and crashes on one while it shuts down (seen with 2.0).
     """
 
     failed: Exception | None = None
@@ -68,21 +67,21 @@ class _Sink(io.FileIO):
 
 
 def abandon(file: h5py.File) -> None:
-    """Write no more to a file, after an error.
+    """Discard all further writes to a file, after an error.
 
-    HDF5 crashes the process when it cannot write what it still holds, at the latest at the exit (seen with 2.0). So all
-    that it writes from now on goes nowhere, and nothing fails.
+    HDF5 crashes the process when it cannot write its buffers, at the latest at the exit (seen with 2.0). So the file's
+    descriptor is redirected to /dev/null, where no write fails.
     """
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, file.id.get_vfd_handle(), inheritable=False)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, file.id.get_vfd_handle(), inheritable=False)
+    os.close(null)
 
 
 def reason(error: BaseException) -> str:
-    """Return what the system said of an error of HDF5's, which says much else, or the error's first line."""
-    said = re.search("error message = '([^']*)'", str(error))
-    if said:
-        return said[1]
+    """Return the operating system's message from an error of HDF5, or else the error's first line."""
+    message = re.search("error message = '([^']*)'", str(error))
+    if message:
+        return message[1]
     if isinstance(error, OSError) and error.strerror and "\n" not in error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,4 +1,4 @@
-"""Opens a log that was closed, is being written, or was left by a killed writer, and never waits for it."""
+"""Opens a log that was closed, is being written, or was left by a killed writer, without ever waiting for it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import h5py
 
 from lsam_hpc.errors import InputError
 
-# What h5py raises for a file that is not as it should be.
+# What h5py raises for a damaged file.
 DAMAGE = (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, OverflowError, MemoryError)
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUPERBLOCK = 48  # bytes of a superblock of version 3, which marks a file that is being written
 _FLAGS, _END, _CHECKSUM = 11, slice(28, 36), slice(44, 48)
-_FAR = 2**62
+_FAR = 2**62  # a length that no file reaches
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[h5py.File, int]]:
     """Open a file for reading.
 
-    A file that its writer has not closed is read without HDF5's SWMR mode, which waits for ever for a part that is
-    damaged or cut off, and refuses nothing: the marks of an open file, and an end that is out of date, are hidden from
-    HDF5 instead. What SWMR writing promises holds all the same: parts are on disk before what points to them.
+    HDF5's SWMR mode waits for ever for a part that is damaged or cut off. So a file that its writer has not closed is
+    opened as a closed one: the flags of an open file and its outdated length are hidden from HDF5. What SWMR writing
+    guarantees still holds: a part is on disk before the pointers to it.
 
     Yields:
         The file, and its size in bytes if it was not closed, else 0.
@@ -64,7 +64,7 @@ def _unclosed(superblock: bytes) -> bool:
 
 
 class _Unclosed(io.RawIOBase):
-    """A file as it would be if it had been closed, with zeros after its end."""
+    """Shows an unclosed file as a closed one, with zeros after its end."""
 
     def __init__(self, stream: io.FileIO, superblock: bytes) -> None:
         self._stream = stream
@@ -90,10 +90,10 @@ class _Unclosed(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         view = memoryview(buffer).cast("B")
-        found = 0
-        while found < len(view) and (count := os.preadv(self._stream.fileno(), [view[found:]], self._at + found)):
-            found += count
-        view[found:] = bytes(len(view) - found)
+        filled = 0
+        while filled < len(view) and (count := os.preadv(self._stream.fileno(), [view[filled:]], self._at + filled)):
+            filled += count
+        view[filled:] = bytes(len(view) - filled)
         if self._at < _SUPERBLOCK:
             part = self._superblock[self._at : self._at + len(view)]
             view[: len(part)] = part

@@ -30,12 +30,7 @@ def launcher(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
 def machine() -> dict[str, str]:
     """Return the root attributes that this process knows by itself."""
     started_by, job = launcher()
-    return {
-        "code_version": lsam_hpc.__version__,
-        "host": socket.gethostname(),
-        "launcher": started_by,
-        "job_id": job,
-    }
+    return {"code_version": lsam_hpc.__version__, "host": socket.gethostname(), "launcher": started_by, "job_id": job}
 
 
 def _git(*words: str) -> str:

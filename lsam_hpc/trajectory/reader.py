@@ -1,4 +1,4 @@
-"""Opens a run, while it goes on or after it ended or was killed."""
+"""Opens a run while it is going on, and after it ended or was killed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import schema
+from lsam_hpc.trajectory.frames import dataset, frame
 from lsam_hpc.trajectory.log import RankLog
 from lsam_hpc.trajectory.openfile import DAMAGE, opened
 from lsam_hpc.trajectory.rows import Columns
@@ -31,14 +32,14 @@ class Run:
 
     Args:
         path: of one of them.
-        partial: read what is there: ranks that are missing or cannot be read, and rows that are damaged, are left out
-            and named in `problems`. Default: raise InputError.
+        partial: leave out ranks that are missing or cannot be read, and rows that are damaged, and describe them in
+            `problems`. Default: raise InputError.
 
     Raises:
         InputError: there is no such run, a rank's file is missing, or a file is damaged.
     """
 
-    def __init__(self, path: str | Path, partial: bool = False) -> None:
+    def __init__(self, path: str | Path, *, partial: bool = False) -> None:
         self.path = Path(path)
         self.logs: dict[int, RankLog] = {}
         self._problems: list[str] = []
@@ -57,7 +58,7 @@ class Run:
 
     @property
     def problems(self) -> list[str]:
-        """What was missing or damaged so far, a line each."""
+        """Missing and damaged parts seen so far, one line each."""
         return [*self._problems, *(text for rank in self.ranks for text in self.logs[rank].problems)]
 
     @property
@@ -72,25 +73,25 @@ class Run:
 
     @property
     def sketcher(self) -> CountSketch | None:
-        """The map that made the sketches, for vectors from elsewhere; None if there are none."""
+        """The map that made the sketches, to sketch other vectors with; None if there are no sketches."""
         return self._first.sketcher
 
     def log(self, rank: int) -> RankLog:
         """Return a rank's log."""
         if rank not in self.logs:
-            raise InputError(f"{self.path}: expected a rank of {_some(self.ranks)}, found {rank}")
+            raise InputError(f"{self.path}: expected a rank of {_shortened(self.ranks)}, found {rank}")
         return self.logs[rank]
 
     def steps(self, rank: int) -> Columns:
-        """Return a rank's steps, an array per column of `schema.STEP`; NaN and -1 stand for no value."""
+        """Return a rank's steps, an array per column of `schema.STEP`; NaN and -1 are missing values."""
         return self.log(rank).table("step")
 
     def exchanges(self, rank: int) -> Columns:
-        """Return a rank's exchanges, an array per column of `schema.EXCHANGE`; NaN and -1 stand for no value."""
+        """Return a rank's exchanges, an array per column of `schema.EXCHANGE`; NaN and -1 are missing values."""
         return self.log(rank).table("exchange")
 
     def result(self, rank: int) -> dict[str, float] | None:
-        """Return what a rank ended with (`schema.RESULT`, NaN for what was not given), or None if it did not end."""
+        """Return a rank's result (`schema.RESULT`, NaN for missing values), or None if the rank did not finish."""
         return self.log(rank).result
 
     def sketch(self, rank: int, state: str = "sample", group: str | None = None) -> Columns:
@@ -102,7 +103,7 @@ class Run:
             group: name of a layer group of `sketcher.groups`; None (default): of the whole vector.
 
         Returns:
-            `iteration`, `time`, `version`, a row each, and `values`, shape (rows, buckets): inner products and
+            `iteration`, `time` and `version`, shape (rows,), and `values`, shape (rows, buckets). Inner products and
             distances of rows, of any ranks, are those of the states to about 1 / sqrt(buckets).
 
         Raises:
@@ -116,7 +117,7 @@ class Run:
         return {**table, "values": values.sum(1) if group is None else values[:, names.index(group)]}
 
     def snapshots(self, rank: int, state: str = "sample") -> Columns:
-        """Return `iteration`, `time` and `version` of a rank's snapshots of a state, a row each.
+        """Return `iteration`, `time` and `version` of a rank's snapshots of a state, shape (rows,) each.
 
         Raises:
             InputError: the log has no such snapshots, or they are damaged.
@@ -128,7 +129,7 @@ class Run:
 
         Args:
             rank: of the chain.
-            index: of the row of `snapshots`; -1: the last one.
+            index: number of the row of `snapshots`; negative numbers count from the end.
             state: of `schema.STATES`. Default: sample.
 
         Raises:
@@ -138,24 +139,27 @@ class Run:
         at = index + count if index < 0 else index
         _, values = self.log(rank).values(f"snapshot/{state}", slice(at, at + 1))
         if at < 0 or len(values) == 0:
-            raise InputError(f"{self.path}: expected a snapshot of {count} of rank {rank}, found index {index}")
+            raise InputError(f"{self.path}: expected one of {count} snapshots of rank {rank}, found index {index}")
         row: NDArray[np.float32] = values[0]
         return row
 
+    @property
+    def _in_order(self) -> dict[int, RankLog]:
+        return {rank: self.logs[rank] for rank in self.ranks}
+
     def frame(self, table: str = "step") -> pd.DataFrame:
         """Return a table of all ranks as a pandas DataFrame, with the rank as first column."""
-        from lsam_hpc.trajectory.frames import frame
-
-        return frame(self, table)
+        return frame(self._in_order, table)
 
     def dataset(self, table: str = "step") -> xr.Dataset:
-        """Return a table of all ranks as an xarray Dataset over rank and row; NaN and -1 fill short ranks."""
-        from lsam_hpc.trajectory.frames import dataset
-
-        return dataset(self, table)
+        """Return a table of all ranks as an xarray Dataset over rank and row; NaN and -1 fill ranks with fewer rows."""
+        return dataset(self._in_order, table)
 
     def close(self) -> None:
         """Do nothing: files are open only while they are read."""
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, ranks {self.ranks})"
 
     def __enter__(self) -> Run:
         return self
@@ -195,9 +199,9 @@ class Run:
         except InputError:
             raise
         except DAMAGE as error:
-            raise InputError(f"{self.path}: expected a readable HDF5 file, found: {_line(error)}") from error
+            raise InputError(f"{self.path}: expected a readable HDF5 file, found: {_first_line(error)}") from error
         if kind == schema.INDEX:
-            # Its datasets lead to other files; those beside it are read as they are.
+            # Its datasets are virtual and may name any file: the rank files beside it are read instead.
             self._open_directory(self.path.parent)
         elif kind == schema.MERGED:
             for name in sorted(names):
@@ -211,7 +215,7 @@ class Run:
 
     def _open_rank(self, rank: int, file: Path, part: str = "") -> None:
         try:
-            log = RankLog(file, part, self._partial)
+            log = RankLog(file, part, partial=self._partial)
             if log.rank != rank:
                 raise InputError(f"{file}: {part}: expected the log of rank {rank}, found that of rank {log.rank}")
             self.logs[rank] = log
@@ -225,7 +229,7 @@ class Run:
         if not 0 < ranks <= MOST_RANKS:
             raise InputError(f"{self.path}: expected 1 to {MOST_RANKS} ranks, found {ranks}")
         if missing := [rank for rank in range(ranks) if rank not in self.logs]:
-            self._problem(f"{self.path}: expected the logs of {ranks} ranks, found none for rank {_some(missing)}")
+            self._problem(f"{self.path}: expected the logs of {ranks} ranks, found none for rank {_shortened(missing)}")
 
     def _problem(self, text: str) -> None:
         if not self._partial:
@@ -235,18 +239,18 @@ class Run:
 
 def _config(text: str, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        options = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: expected JSON, found: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{where}: expected options and their values, found {type(found).__name__}")
-    return found
+    if not isinstance(options, dict):
+        raise InputError(f"{where}: expected options and their values, found {type(options).__name__}")
+    return options
 
 
-def _some(numbers: list[int], most: int = 8) -> str:
+def _shortened(numbers: list[int], most: int = 8) -> str:
     more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
     return ", ".join(map(str, numbers[:most])) + more
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Rows as arrays and their check sums, for writing and for reading."""
+"""Rows as arrays, and their check sums, for the writer and the reader."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Columns = dict[str, NDArray[Any]]
 
 def arrays(columns: Sequence[schema.Column], rows: Sequence[Row]) -> Columns:
     """Return an array per column; None becomes the column's "no value"."""
-    found: Columns = {}
+    table: Columns = {}
     for column, values in zip(columns, zip(*rows, strict=True), strict=True):
         if column.per:
-            found[column.name] = np.stack(values)
+            table[column.name] = np.stack(values)
         else:
-            known = [column.no_value if value is None else value for value in values]
-            found[column.name] = np.array(known, dtype=column.dtype)
-    return found
+            filled = [column.no_value if value is None else value for value in values]
+            table[column.name] = np.array(filled, dtype=column.dtype)
+    return table
 
 
 def checksums(columns: Sequence[schema.Column], table: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
-    """Return the CRC-32 of each row of a table, as `schema.CRC` says: its long columns are left out.
+    """Return the CRC-32 of each row of a table without its long columns, see `schema.CRC`.
 
     Args:
         columns: as stored, in the schema's order.
@@ -43,7 +43,7 @@ def checksums(columns: Sequence[schema.Column], table: Mapping[str, NDArray[Any]
 
 
 def long_checksums(values: NDArray[Any], begun: NDArray[np.uint32] | None = None) -> NDArray[np.uint32]:
-    """Return the CRC-32 of each row of a long column, or go on with those `begun` on the elements before."""
+    """Return the CRC-32 of each row of a long column; `begun` is that of the elements before, to continue from."""
     little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     starts = [0] * len(little) if begun is None else begun.tolist()
     return np.array([zlib.crc32(row, start) for row, start in zip(little, starts, strict=True)], np.uint32)

@@ -1,4 +1,4 @@
-"""Parts of a file that was not necessarily written by us: nothing outside it is opened, nothing huge is read."""
+"""Reads parts of a file from an untrusted source: opens no other file, reads no more than the file can hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory.snapshot import FILTERS
 
-# No compression that a reader knows makes more of a byte.
+# No known compression expands a byte to more bytes than this.
 EXPANSION = 2**15
 
 
@@ -33,7 +33,7 @@ class Stored(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Rows that the bytes in the file can hold, at most its length."""
+        """Number of rows that the bytes in the file can hold, at most the dataset's length."""
         if not self.needed:
             return self.shape[0]
         room = self.bytes * (EXPANSION if self.filtered else 1)
@@ -41,10 +41,10 @@ class Stored(NamedTuple):
 
 
 def attribute(part: h5py.Group, name: str) -> str | int | float | None:
-    """Return a single text or number, or None if there is no such attribute.
+    """Return an attribute that is one text or number, or None if it does not exist.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is of another type.
     """
     attributes = part.attrs
     if name not in attributes:
@@ -56,32 +56,32 @@ def attribute(part: h5py.Group, name: str) -> str | int | float | None:
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, str):
-        value.encode()  # h5py hides bytes that are no UTF-8 in the text; this raises what bad texts raise elsewhere
+        value.encode()  # h5py keeps invalid UTF-8 as surrogates: raise UnicodeError for it, as for other texts
     return value.item() if isinstance(value, np.generic) else value  # type: ignore[no-any-return]
 
 
 def group(root: h5py.Group, path: str, where: str) -> h5py.Group:
-    """Return a group that is in this very file.
+    """Return a group that is stored in this file.
 
     Raises:
         InputError: it is missing, a link to elsewhere, or no group.
     """
-    found = _own(root, path, where)
-    if not isinstance(found, h5py.Group):
-        raise InputError(f"{where}: expected a group {path}, found {found}")
-    return found
+    member = _member(root, path, where)
+    if not isinstance(member, h5py.Group):
+        raise InputError(f"{where}: expected a group {path}, found {member}")
+    return member
 
 
 def dataset(root: h5py.Group, path: str, where: str) -> Stored:
-    """Return a dataset whose values are in this very file, behind filters that are known.
+    """Return a dataset whose values are stored in this file, with known filters.
 
     Raises:
-        InputError: it is missing, its values are elsewhere, or it is no dataset.
+        InputError: it is missing, its values are elsewhere, a filter is unknown, or it is no dataset.
     """
-    found = _own(root, path, where)
-    if not isinstance(found, h5py.Dataset):
-        raise InputError(f"{where}: expected a dataset {path}, found {found}")
-    properties = found.id.get_create_plist()
+    member = _member(root, path, where)
+    if not isinstance(member, h5py.Dataset):
+        raise InputError(f"{where}: expected a dataset {path}, found {member}")
+    properties = member.id.get_create_plist()
     layout = properties.get_layout()
     if layout == h5py.h5d.VIRTUAL or properties.get_external_count():
         raise InputError(f"{where}: expected the values of {path} in this file, found a reference to another file")
@@ -90,27 +90,27 @@ def dataset(root: h5py.Group, path: str, where: str) -> Stored:
         if number not in FILTERS:
             raise InputError(f"{where}: expected a known filter in {path}, found number {number}")
         if number in FILTERS[3:] and not h5py.h5z.filter_avail(number):
-            _plugins(path, where)
+            _load_plugins(path, where)
     return Stored(
-        found,
-        found.shape or (),
-        found.dtype,
+        member,
+        member.shape or (),
+        member.dtype,
         properties.get_chunk() if layout == h5py.h5d.CHUNKED else None,
         bool(filters),
-        int(found.id.get_storage_size()),
+        int(member.id.get_storage_size()),
     )
 
 
 def texts(root: h5py.Group, path: str, where: str) -> list[str]:
-    """Return a dataset of texts.
+    """Return a one-dimensional dataset of texts.
 
     Raises:
         InputError: it holds something else.
     """
-    found = dataset(root, path, where)
-    if h5py.check_string_dtype(found.dtype) is None or len(found.shape) != 1 or found.needed > found.bytes:
-        raise InputError(f"{where}: expected texts in {path}, found {found.dtype} in {found.bytes} bytes")
-    return [str(text) for text in found.dataset.asstr()[:]]
+    stored = dataset(root, path, where)
+    if h5py.check_string_dtype(stored.dtype) is None or len(stored.shape) != 1 or stored.needed > stored.bytes:
+        raise InputError(f"{where}: expected texts in {path}, found {stored.dtype} in {stored.bytes} bytes")
+    return [str(text) for text in stored.dataset.asstr()[:]]
 
 
 def numbers(root: h5py.Group, path: str, where: str) -> NDArray[np.int64]:
@@ -119,10 +119,10 @@ def numbers(root: h5py.Group, path: str, where: str) -> NDArray[np.int64]:
     Raises:
         InputError: it holds something else.
     """
-    found = dataset(root, path, where)
-    if found.dtype != np.dtype("i8") or len(found.shape) != 1 or found.needed > found.bytes:
-        raise InputError(f"{where}: expected int64 in {path}, found {found.dtype} in {found.bytes} bytes")
-    return found.dataset[:]  # type: ignore[no-any-return]
+    stored = dataset(root, path, where)
+    if stored.dtype != np.dtype("i8") or len(stored.shape) != 1 or stored.needed > stored.bytes:
+        raise InputError(f"{where}: expected int64 in {path}, found {stored.dtype} in {stored.bytes} bytes")
+    return stored.dataset[:]  # type: ignore[no-any-return]
 
 
 def has(part: h5py.Group, name: str) -> bool:
@@ -130,11 +130,11 @@ def has(part: h5py.Group, name: str) -> bool:
     return bool(part.id.links.exists(name.encode()))
 
 
-def _own(root: h5py.Group, path: str, where: str) -> h5py.Group | h5py.Dataset | None:
-    """Return a member of a group that is in this very file, None if it is neither a group nor a dataset."""
+def _member(root: h5py.Group, path: str, where: str) -> h5py.Group | h5py.Dataset | None:
+    """Return a member of a group that is stored in this file, None if it is neither a group nor a dataset."""
     part: Any = root
     for name in path.split("/"):
-        # h5py's own `name in group` would open the file that an external link names.
+        # h5py's `name in group` would open the file that an external link names.
         if not isinstance(part, h5py.Group) or not has(part, name):
             raise InputError(f"{where}: expected {path}, found none")
         if part.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
@@ -149,8 +149,8 @@ def _plain(dtype: np.dtype[Any]) -> bool:
     return dtype.kind != "O" or h5py.check_string_dtype(dtype) is not None
 
 
-def _plugins(path: str, where: str) -> None:
+def _load_plugins(path: str, where: str) -> None:
     try:
-        import hdf5plugin  # noqa: F401 - it registers its filters
+        import hdf5plugin  # noqa: F401 - importing it registers its filters
     except ImportError as error:
         raise InputError(f"{where}: expected the package hdf5plugin, which {path} needs, found none") from error

@@ -1,4 +1,4 @@
-"""The one place that names every group, column, type, unit and attribute of a log."""
+"""Defines every group, column, type, unit and attribute of a log; no other module repeats them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 VERSION = 2
 READABLE = (1, 2)  # versions that the reader knows
 FORMAT = "lsam-hpc trajectory"
-MERGED = "lsam-hpc trajectories"  # of a file that holds all ranks
-INDEX = "lsam-hpc trajectory index"  # of one that leads to the ranks' files beside it
+MERGED = "lsam-hpc trajectories"  # format of a file with the logs of all ranks
+INDEX = "lsam-hpc trajectory index"  # format of a file of virtual datasets over the ranks' files
 
 CHUNK_ROWS = 1024
 SKETCH_BYTES = 2**18  # of a chunk of sketches
@@ -25,19 +25,19 @@ class Column:
     dtype: str
     unit: str
     description: str
-    optional: bool = False  # may be left out, and is left out first when the disk is slower than the log
-    since: int = 1  # schema version; files of older versions give "no value"
-    per: tuple[str, ...] = ()  # further dimensions: names of sizes of the file
+    optional: bool = False  # may be missing, and is dropped first when the disk is too slow
+    since: int = 1  # schema version that added it; in older files it is "no value"
+    per: tuple[str, ...] = ()  # further dimensions, by name: `groups`, `buckets`, `parameters`
 
     @property
     def no_value(self) -> float:
-        """What stands for no value, and fills what was never written."""
+        """The number that stands for a missing value, and fills rows that were never written."""
         return math.nan if self.dtype[0] == "f" else {"i": -1, "u": 0}[self.dtype[0]]
 
 
 STEP = (
     Column("iteration", "i8", "steps", "local steps of this rank before this one"),
-    Column("total_iteration", "i8", "steps", "steps of all ranks before this one (the ticket)"),
+    Column("total_iteration", "i8", "steps", "steps of all ranks before this one (the global step)"),
     Column("time", "f8", "s", "when the step ended, since the run's start"),
     Column("loss", "f4", "1", "mini-batch loss at the sample"),
     Column("grad_norm", "f4", "1", "norm of the mini-batch gradient at the sample", optional=True),
@@ -68,14 +68,9 @@ EXCHANGE = (
         optional=True,
     ),
     Column("delta_norm", "f4", "1", "norm of the delta", optional=True),
-    Column("accepted", "u1", "1", "1: added; 0: refused by the guard"),
+    Column("accepted", "u1", "1", "1: added; 0: rejected by the delta filter"),
     Column(
-        "delay",
-        "i8",
-        "steps",
-        "local steps between staging the sample and applying the result",
-        optional=True,
-        since=2,
+        "delay", "i8", "steps", "local steps between staging the sample and applying the result", optional=True, since=2
     ),
     Column("blocked", "f4", "s", "how long the training thread was held up", optional=True, since=2),
 )
@@ -86,14 +81,26 @@ _STATE = (
 )
 SKETCH = (
     *_STATE,
-    Column("values", "f4", "1", "CountSketch of each layer group; their sum is the whole's", since=2,
-           per=("groups", "buckets")),
-)  # fmt: skip
+    Column(
+        "values",
+        "f4",
+        "1",
+        "CountSketch of each layer group; their sum is the whole's",
+        since=2,
+        per=("groups", "buckets"),
+    ),
+)
 SNAPSHOT = (
     *_STATE,
-    Column("values", "f4", "1", "the flat vector; 'bfloat16' is kept as u2, its upper half of a float32", since=2,
-           per=("parameters",)),
-)  # fmt: skip
+    Column(
+        "values",
+        "f4",
+        "1",
+        "the flat vector; 'bfloat16' is kept as u2, its upper half of a float32",
+        since=2,
+        per=("parameters",),
+    ),
+)
 DROPPED = (
     Column("time", "f8", "s", "when it was noticed, since the run's start", since=2),
     Column("rows", "i8", "1", "rows lost so far, of all tables", since=2),
@@ -103,7 +110,7 @@ DROPPED = (
 RESULT = (
     Column("steps", "f8", "steps", "taken by the rank"),
     Column("exchanges", "f8", "1", "made by the rank"),
-    Column("refused", "f8", "1", "exchanges that the guard refused"),
+    Column("refused", "f8", "1", "exchanges that the delta filter rejected"),
     Column("staleness_mean", "f8", "updates", "mean over the exchanges"),
     Column("staleness_max", "f8", "updates", "largest"),
     Column("seconds", "f8", "s", "training time"),
@@ -140,7 +147,7 @@ class Attribute:
     kind: type
     description: str
     since: int = 1
-    written: bool = False  # by the writer itself, not given to it
+    written: bool = False  # set by the writer itself, not passed to it
 
 
 ATTRIBUTES: dict[str, Attribute] = {
@@ -162,9 +169,10 @@ ATTRIBUTES: dict[str, Attribute] = {
     "job_id": Attribute(str, "of the batch system, '' outside one"),
     "torch_version": Attribute(str, "version of PyTorch"),
     "device": Attribute(str, "where the rank trained"),
-    "head_crc": Attribute(int, "CRC-32 of these attributes, the layout and the sketch's description", since=2,
-                          written=True),
-}  # fmt: skip
+    "head_crc": Attribute(
+        int, "CRC-32 of these attributes, the layout and the sketch's description", since=2, written=True
+    ),
+}
 
 # Columns of /layout, a row per parameter: name -> description.
 LAYOUT = {
@@ -183,7 +191,7 @@ def rank_file(rank: int) -> str:
 
 
 def stored(columns: tuple[Column, ...]) -> tuple[Column, ...]:
-    """Return the columns of a table and those of its check sums."""
+    """Return the columns of a table followed by its check sums."""
     return (*columns, VALUES_CRC, CRC) if any(c.per for c in columns) else (*columns, CRC)
 
 

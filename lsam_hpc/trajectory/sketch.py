@@ -1,4 +1,4 @@
-"""Sketches: a thousand numbers per state that keep inner products and distances between states of any ranks."""
+"""Sketches: a thousand numbers per state that preserve inner products and distances between states of any ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Group(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A run of elements of the flat vector that goes, sign by sign, to a run of first-stage buckets."""
+    """Contiguous elements of the flat vector that are added, with signs, to contiguous first-stage buckets."""
 
     start: int
     stop: int
@@ -36,11 +36,11 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class CountSketch:
-    """A linear map from P elements to `buckets` numbers per group that keeps inner products and distances.
+    """A linear map from P elements to `buckets` numbers per group that preserves inner products and distances.
 
     It is a CountSketch in two stages, so that the long vector is only multiplied and added, never scattered. Blocks of
-    M = 64 * buckets elements get random signs, are rotated by a random lag and are added with a random sign of their
-    own; then the M sums get signs again, are permuted, and each 64 of them are added. Two elements meet with a
+    M = 64 * buckets elements get random signs, are rotated by a random lag and are added with one random sign per
+    block; then the M sums get signs again, are permuted, and each 64 of them are added. Two elements collide with a
     probability below 1 / buckets, and for states a and b
 
         E <S a, S b> = <a, b>,    Var <S a, S b> <= (|a|^2 |b|^2 + <a, b>^2) / buckets * (1 + 1/16).
@@ -111,7 +111,7 @@ class CountSketch:
         """Return the sketch, shape (groups, buckets), of a flat vector or of its parts in order.
 
         Raises:
-            InputError: together they have another size.
+            InputError: they have not P elements together.
         """
         sums = np.zeros((len(self.groups), self.width), np.float32)
         signed = np.empty(self.width, np.float32)
@@ -123,8 +123,8 @@ class CountSketch:
                 into = sums[piece.group, piece.bucket : piece.bucket + count]
                 (np.subtract if piece.negative else np.add)(into, signed[:count], out=into)
         mixed = np.take(sums, self.permutation, axis=1).reshape(-1, *self.bucket_signs.shape)
-        found: NDArray[np.float32] = np.einsum("gbk,bk->gb", mixed, self.bucket_signs)
-        return found
+        sketch: NDArray[np.float32] = np.einsum("gbk,bk->gb", mixed, self.bucket_signs)
+        return sketch
 
     @cached_property
     def _lags(self) -> list[tuple[int, bool]]:
@@ -138,13 +138,13 @@ class CountSketch:
 
 
 def parts(size: int, tensors: Sequence[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
-    """Yield each (flat tensor, its elements) of a vector as (flat tensor, where it begins).
+    """Yield each (flat tensor, number of elements) of a vector as (flat tensor, its first element in the vector).
 
     Raises:
-        InputError: together they have not `size` elements.
+        InputError: they have not `size` elements together.
     """
-    if (found := sum(count for _, count in tensors)) != size:
-        raise InputError(f"sketch: expected {size} elements, found {found}")
+    if (total := sum(count for _, count in tensors)) != size:
+        raise InputError(f"sketch: expected {size} elements, found {total}")
     at = 0
     for flat, count in tensors:
         yield flat, at
@@ -152,7 +152,7 @@ def parts(size: int, tensors: Sequence[tuple[Any, int]]) -> Iterator[tuple[Any, 
 
 
 def layer_groups(layout: Sequence[tuple[str, Sequence[int]]], at_most: int = 4) -> tuple[Group, ...]:
-    """Return at most `at_most` groups of neighbouring layers with about as many elements each.
+    """Return at most `at_most` groups of neighbouring layers, of about equal numbers of elements.
 
     Args:
         layout: (name, shape) of each parameter, in the order of the flat vectors. Parameters of one layer, "a.b.weight"

@@ -1,4 +1,4 @@
-"""A rank's HDF5 file as it is written: whole at the start, then only grown, so that any kill leaves it readable."""
+"""Writes a rank's HDF5 file: its structure first, then only rows, so that a kill at any time leaves it readable."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from lsam_hpc.trajectory.newfile import abandon
 from lsam_hpc.trajectory.rows import arrays, checksums, long_checksums
 from lsam_hpc.trajectory.snapshot import DTYPES, Snapshots
 
-# A kill can cut a write in two between pages of memory, and metadata that is rewritten in place is lost then. HDF5's
-# paged allocation keeps what is smaller than a page inside one. (Seen without it: 2 of about 7,000 kills left a
-# column that could not be read.)
+# A kill can split a write between two memory pages, and metadata that is being rewritten in place is lost then. HDF5's
+# paged allocation keeps metadata smaller than a page inside one page. (Without it 2 of about 7,000 kills left a column
+# that could not be read.)
 PAGE = 4096
-# What every HDF5 since 1.10 reads; "latest" would ask for the reader's HDF5 to be as new as the writer's.
+# Every HDF5 since 1.10 reads this format; "latest" would require a reader's HDF5 to be as new as the writer's.
 LIBVER = ("v110", "v110")
 
 
 class Store:
-    """The file.
+    """The file and its tables.
 
     Args:
-        path: of the file, which appears when it is complete, and is called .part before.
-        head: what it says of itself.
-        sketched: states of which there will be sketches.
-        snapshots: how snapshots are kept, None without them.
+        path: of the file; until its head and tables are complete, it has ".part" appended to its name.
+        head: of the file.
+        sketched: states that have a table of sketches. Default: none.
+        snapshots: format of the snapshots. Default: no snapshots.
         locking: as in h5py.File.
-        fill: puts rows of an earlier attempt into the tables; the file may then replace that one's. Default: none.
+        fill: copies rows of an earlier attempt into the tables; the file then replaces that attempt's. Default: none.
 
     Raises:
         InputError: the file exists already or cannot be made.
@@ -45,11 +45,13 @@ class Store:
         self,
         path: Path,
         head: Head,
+        *,
         sketched: Sequence[str] = (),
         snapshots: Snapshots | None = None,
         locking: bool | str | None = None,
         fill: Callable[[dict[str, Table]], None] | None = None,
     ) -> None:
+        # Not atomic_path: the file may replace another one, and it gets its name while HDF5 has it open.
         part = path.with_name(path.name + ".part")
         if path.exists() and fill is None:
             raise InputError(f"{path}: expected no such file, found one")
@@ -65,11 +67,11 @@ class Store:
             raise InputError(f"{path}: expected a file that can be made, found: {error}") from error
 
     def flush(self) -> None:
-        """Hand everything to the operating system; a reader sees it then, and a kill does not lose it."""
+        """Hand all rows to the operating system: readers see them, and killing this process does not lose them."""
         self._file.flush()
 
     def abandon(self) -> None:
-        """Write no more to the file, after an error; it stays as a killed writer's."""
+        """Write nothing more to the file, after an error; it stays like the file of a killed writer."""
         abandon(self._file)
 
     def close(self) -> None:
@@ -78,7 +80,7 @@ class Store:
 
 
 def make_tables(root: h5py.Group, head: Head, sketched: Sequence[str], snapshots: Snapshots | None) -> dict[str, Table]:
-    """Make the tables of a rank in a file, or in the rank's group of a file of all ranks."""
+    """Make the tables of a rank's file."""
     tables = {}
     for name, columns in schema.TABLES.items():
         kind, _, state = name.partition("/")
@@ -87,21 +89,22 @@ def make_tables(root: h5py.Group, head: Head, sketched: Sequence[str], snapshots
         elif kind == "sketch" and head.sketch is not None and state in sketched:
             tables[name] = Table(root, name, columns, head.sizes)
         elif kind == "snapshot" and snapshots is not None and state in snapshots.states:
-            tables[name] = Table(root, name, columns, head.sizes, DTYPES[snapshots.dtype], snapshots.filters())
+            dtype, filters = DTYPES[snapshots.dtype], snapshots.filters()
+            tables[name] = Table(root, name, columns, head.sizes, dtype=dtype, filters=filters)
             root["snapshot"].attrs["dtype"] = snapshots.dtype
     return tables
 
 
 class Table:
-    """A group with a dataset per column.
+    """A group with one dataset per column.
 
     Args:
-        root: where the group is made.
+        root: parent of the group.
         name: of the table.
         columns: without check sums.
         sizes: of the further dimensions of long columns.
-        dtype: of long columns, if it is not the schema's.
-        filters: of long columns: arguments of create_dataset.
+        dtype: of long columns. Default: the schema's.
+        filters: of long columns: arguments of create_dataset. Default: none.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Table:
         name: str,
         columns: tuple[schema.Column, ...],
         sizes: Mapping[str, int],
+        *,
         dtype: str | None = None,
         filters: Mapping[str, Any] | None = None,
     ) -> None:
@@ -119,14 +123,14 @@ class Table:
         self._datasets = {}
         for c in self._stored:
             tail = tuple(sizes[part] for part in c.per)
-            kept = np.dtype(dtype if dtype and c.per else c.dtype)
+            stored_dtype = np.dtype(dtype if dtype and c.per else c.dtype)
             dataset = group.create_dataset(
                 c.name,
                 (0, *tail),
-                kept,
+                stored_dtype,
                 maxshape=(None, *tail),
                 chunks=schema.chunk(c, sizes),
-                fillvalue=0 if kept.kind == "u" else c.no_value,
+                fillvalue=0 if stored_dtype.kind == "u" else c.no_value,
                 **(filters if c.per and filters else {}),
             )
             dataset.attrs["unit"] = c.unit
@@ -141,12 +145,12 @@ class Table:
         return int(self._chunk - self._rows % self._chunk)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows, with a value per column or None."""
+        """Add rows: one value per column, None for a missing one."""
         if rows:
             self.extend(arrays(self.columns, rows))
 
     def extend(self, table: Mapping[str, NDArray[Any]]) -> None:
-        """Add rows, with an array per column."""
+        """Add rows: one array per column."""
         table = dict(table)
         for c in self.columns:
             if c.per:

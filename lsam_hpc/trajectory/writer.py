@@ -1,4 +1,4 @@
-"""Writes one rank's log from a thread of its own, so that training never waits for the disk."""
+"""Writes one rank's log in a background thread, so that training never waits for the disk."""
 
 from __future__ import annotations
 
@@ -26,30 +26,29 @@ from lsam_hpc.trajectory.sketch import CountSketch
 from lsam_hpc.trajectory.snapshot import Snapshots, check_states
 from lsam_hpc.trajectory.store import Store
 
-PATIENCE = 60.0  # s that a flush or the end waits for the disk
+PATIENCE = 60.0  # s that `flush` and `close` wait for the disk at most
 
 
 class TrajectoryWriter:
-    """A rank's HDF5 file, readable while it is written (SWMR) and after the writer was killed.
+    """Writes a rank's HDF5 file, which can be read while it is written (SWMR) and after the writer was killed.
 
-    Calls only put rows into memory, from any thread; a thread writes them when a chunk is full or `flush_seconds` have
-    gone by. When the disk is too slow for that, optional values, sketches and snapshots are left out first, then rows;
-    what was left out is counted in /dropped. A disk that fails is reported once, as a warning, and nothing more is
-    written.
+    Calls only put rows into memory, from any thread; a background thread writes them when a chunk is full, and every
+    `flush_seconds`. When the disk is too slow, optional values, sketches and snapshots are dropped first, then rows;
+    the table /dropped counts them. If the disk fails, one warning is given and nothing more is written.
 
     Args:
         run_dir: the run directory; it must exist.
         rank: of this process.
         layout: (name, shape) of each parameter, in the order of the flat vectors.
-        attributes: the root attributes of `schema.ATTRIBUTES` that the writer does not know by itself.
-        flush_seconds: how old a row may get before it is on disk, s. Default 5.
-        sketch: the map that makes the sketches; None (default): there will be none.
-        sketched: states of which there will be sketches. Default: sample and center.
-        snapshots: which states are kept in full, and how; None (default): none.
+        attributes: the root attributes of `schema.ATTRIBUTES` that are not marked `written`.
+        flush_seconds: largest time between logging a row and writing it to disk, s. Default 5.
+        sketch: the map that makes the sketches; None (default): no sketches.
+        sketched: states that can be sketched. Default: sample and center.
+        snapshots: which states are stored in full, and how; None (default): none.
         locking: of the file, as in h5py.File: True, False or "best-effort"; None (default): HDF5's own choice. False
             for file systems without locks (some Lustre and NFS mounts).
-        queue_bytes: room for what waits for the disk, B. Default 64 MiB; a snapshot needs its own size besides.
-        earlier: what an attempt before this one logged, which this log goes on from and replaces. Default: none.
+        queue_bytes: memory for rows that wait for the disk, B; each snapshot needs its size besides. Default 64 MiB.
+        earlier: the log of an earlier attempt: its rows are copied, and this log replaces it. Default: none.
 
     Raises:
         InputError: the file exists already, cannot be made, or an attribute is missing or not in the schema.
@@ -70,20 +69,20 @@ class TrajectoryWriter:
         queue_bytes: int = 2**26,
         earlier: Earlier | None = None,
     ) -> None:
-        given = {name for name, a in schema.ATTRIBUTES.items() if not a.written}
-        if wrong := attributes.keys() ^ given:
+        required = {name for name, a in schema.ATTRIBUTES.items() if not a.written}
+        if wrong := attributes.keys() ^ required:
             raise InputError(
                 f"attributes: expected those of the schema, found a difference in {', '.join(sorted(wrong))}"
             )
         check_states("sketched", tuple(sketched))
-        own = {"format": schema.FORMAT, "schema_version": schema.VERSION, "creator": creator(), "rank": rank}
+        written = {"format": schema.FORMAT, "schema_version": schema.VERSION, "creator": creator(), "rank": rank}
         head = Head(
-            {name: schema.ATTRIBUTES[name].kind(value) for name, value in {**attributes, **own}.items()},
+            {name: schema.ATTRIBUTES[name].kind(value) for name, value in {**attributes, **written}.items()},
             [(name, tuple(map(int, shape))) for name, shape in layout],
             sketch,
         )
         if sketch is not None and sketch.size != head.size:
-            raise InputError(f"sketch: expected one of {head.size} elements, found one of {sketch.size}")
+            raise InputError(f"sketch: expected a map of {head.size} elements, found one of {sketch.size}")
         self.path = run_dir / schema.rank_file(rank)
         self.sketcher = sketch
         self.snapshots = snapshots
@@ -91,13 +90,15 @@ class TrajectoryWriter:
         self.size = head.size
         self._start = float(attributes["start_time"])
         self._flush_seconds = flush_seconds
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._closed = False
         fill = None
         if earlier is not None:
             earlier.check(head, snapshots)
             fill = partial(earlier.copy, snapshots=snapshots)
-        self._store = Store(self.path, head, sketched if sketch else (), snapshots, locking, fill)
+        self._store = Store(
+            self.path, head, sketched=sketched if sketch else (), snapshots=snapshots, locking=locking, fill=fill
+        )
         self._backlog = Backlog(queue_bytes)
         if earlier is not None:
             self._backlog.dropped |= earlier.dropped()
@@ -111,20 +112,20 @@ class TrajectoryWriter:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Names of the tables that the file has."""
+        """Names of the tables in the file."""
         return tuple(self._store.tables)
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Numbers of rows, optional values and states that were left out so far."""
+        """Numbers of rows, optional values and states that were dropped so far."""
         return dict(self._backlog.dropped)
 
     def step(self, **columns: float) -> None:
-        """Log a step: a value for each column of `schema.STEP`, but `time`, which is now; optional ones as known."""
+        """Log a step that ends now: the columns of `schema.STEP` without `time`; optional ones may be missing."""
         self._put("step", {"time": time.time() - self._start, **columns})
 
     def exchange(self, began: float, **columns: float) -> None:
-        """Log an exchange: a value for each column of `schema.EXCHANGE`, but `time`; `began` is a time.time()."""
+        """Log an exchange: the columns of `schema.EXCHANGE` without `time`; `began` is its start by time.time()."""
         self._put("exchange", {"time": began - self._start, **columns})
 
     def sketch(self, state: str, values: NDArray[np.float32], iteration: int, version: int = -1) -> None:
@@ -132,18 +133,18 @@ class TrajectoryWriter:
 
         Args:
             state: of `schema.STATES`.
-            values: what the writer's CountSketch makes of the state, shape (groups, buckets); they are copied.
+            values: sketch of the state by the writer's CountSketch, shape (groups, buckets); it is copied.
             iteration: local steps before the state was taken.
             version: of the center that was read then; -1 (default): not known.
 
         Raises:
-            InputError: the writer was not told of sketches of this state, or they have another shape.
+            InputError: the writer was made without sketches of this state, or the shape is wrong.
         """
         shape = (len(self.sketcher.groups), self.sketcher.buckets) if self.sketcher else None
-        self._put_state("sketch", state, np.array(values, np.float32), shape, iteration, version)
+        self._put_state(f"sketch/{state}", np.array(values, np.float32), shape, iteration, version)
 
     def snapshot(self, state: str, vector: NDArray[np.floating[Any]], iteration: int, version: int = -1) -> None:
-        """Log a full state; see `sketch`.
+        """Log a state in full.
 
         Args:
             state: of `schema.STATES`.
@@ -152,40 +153,40 @@ class TrajectoryWriter:
             version: of the center that was read then; -1 (default): not known.
 
         Raises:
-            InputError: the writer was not told of snapshots of this state, or it has another size.
+            InputError: the writer was made without snapshots of this state, or the size is wrong.
         """
         values = self.snapshots.encode(vector) if self.snapshots else vector
-        self._put_state("snapshot", state, values, (self.size,), iteration, version)
+        self._put_state(f"snapshot/{state}", values, (self.size,), iteration, version)
 
     def flush(self, seconds: float = PATIENCE) -> bool:
-        """Have every row so far written, where readers see it: at a checkpoint.
+        """Write all rows logged so far to the file, where readers see them, for example at a checkpoint.
 
         Args:
-            seconds: how long to wait for the disk at most. Default 60.
+            seconds: largest time to wait for the disk, s. Default 60.
 
         Returns:
-            Whether it is done.
+            Whether all rows are written.
         """
         done = self._thread.is_alive() and self._backlog.flush(seconds)
-        self._say()
+        self._warn_once()
         return done and self.error is None
 
     def close(self, result: Mapping[str, float] | None = None) -> None:
-        """Write what is left and, for a run that ended, its result, keys of `schema.RESULT`; then close the file."""
+        """Write the remaining rows and, for a run that ended, its result, keys of `schema.RESULT`; close the file."""
         names = [c.name for c in schema.RESULT]
         if result is not None and (wrong := result.keys() - set(names)):
             raise InputError(f"result: expected keys of the schema, found {', '.join(sorted(wrong))}")
         if self._closed:
             return
         if result is not None:
-            self.flush()  # so that there is room for it
+            self.flush()  # to make room for the result
             self._backlog.put("result", {name: result.get(name) for name in names})
         self._closed = True
         self._backlog.close()
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
             self._warn(f"the disk took more than {PATIENCE:.0f} s: the end of the log may be missing")
-        self._say()
+        self._warn_once()
         atexit.unregister(self.close)
 
     def __enter__(self) -> TrajectoryWriter:
@@ -199,69 +200,63 @@ class TrajectoryWriter:
     def _put(self, table: str, row: Mapping[str, Any]) -> None:
         self._backlog.put(table, row)
         if self.error or any(self._backlog.dropped.values()):
-            self._say()
+            self._warn_once()
 
     def _put_state(
-        self,
-        kind: str,
-        state: str,
-        values: NDArray[Any],
-        shape: tuple[int, ...] | None,
-        iteration: int,
-        version: int,
+        self, table: str, values: NDArray[Any], shape: tuple[int, ...] | None, iteration: int, version: int
     ) -> None:
-        table = f"{kind}/{state}"
         if table not in self._store.tables:
-            raise InputError(f"{kind}: expected a state that the writer was told of, found {state!r}")
+            kind, _, state = table.partition("/")
+            raise InputError(f"{kind}: expected a state that has a table, found {state!r}")
         if values.shape != shape:
             raise InputError(f"{table}: expected shape {shape}, found {values.shape}")
         now = time.time() - self._start
         self._put(table, {"iteration": iteration, "time": now, "version": version, "values": values})
 
-    def _say(self) -> None:
-        """Warn, once each, of a disk that failed and of what was left out; in a thread of the caller's."""
-        if self.error and "error" not in self._said:
-            self._said.add("error")
-            self._warn(f"the log ends here and training goes on: {self.error}")
-        elif any(self._backlog.dropped.values()) and not self._said:
-            self._said.add("dropped")
+    def _warn_once(self) -> None:
+        """Warn once of a disk that failed and once of dropped rows; called in the caller's thread."""
+        if self.error and "error" not in self._warned:
+            self._warned.add("error")
+            self._warn(f"the log stops here and training continues: {self.error}")
+        elif any(self._backlog.dropped.values()) and not self._warned:
+            self._warned.add("dropped")
             self._warn("the disk is too slow: parts of the log are left out, counted in /dropped")
 
     def _warn(self, text: str) -> None:
         warnings.warn(f"{self.path}: {text}", stacklevel=5)
 
     def _write(self) -> None:
-        """Move rows from the backlog to the file until there are no more to come."""
+        """Move rows from the backlog to the file until the backlog is closed."""
         due = time.monotonic() + self._flush_seconds
         closed = False
         while not closed:
-            asked, closed = self._backlog.wait(due - time.monotonic())
-            everything = closed or asked > 0 or time.monotonic() >= due
+            requested, closed = self._backlog.wait(due - time.monotonic())
+            everything = closed or requested > 0 or time.monotonic() >= due
             for table in self._store.tables:
-                self._move(table, everything)
+                self._move(table, everything=everything)
             if everything:
                 self._flush()
-                self._backlog.flushed(asked)
+                self._backlog.flush_done(requested)
                 due = time.monotonic() + self._flush_seconds
-        with self._failing():
+        with self._stopping_at_errors():
             self._store.close()
 
-    def _move(self, table: str, everything: bool) -> None:
-        rows = self._backlog.take(table, everything)
+    def _move(self, table: str, *, everything: bool) -> None:
+        rows = self._backlog.take(table, everything=everything)
         if self.error is None:
-            with self._failing():
+            with self._stopping_at_errors():
                 self._store.tables[table].append(rows)
                 self._backlog.full_at[table] = self._store.tables[table].to_full_chunk
         self._unflushed += len(rows)
-        self._backlog.written(rows)
+        self._backlog.release(rows)
 
     def _flush(self) -> None:
         if self.error is None:
-            with self._failing():
+            with self._stopping_at_errors():
                 self._count_dropped()
                 self._store.flush()
         if self.error is not None:
-            self._backlog.lost(self._unflushed)
+            self._backlog.count_lost(self._unflushed)
         self._unflushed = 0
 
     def _count_dropped(self) -> None:
@@ -271,8 +266,8 @@ class TrajectoryWriter:
             self._store.tables["dropped"].append([(now, *(self._counted[c.name] for c in schema.DROPPED[1:]))])
 
     @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Keep the first error of the disk, after which nothing more is written."""
+    def _stopping_at_errors(self) -> Iterator[None]:
+        """Keep the first error of the disk, and write nothing more after it."""
         try:
             yield
         except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:

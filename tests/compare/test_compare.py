@@ -1,4 +1,4 @@
-"""`lsam bench compare` as users call it: two tiny settings, interrupted, and again."""
+"""`lsam bench compare` on the command line: two tiny settings, then an interrupted suite."""
 
 import csv
 import json
@@ -34,11 +34,16 @@ def compare(suite, out, *more):
     mpi = next(iter(available().values()))
     mpiexec = shlex.join([*mpi.mpiexec, "-n", "{ranks}"])
     words = [mpi.forked, "-m", "lsam_hpc", "bench", "compare", "--suite", suite, "--out", out, *more]
-    given = [] if "--launcher" in more else ["--launcher", mpiexec]
+    launcher = [] if "--launcher" in more else ["--launcher", mpiexec]
     return subprocess.run(
-        [str(word) for word in [*words, *given]], capture_output=True, text=True, timeout=560, cwd=ROOT,
-        env=environment(), check=False,
-    )  # fmt: skip
+        [str(word) for word in [*words, *launcher]],
+        capture_output=True,
+        text=True,
+        timeout=560,
+        cwd=ROOT,
+        env=environment(),
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def test_two_tiny_settings(suite, tmp_path):
     out = tmp_path / "out"
     done = compare(suite, out)
     assert done.returncode == 0, done.stderr
-    # The setting that cannot learn is not the one that is chosen.
+    # The setting that cannot learn is not chosen.
     assert json.loads((out / "tuned.json").read_text()) == {"sam": {"lr": 0.1}, "lsam": {"rho": 0.05}}
     rows = list(csv.DictReader((out / "runs.csv").open()))
     assert [(r["budget"], r["method"], r["seed"]) for r in rows] == [
@@ -70,33 +75,33 @@ def test_two_tiny_settings(suite, tmp_path):
     assert by_budget["tiny", "lsam", "0"] == 169
     assert {p.name for p in out.iterdir()} >= {"tables.md", "curves.csv", "tuning.csv", "tiny-np2.png"}
 
-    # A cell that is missing is run again, and nothing else.
+    # Only a missing cell is run again.
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").glob("*.json")}
-    lost = out / "cells" / "tiny-lsam-np2-none-seed0.json"
-    lost.unlink()
+    removed = out / "cells" / "tiny-lsam-np2-none-seed0.json"
+    removed.unlink()
     again = compare(suite, out)
     assert again.returncode == 0, again.stderr
     changed = {path for path, at in before.items() if path.stat().st_mtime_ns != at}
-    # Its run at equal seconds is there already.
-    assert changed == {lost}
+    # Its run at equal seconds exists already.
+    assert changed == {removed}
 
-    # A folder is one suite's.
+    # A folder holds the results of one suite.
     suite.write_text(yaml.safe_dump({**SUITE, "points": 3}))
     other = compare(suite, out)
     assert other.returncode == 2
-    assert "expected the folder of this suite" in other.stderr
+    assert "expected a folder with results of this suite" in other.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--launcher", "mpirun -n 2"], "--launcher: expected words with {ranks}"),
-        (["--launcher", "no-such-program -n {ranks}"], "--launcher: expected a program that is there"),
-        (["--launcher", f"{sys.executable} -c exit(7) {{ranks}}"], "expected a run that ends with 0, found 7"),
+        (["--launcher", "mpirun -n 2"], "--launcher: expected a command with {ranks}"),
+        (["--launcher", "no-such-program -n {ranks}"], "--launcher: expected an installed program"),
+        (["--launcher", f"{sys.executable} -c exit(7) {{ranks}}"], "expected exit code 0, found 7"),
         (["--data-dir"], "--data-dir: expected one argument"),
     ],
 )
-def test_says_what_is_wrong_in_one_line(suite, tmp_path, words, why):
+def test_errors_are_one_line(suite, tmp_path, words, why):
     done = compare(suite, tmp_path / "out", *words)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("lsam")]

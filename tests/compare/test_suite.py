@@ -1,4 +1,4 @@
-"""Suites: what they expand to, and what is refused."""
+"""Suites: their expansion to runs, and errors in their files."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def test_a_suite_is_the_product_of_its_parts(tmp_path):
     assert len(cells) == 3 * 2 * 2 * 2 * 3
     assert len({cell.name for cell in cells}) == len(cells)
     cell = next(c for c in cells if c.method == "lsam" and c.ranks == 4 and c.budget == "long")
-    # Tuned before the method's own before the budget's before what all share; 64 images over 4 ranks.
+    # Priority: tuned, method's, budget's, then shared options; 64 images over 4 ranks.
     assert cell.options == {"data": "digits", "lr": 0.2, "rho": 0.1, "batch_size": 16, "steps": 100, "period": 2}
     trials = list(suite.trials())
     assert len(trials) == 3 * 4
@@ -51,13 +51,13 @@ def test_a_suite_is_the_product_of_its_parts(tmp_path):
     assert tried == [(0.1, 0.05), (0.1, 0.1), (0.2, 0.05), (0.2, 0.1)]
 
 
-def test_flags_say_what_the_options_are(tmp_path):
+def test_flags_parse_to_the_options(tmp_path):
     for cell in read_suite(write(tmp_path, SUITE)).cells({}):
         config = dataclasses.asdict(parse(flags(cell.options)))
         assert {name: config[name] for name in cell.options} == dict(cell.options)
 
 
-def test_a_curve_has_as_many_points_as_wanted():
+def test_the_snapshot_interval_gives_the_wanted_points():
     assert snapshot_interval(total=8000, chains=4, points=10, period=4) == 200
     assert snapshot_interval(total=80, chains=4, points=10, period=4) == 4  # no more than there are exchanges
 
@@ -78,20 +78,23 @@ def test_a_curve_has_as_many_points_as_wanted():
         ({"budgets": {"a/b": {}}}, "budgets: expected names of letters"),
         ({"reference": "adam"}, "reference: expected one of sgd, sam, lsam, found 'adam'"),
         ({"stragglers": ["7:2"]}, "--stragglers: expected"),
-        ({"methods": {"sam": {"synchronous": True, "group_size": 2}}, "tune": None}, "--group-size: expected it or"),
+        (
+            {"methods": {"sam": {"synchronous": True, "group_size": 2}}, "tune": None},
+            "--group-size and --synchronous exclude each other",
+        ),
         ({"methods": {"sam": {"rho": -1}}, "tune": None}, "--rho: expected a finite number"),
         ({"methods": {"sam": {"tune": {"lr": 0.1}}}}, "tune: expected lists of values"),
-        ({"tune": None}, "tune: expected how to tune sgd, found nothing"),
-        ({"tune": {"validation": 100, "seeds": [0]}}, "tune: seeds: expected others than those of the runs"),
+        ({"tune": None}, "tune: expected a table, as sgd is to be tuned, found none"),
+        ({"tune": {"validation": 100, "seeds": [0]}}, "tune: seeds: expected seeds that no run has"),
         ({"tune": {"budget": "short"}}, "tune: expected budget, ranks, seeds, validation"),
         ({"tune": {"validation": 100, "budget": "huge"}}, "tune: expected a budget of the suite"),
     ],
 )
-def test_says_what_is_wrong_in_one_line(tmp_path, changes, why):
-    with pytest.raises(InputError) as told:
+def test_errors_are_one_line(tmp_path, changes, why):
+    with pytest.raises(InputError) as caught:
         read_suite(write(tmp_path, {**SUITE, **changes}))
-    assert why in str(told.value)
-    assert "\n" not in str(told.value)
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_each_method_is_tuned_with_as_many_runs(tmp_path):

@@ -11,10 +11,17 @@ from lsam_hpc.compare.tables import markdown, mean_and_error, seconds_to, standa
 
 
 def record(method, seed, error, seconds=10.0, curve=(), stragglers="none"):
-    cell = {"method": method, "budget": "short", "ranks": 4, "seed": seed, "stragglers": stragglers, "trial": None,
-            "options": {"lr": 0.1, "rho": 0.05}}  # fmt: skip
+    cell = {
+        "method": method,
+        "budget": "short",
+        "ranks": 4,
+        "seed": seed,
+        "stragglers": stragglers,
+        "trial": None,
+        "options": {"lr": 0.1, "rho": 0.05},
+    }
     result = {"center_test_error": error, "center_train_loss": 0.5, "seconds": seconds, "images_per_second": 100.0}
-    points = [{"epochs": float(at), "seconds": 2.0 * at, "test_error": found} for at, found in curve]
+    points = [{"epochs": float(at), "seconds": 2.0 * at, "test_error": value} for at, value in curve]
     return {"cell": cell, "result": result, "curve": points}
 
 
@@ -27,10 +34,10 @@ def test_standard_errors():
 
 
 def test_seconds_to_a_target():
-    found = record("sam", 0, error=5.0, curve=[(1, 50.0), (2, 8.0), (3, 9.0), (4, 5.0)])
-    assert seconds_to(found, 8.0) == 4.0
-    assert seconds_to(found, 5.0) == 8.0
-    assert seconds_to(found, 4.9) == math.inf
+    run = record("sam", 0, error=5.0, curve=[(1, 50.0), (2, 8.0), (3, 9.0), (4, 5.0)])
+    assert seconds_to(run, 8.0) == 4.0
+    assert seconds_to(run, 5.0) == 8.0
+    assert seconds_to(run, 4.9) == math.inf
     assert seconds_to(record("sam", 0, error=5.0, seconds=11.0), 6.0) == 11.0  # no curve: at the end
 
 
@@ -63,8 +70,11 @@ def test_csv_and_figures(tmp_path):
     write_curves(runs, tmp_path / "curves.csv")
     rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
     assert [(row["method"], row["seed"], float(row["center_test_error"])) for row in rows] == [
-        ("sam", "0", 10.0), ("sam", "1", 11.0), ("lsam", "0", 10.0), ("lsam", "1", 11.0),
-    ]  # fmt: skip
+        ("sam", "0", 10.0),
+        ("sam", "1", 11.0),
+        ("lsam", "0", 10.0),
+        ("lsam", "1", 11.0),
+    ]
     assert len(list(csv.DictReader((tmp_path / "curves.csv").open()))) == 8
     (figure,) = draw(runs, tmp_path)
     assert figure.read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The script of the trials beside the suites, on little data."""
+"""The script trials.py, on little data."""
 
 import importlib.util
 import sys
@@ -27,17 +27,23 @@ def test_deltas_count_by_their_age(trials):
     for center.turn_of in (0, 1):
         center.read(read)
     center.turn_of = 0
-    center.add(torch.tensor([1.0, 0.0]))  # new: four times
+    center.add(torch.tensor([1.0, 0.0]))  # staleness 0: times four
     center.turn_of = 1
-    center.add(torch.tensor([0.0, 1.0]))  # one add came between: twice
+    center.add(torch.tensor([0.0, 1.0]))  # staleness 1: times two
     assert center.vector.tolist() == [4.0, 2.0]
 
 
 def test_every_kind_of_trial_learns(trials, monkeypatch):
     for name, value in {"DATA": "digits", "SUBSET": 1000, "EPOCHS": 20}.items():
         monkeypatch.setattr(trials, name, value)
-    kinds = ("SAM", "nothing turned", "synchronous for the first 30 %", "average of the last quarter's centers",
-             "a slow chain, restart, deltas over their staleness", "pull from 0.05 to 0.6")  # fmt: skip
+    kinds = (
+        "SAM",
+        "nothing turned",
+        "synchronous for the first 30 %",
+        "average of the last quarter's centers",
+        "a slow chain, restart, deltas over their staleness",
+        "pull from 0.05 to 0.6",
+    )
     for trial in trials.TRIALS:
         if trial.name in kinds:
             assert trials.run(trial, 0, "") < 40, trial.name  # 90 by chance
@@ -54,30 +60,30 @@ def test_chains_have_their_own_radius_and_the_momentum_so_far(trials, monkeypatc
     sam = trials.SAM(base, rho=trials.RADIUS)
     images = trials.Batches(dataset.train_x, dataset.train_y, trials.IMAGES, 0)
     for step in range(before):
-        trials.one_step(sam, model, images, config, step, 100)
+        trials.one_step(sam, model, images, config, step=step, total=100)
     start = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-    chains = list(trials.make_chains(config, dataset, model, base, trials.LocalCenter(start), 0.2))
+    chains = list(trials.make_chains(config, dataset, model, base, center=trials.LocalCenter(start), pull=0.2))
     assert len(chains) == trials.CHAINS
-    for opt, own, _ in chains:
+    for opt, replica, _ in chains:
         assert [group["rho"] for group in opt.param_groups] == [config.rho] != [trials.RADIUS]
-        assert torch.equal(torch.nn.utils.parameters_to_vector(own.parameters()), start)
-        for p, mine in zip(model.parameters(), own.parameters(), strict=True):
-            assert ("momentum_buffer" in opt.state[mine]) == (before > 0)
+        assert torch.equal(torch.nn.utils.parameters_to_vector(replica.parameters()), start)
+        for p, replica_p in zip(model.parameters(), replica.parameters(), strict=True):
+            assert ("momentum_buffer" in opt.state[replica_p]) == (before > 0)
             if before:
-                assert torch.equal(opt.state[mine]["momentum_buffer"], base.state[p]["momentum_buffer"])
+                assert torch.equal(opt.state[replica_p]["momentum_buffer"], base.state[p]["momentum_buffer"])
 
 
-def test_says_what_is_wrong_in_one_line(trials, monkeypatch, capsys, tmp_path):
-    def said(*words):
+def test_errors_are_one_line(trials, monkeypatch, capsys, tmp_path):
+    def error_line(*words):
         assert trials.main([str(word) for word in words]) == 2
         line = capsys.readouterr().err
         assert line.startswith("trials.py: ")
         assert line.count("\n") == 1
         return line
 
-    assert "data_dir" in said()
-    assert "expected" in said(tmp_path)
+    assert "data_dir" in error_line()
+    assert "expected" in error_line(tmp_path)
     monkeypatch.setattr(trials, "DATA", "digits")
     monkeypatch.setattr(trials, "SUBSET", 1000)
-    assert "no/out.csv" in said(tmp_path, tmp_path / "no/out.csv")
-    assert "directory" in said(tmp_path, tmp_path)
+    assert "no/out.csv" in error_line(tmp_path, tmp_path / "no/out.csv")
+    assert "directory" in error_line(tmp_path, tmp_path)

@@ -1,18 +1,18 @@
-"""The exchange of a chain on a GPU: pinned buffers and a side stream, the same numbers as on the CPU."""
+"""Exchanges of a chain on a GPU: pinned buffers, a separate stream, the same numbers as on the CPU."""
 
 import pytest
 import torch
 
-from lsam_hpc.exchange import Background
+from lsam_hpc.distributed.exchange import ThreadExecutor
+from lsam_hpc.optim import LocalLSAM
 from lsam_hpc.optim.center import LocalCenter
-from lsam_hpc.optim.lsam import LSAM
 from lsam_hpc.optim.staging import Staging
 from tests.helpers.problems import batches, closure_of, flat, network
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def test_staging_goes_to_pinned_memory_and_back():
+def test_staging_copies_to_pinned_memory_and_back():
     tensors = [torch.randn(1000, 1000, device="cuda"), torch.randn(7, device="cuda")]
     staging = Staging(tensors)
     assert staging.host.is_pinned()
@@ -44,19 +44,25 @@ def test_the_compute_stream_does_not_wait_for_the_copies():
 
 @pytest.mark.parametrize("coupling", ["elastic", "kernel", "restart"])
 @pytest.mark.parametrize("overlap", [False, True])
-def test_a_chain_comes_to_the_same_numbers_as_on_the_cpu(coupling, overlap):
-    found = []
+def test_a_chain_gets_the_same_numbers_as_on_the_cpu(coupling, overlap):
+    results = []
     for device in ("cpu", "cuda"):
         model = network().to(device)
         center = LocalCenter(flat(model).cpu())
-        runner = Background(lambda: False) if overlap else None
-        opt = LSAM(
-            torch.optim.SGD(model.parameters(), lr=0.1), center, rho=0.05, coupling=coupling, pull=0.3, period=2,
-            runner=runner, fixed_delay=overlap,
-        )  # fmt: skip
+        executor = ThreadExecutor(lambda: False) if overlap else None
+        opt = LocalLSAM(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            center,
+            rho=0.05,
+            coupling=coupling,
+            pull=0.3,
+            period=2,
+            executor=executor,
+            fixed_delay=overlap,
+        )
         for x, y in batches(40):
             opt.step(closure_of(model, opt, x.to(device), y.to(device)))
         opt.drain()
-        found.append((flat(model).cpu(), center.vector.clone()))
-    for cpu, gpu in zip(*found, strict=True):
+        results.append((flat(model).cpu(), center.vector.clone()))
+    for cpu, gpu in zip(*results, strict=True):
         torch.testing.assert_close(gpu, cpu, rtol=0, atol=1e-9)

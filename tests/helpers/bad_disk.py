@@ -1,6 +1,6 @@
-"""Logs to a disk that gives way; prints JSON: `python -m tests.helpers.bad_disk FOLDER full|frozen`.
+"""Logs to a disk that is full or frozen; prints JSON: `python -m tests.helpers.bad_disk FOLDER full|frozen`.
 
-full: the disk has room for a part only (the caller sees to that); frozen: no write comes back for two seconds.
+full: the disk, which the caller prepares, is too small for the log; frozen: every write blocks for two seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.helpers.logs import LAYOUT, SKETCH, attributes, write_rows
 
 
 def full(folder: Path) -> dict[str, object]:
-    """Log more than there is room for."""
+    """Log more than fits on the disk."""
     flushed = 0
     with (
         warnings.catch_warnings(record=True) as caught,
@@ -30,12 +30,12 @@ def full(folder: Path) -> dict[str, object]:
             if writer.flush():
                 flushed = row + 500
         writer.close({"steps": 60_000})
-        said = [str(warning.message) for warning in caught]
-    return {"flushed": flushed, "said": said, "dropped": writer.dropped}
+        texts = [str(warning.message) for warning in caught]
+    return {"flushed": flushed, "warnings": texts, "dropped": writer.dropped}
 
 
 def frozen(folder: Path) -> dict[str, object]:
-    """Log while the disk stands still; tell the longest time that a call took."""
+    """Log while the disk is frozen, and measure the longest call."""
     with (
         warnings.catch_warnings(record=True) as caught,
         TrajectoryWriter(
@@ -62,8 +62,8 @@ def frozen(folder: Path) -> dict[str, object]:
         before = dict(writer.dropped)
         write_rows(writer, row, row + 100)
         assert writer.flush()
-        said = [str(warning.message) for warning in caught]
-    return {"rows": row + 100, "longest": longest, "said": said, "dropped": writer.dropped, "before": before}
+        texts = [str(warning.message) for warning in caught]
+    return {"rows": row + 100, "longest": longest, "warnings": texts, "dropped": writer.dropped, "before": before}
 
 
 if __name__ == "__main__":

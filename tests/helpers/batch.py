@@ -1,8 +1,8 @@
-"""Runs MPI tests together, in one job per MPI and number of ranks: Python and torch take seconds to start on each rank.
+"""Runs MPI tests in one job per MPI and number of ranks, because Python and torch take seconds to start on each rank.
 
-A test's body is what each rank runs. The job leaves a report per test and rank, which this side turns into the test's
-outcome; a rank that outlasts the limit of a test dumps its stacks, and the test that hung and the ranks are named. A
-test that fails ends its job, and those after it run in another one.
+Each rank runs the body of each test and writes a report, from which pytest's process makes the test's outcome. A rank
+that exceeds the time limit of a test dumps its stacks; the report names the test and the ranks that hung. A test that
+fails ends its job, and the tests after it run in a new job.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LIMIT = 240.0  # seconds for one test on all ranks
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank said of a test: "started" if it never came to the end, "waiting" for others, "passed", "failed"."""
+    """A rank's outcome: "started" and not finished, finished and "waiting" for other ranks, "passed" or "failed"."""
 
     outcome: str
     text: str
@@ -46,13 +46,13 @@ class Batch:
         self.ranks = ranks
         self.folder = folder
         self.output: dict[str, str] = {}
-        left = [f"{file}::{name}" for file, name in tests]
+        remaining = [f"{file}::{name}" for file, name in tests]
         keys = [key(file, name) for file, name in tests]
-        while left:
-            output = self._job(mpi, left)
+        while remaining:
+            output = self._job(mpi, remaining)
             ended = next((i for i, name in enumerate(keys) if not self.passed(name)), len(keys) - 1) + 1
             self.output |= dict.fromkeys(keys[:ended], output)
-            left, keys = left[ended:], keys[ended:]
+            remaining, keys = remaining[ended:], keys[ended:]
 
     def _job(self, mpi: Mpi, tests: Sequence[str]) -> str:
         words = [mpi.forked, "-m", "mpi4py", "-m", "tests.helpers.ranks", str(self.folder), str(LIMIT), *tests]
@@ -77,17 +77,17 @@ class Batch:
         lines = []
         for rank, report in self.reports(name):
             if report is None:
-                lines.append(f"rank {rank}: did not come to this test")
+                lines.append(f"rank {rank}: did not reach this test")
             elif report.outcome == "started":
                 lines.append(f"rank {rank}: HUNG or died in this test")
             elif report.outcome == "waiting":
-                lines.append(f"rank {rank}: came to the test's end and waited for the others")
+                lines.append(f"rank {rank}: finished the test and waited for the others")
             elif report.outcome == "failed":
                 lines.append(f"rank {rank}: failed\n{report.text}")
         return "\n".join([*lines, "--- the job's output", self.output[name][-6000:]])
 
     def reports(self, name: str) -> Iterator[tuple[int, Report | None]]:
-        """Yield what each rank said of the test with this key."""
+        """Yield each rank's report of the test with this key."""
         for rank in range(self.ranks):
             path = self.folder / f"{name}-{rank}.json"
             yield rank, Report(**json.loads(path.read_text())) if path.exists() else None

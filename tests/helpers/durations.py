@@ -1,6 +1,6 @@
-"""Prints where the seconds of a run of the tests went, as Markdown: `python -m tests.helpers.durations LOG...`.
+"""Prints the duration of each folder of tests as Markdown: `python -m tests.helpers.durations LOG...`.
 
-LOG: what pytest printed with --durations=0 -vv, as of `PYTEST_ADDOPTS="--durations=0 -vv" bash tests/run.sh`.
+LOG: the output of pytest with --durations=0 -vv, as of `PYTEST_ADDOPTS="--durations=0 -vv" bash tests/run.sh`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starts the servers of tests/helpers/forkserver.py, one for each Python of the tests."""
+"""Starts the servers of tests/helpers/forkserver.py, one for each Python that the tests use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
-FOLDER = "FORKSERVERS"  # the variable that names the folder of the servers' sockets, for pytest's workers
-_OWNER = "FORKSERVERS_OWNER"  # the process id of the pytest that the servers end with
+FOLDER = "FORKSERVERS"  # environment variable: the folder of the servers' sockets, for pytest's workers
+_OWNER = "FORKSERVERS_OWNER"  # environment variable: id of the pytest process; the servers end when it ends
 _HERE = Path(__file__).parent
 
 
 def prepare() -> None:
-    """Make the folder; a server starts when it is first asked for."""
+    """Make the folder; a server starts when it is first used."""
     os.environ[FOLDER] = tempfile.mkdtemp(prefix="lsam-fork-")
     os.environ[_OWNER] = str(os.getpid())
 
@@ -29,7 +29,7 @@ def remove() -> None:
 
 
 def forked(python: str, env: dict[str, str]) -> str:
-    """Return a program to call in place of a Python, which forks processes that have torch imported.
+    """Return a program to call in place of a Python; it runs in a forked process that has torch imported.
 
     Args:
         python: the interpreter.
@@ -38,14 +38,19 @@ def forked(python: str, env: dict[str, str]) -> str:
     folder, name = Path(os.environ[FOLDER]), hashlib.sha256(python.encode()).hexdigest()[:12]
     script, socket, log = (folder / f"{name}{suffix}" for suffix in ("", ".socket", ".log"))
     with (folder / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a worker may have started it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be starting the same server
         if not script.exists():
             words = [python, "-m", "tests.helpers.forkserver", str(socket), os.environ[_OWNER]]
-            with log.open("wb") as said:
+            with log.open("wb") as output:
                 server = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=_HERE.parents[1],
-                    env={name: value for name, value in env.items() if name != "PYTHONPATH"}, start_new_session=True,
-                )  # fmt: skip
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=_HERE.parents[1],
+                    env={name: value for name, value in env.items() if name != "PYTHONPATH"},
+                    start_new_session=True,
+                )
             deadline = time.monotonic() + 120
             while not socket.with_suffix(".json").exists():
                 assert server.poll() is None, f"the fork server ended:\n{log.read_text()}"

@@ -1,9 +1,9 @@
-"""Stands where `python` would, and has the program run by a process that tests/helpers/forkserver.py forks.
+"""Replaces `python`: runs the program in a process that the server tests/helpers/forkserver.py forks.
 
     python -IS forked_python.py SOCKET PYTHON ARGV...
 
-A program that the server cannot stand for is run by PYTHON itself: other options than -m and -c, other variables that
-libraries read when they are loaded, another host. It imports little: it is started for each rank.
+PYTHON itself runs a program that needs other options than -m and -c, other values than the server's of the variables
+that libraries read at import, or another host. This file imports little, because it is started for each rank.
 """
 
 import os
@@ -68,7 +68,7 @@ def _signal(process: int, number: int) -> None:
 def _is_open(number: int) -> bool:
     try:
         os.fstat(number)
-    except OSError:  # the folder's own, which is closed by now
+    except OSError:  # the descriptor of the listed folder, which is closed again
         return False
     return True
 

@@ -1,12 +1,12 @@
-"""Starts Python programs that need not import torch again: `python -m tests.helpers.forkserver SOCKET PID`.
+"""Runs Python programs in forked processes that have torch imported: `python -m tests.helpers.forkserver SOCKET PID`.
 
-A rank takes two to three seconds of a core to import what it needs, and most tests of jobs need less than that for the
-rest. This server imports it once and forks a process for each program. A program is started by
-tests/helpers/forked_python.py, which stands where `python` would: mpiexec starts it, watches it and signals it, and it
-hands its arguments, its environment, its folder and its open files to the server. The forked process runs the program
-with them; signals go to it, its exit code comes back, and if its stand-in is killed, so is it.
+A rank takes two to three seconds of a core for its imports, and most tests of jobs need less than that for the rest.
+This server imports the packages once and forks a process for each program. mpiexec starts, watches and signals a
+stand-in, tests/helpers/forked_python.py, in place of `python`. The stand-in sends its arguments, environment, working
+directory and open files to the server, and the forked process runs the program with them. The stand-in forwards signals
+and returns the exit code; if the stand-in is killed, so is the program.
 
-The server ends with the process PID, and everything that it has forked ends with it.
+The server and all processes that it forked end when the process PID ends.
 """
 
 from __future__ import annotations
@@ -30,22 +30,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Third-party packages that jobs and tools use. mpi4py.MPI is not here: it starts MPI, which each rank has to do itself.
-# torch._dynamo is: the first optimizer of a script imports it, though not that of lsam train (see train/compiler.py).
+# Packages that jobs and tools use. Without mpi4py.MPI, which starts MPI: each rank has to do that itself. With
+# torch._dynamo, which the first optimizer of a script imports, though not that of lsam train (see train/compiler.py).
 MODULES = (
-    "torch", "torch._dynamo", "torch.nn.functional", "torch.utils.data", "torch.profiler", "numpy", "h5py", "tqdm",
-    "yaml", "mpi4py.run", "lsam_hpc.optim.lsam", "lsam_hpc.optim.samples", "lsam_hpc.trajectory",
-    "lsam_hpc.train.parts", "lsam_hpc.train.table", "lsam_hpc.runlog", "lsam_hpc.horovod.options",
+    "torch",
+    "torch._dynamo",
+    "torch.nn.functional",
+    "torch.utils.data",
+    "torch.profiler",
+    "numpy",
+    "h5py",
+    "tqdm",
+    "yaml",
+    "mpi4py.run",
+    "lsam_hpc.optim.lsam",
+    "lsam_hpc.optim.samples",
+    "lsam_hpc.trajectory",
+    "lsam_hpc.train.builders",
+    "lsam_hpc.train.table",
+    "lsam_hpc.rundir.runlog",
+    "lsam_hpc.horovod.options",
     "lsam_hpc.launch.wrap",
-)  # fmt: skip
-# What is read when a library is loaded: a program whose variables differ from the server's is not forked from it.
+)
+# Variables that libraries read at import: a program whose values differ from the server's is not forked from it.
 EARLY = ("PYTHON", "LD_PRELOAD", "OMP_", "MKL_", "OPENBLAS", "HDF5_", "CUDA_")
-_ABOVE = 512  # file descriptors of a program are kept above this number until its own are in place
+_ABOVE = 512  # received file descriptors are moved above this number until the server's are closed
 
 
 @dataclass(frozen=True)
 class Program:
-    """What to run: as the stand-in was called, where, and with which files open under which numbers."""
+    """A program to run: the stand-in's arguments, environment, working directory, umask and open files."""
 
     argv: list[str]
     env: dict[str, str]
@@ -56,17 +70,17 @@ class Program:
 
 
 def early(env: dict[str, str]) -> dict[str, str]:
-    """Return the variables that libraries read when they are loaded; PYTHONPATH is dealt with at each start."""
+    """Return the variables that libraries read at import, without PYTHONPATH, which `become` applies."""
     return {name: value for name, value in env.items() if name.startswith(EARLY) and name != "PYTHONPATH"}
 
 
 def spaces() -> list[str]:
-    """Return the namespaces that this process is in: a program of another host is not forked from here."""
+    """Return the namespaces of this process: a program in others, as on another host, is not forked from it."""
     return [os.readlink(f"/proc/self/ns/{kind}") for kind in ("ipc", "mnt", "net", "pid", "uts")]
 
 
 def serve(path: Path, owner: int) -> Program:
-    """Fork a process for each program until the owner ends; return the program, in the forked process only."""
+    """Fork a process for each program until the owner ends; return the program in each forked process."""
     with suppress(FileNotFoundError):
         path.unlink()
     listener = socket.socket(socket.AF_UNIX)
@@ -75,28 +89,28 @@ def serve(path: Path, owner: int) -> Program:
     about = {"early": EARLY, "env": early(dict(os.environ)), "spaces": spaces()}
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(about))
-    temporary.replace(path.with_suffix(".json"))  # from now on programs are taken
+    temporary.replace(path.with_suffix(".json"))  # tells `forked` that the server is ready
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ, ("program", None))
     selector.register(os.pidfd_open(owner), selectors.EVENT_READ, ("owner", None))
     running: dict[int, socket.socket] = {}
     while True:
         for event, _ in selector.select():
-            what, pid = event.data
-            if what == "owner":
+            kind, pid = event.data
+            if kind == "owner":
                 for child in running:
                     os.kill(child, signal.SIGKILL)
                 os._exit(0)
-            elif what == "program":
+            elif kind == "program":
                 connection, _ = listener.accept()
                 try:
                     program = receive(connection)
-                except (OSError, EOFError):  # the stand-in was killed before it had asked
+                except (OSError, EOFError):  # the stand-in was killed before its request was complete
                     connection.close()
                     continue
                 child = os.fork()
                 if child == 0:
-                    # Closed here, not when they are collected: their numbers are the program's files by then.
+                    # Closed now: when they are garbage-collected, their numbers belong to the program's files.
                     for key in [*selector.get_map().values()]:
                         if isinstance(key.fileobj, socket.socket):
                             key.fileobj.close()
@@ -105,12 +119,12 @@ def serve(path: Path, owner: int) -> Program:
                     return program
                 for file in program.files:
                     os.close(file)
-                with suppress(OSError):  # it was killed since: its end of the connection says so below
+                with suppress(OSError):  # the stand-in was killed: the selector reports that next
                     connection.sendall(child.to_bytes(4, "little"))
                 running[child] = connection
                 selector.register(connection, selectors.EVENT_READ, ("gone", child))
                 selector.register(os.pidfd_open(child), selectors.EVENT_READ, ("ended", child))
-            elif what == "gone":  # the stand-in was killed
+            elif kind == "gone":  # the stand-in was killed
                 selector.unregister(event.fileobj)
                 if pid in running:
                     os.kill(pid, signal.SIGKILL)
@@ -127,7 +141,7 @@ def serve(path: Path, owner: int) -> Program:
 
 
 def receive(connection: socket.socket) -> Program:
-    """Return what a stand-in asks for; raise EOFError if it ends before it has asked."""
+    """Return the program that a stand-in sends."""
     numbers = array.array("i")
     data, controls, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(253 * numbers.itemsize))
     for _, _, bytes_ in controls:
@@ -142,10 +156,10 @@ def receive(connection: socket.socket) -> Program:
 
 
 def become(program: Program) -> None:
-    """Take over a program's files, environment and folder, in a process that was just forked."""
-    kept = [fcntl.fcntl(file, fcntl.F_DUPFD, _ABOVE) for file in program.files]
+    """Take over a program's files, environment and working directory, in a process that was just forked."""
+    files = [fcntl.fcntl(file, fcntl.F_DUPFD, _ABOVE) for file in program.files]
     os.closerange(0, _ABOVE)
-    for number, file in zip(program.numbers, kept, strict=True):
+    for number, file in zip(program.numbers, files, strict=True):
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()
@@ -178,13 +192,13 @@ def execute(argv: list[str]) -> None:
 
 
 def run(program: Program) -> None:
-    """Run a program; what it raises is shown without what lies below it."""
+    """Run a program; the traceback of an error leaves out the frames of this file."""
     become(program)
     try:
         execute(program.argv)
     except SystemExit:
         raise
-    except BaseException as error:  # noqa: BLE001  (it is shown, and the exit code says so)
+    except BaseException as error:  # noqa: BLE001 - it is printed, and the exit code is 1
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next

@@ -1,14 +1,14 @@
 """Two hosts on one machine, for tests of MPI jobs that span nodes.
 
-A host here is a set of Linux namespaces: its own network, name, IPC and /dev/shm, joined to the other by a virtual
-cable. MPI takes the two for different nodes and talks TCP between them.
+A host is a set of Linux namespaces with its own network, name, IPC and /dev/shm; a virtual network cable joins the two.
+MPI takes them for different nodes and uses TCP between them.
 
     with two_hosts() as hosts:
         done = hosts.run(mpi, 4, mpi.python, "-m", "mpi4py", "script.py", timeout=60)   # ranks 0, 1 on a; 2, 3 on b
 
-It needs root (or CAP_SYS_ADMIN and CAP_NET_ADMIN): `available()` says why it cannot be had. The namespaces live as long
-as two small processes that read from a pipe of this one. So they go when the block ends, and also if this process dies,
-and there is nothing else to remove.
+It needs root, or CAP_SYS_ADMIN and CAP_NET_ADMIN: `available()` returns the reason why it does not work. Two small
+processes that read from a pipe of this process keep the namespaces alive. So the namespaces disappear when the block
+ends, and also if this process dies.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ echo "no host $host" >&2; exit 1
 
 @dataclass(frozen=True)
 class Hosts:
-    """Two hosts that are up.
+    """Two hosts that are set up.
 
     Args:
-        enter: for each host, the words that run a command there.
-        agent: a script that MPI uses in ssh's place.
+        enter: for each host, the words that run a command on it.
+        agent: a script that MPI uses in place of ssh.
     """
 
     enter: tuple[list[str], list[str]]
@@ -63,12 +63,21 @@ class Hosts:
         places = ",".join(f"{name}:{ranks // 2}" for name in NAMES)
         flags = {
             "openmpi": (
-                "--host", places, "--prtemca", "plm_ssh_agent", str(self.agent),
-                "--mca", "btl", "tcp,self,sm", "--mca", "osc_rdma_buffer_size", "4194304",
+                "--host",
+                places,
+                "--prtemca",
+                "plm_ssh_agent",
+                str(self.agent),
+                "--mca",
+                "btl",
+                "tcp,self,sm",
+                "--mca",
+                "osc_rdma_buffer_size",
+                "4194304",
             ),
             "mpich": ("-hosts", places, "-launcher", "ssh", "-launcher-exec", str(self.agent)),
-        }  # fmt: skip
-        # MPICH's UCX would try the loopback device, which does not reach the other host.
+        }
+        # MPICH's UCX would try the loopback device, which does not connect to the other host.
         start = (*self.enter[0], "env", "UCX_NET_DEVICES=eth0", *mpi.mpiexec, *flags[mpi.name])
         return Mpi(mpi.name, mpi.python, start)
 
@@ -79,7 +88,7 @@ class Hosts:
             mpi: to run on.
             ranks: their number, even.
             words: each rank's command.
-            timeout: seconds, after which the job is ended and TimeoutExpired raised.
+            timeout: s, after which the job is ended and TimeoutExpired is raised.
         """
         return run(self.across(mpi, ranks).command(ranks, *words), timeout)
 
@@ -125,10 +134,10 @@ def available() -> str | None:
 
 
 def limit(hosts: Hosts, rate: str) -> None:
-    """Limit the cable between two hosts, each way, to a rate as tc writes it.
+    """Limit the rate of the cable between two hosts in each direction; `rate` as in tc, for example "1gbit".
 
     Raises:
-        ConnectionError: tc refused it.
+        ConnectionError: tc failed.
     """
     for words in hosts.enter:
         cable = (*words, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf")
@@ -137,15 +146,18 @@ def limit(hosts: Hosts, rate: str) -> None:
 
 @contextmanager
 def _host(name: str, table: Path, shared_memory: str) -> Iterator[int]:
-    """Start the process that keeps a host's namespaces, and yield its id."""
+    """Start the process that keeps a host's namespaces alive, and yield its id."""
     setup = (
         f"hostname {name} && mount -t sysfs sysfs /sys && mount -t tmpfs -o size={shared_memory} tmpfs /dev/shm && "
         f"mount --bind {shlex.quote(str(table))} /etc/hosts && echo up && exec cat"
     )
     with subprocess.Popen(
         ["unshare", *_KINDS, "sh", "-c", setup],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         try:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -157,7 +169,7 @@ def _host(name: str, table: Path, shared_memory: str) -> Iterator[int]:
 
 
 def _await_carrier(enter: list[str], seconds: float = 30.0) -> None:
-    """Wait until a host's end of the cable is up: the kernel takes up to a second to say so."""
+    """Wait until a host's end of the cable is up: that takes up to a second."""
     deadline = time.monotonic() + seconds
     while (state := _call(*enter, "cat", "/sys/class/net/eth0/operstate")) != "up\n":
         if time.monotonic() > deadline:

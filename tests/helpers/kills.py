@@ -1,8 +1,8 @@
-"""Kills writers at random moments and looks at what they left: `python -m tests.helpers.kills FOLDER TRIALS SEED`.
+"""Kills writers at random moments and checks their files: `python -m tests.helpers.kills FOLDER TRIALS SEED`.
 
-A trial is a run of 4 ranks, processes that log and flush without a pause and say how much they flushed; they are killed
-with SIGKILL one after the other. In every second trial two readers poll the run all the while, one with this package
-and one with HDF5's own SWMR reading. Prints a line of JSON; an assertion that fails says which trial.
+A trial is a run of 4 ranks: processes that log and flush without a pause and report the number of flushed rows. SIGKILL
+ends them one after the other. In every second trial two readers poll the run meanwhile, one with this package and one
+with HDF5's SWMR mode. Prints a line of JSON; an assertion that fails names the trial.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(folder: Path, trials: int, seed: int) -> dict[str, int]:
         for _, pipe in pollers:
             counts["polls"] += wait_for_first(pipe)
         for process, _ in writers:
-            time.sleep(chance.random() * 0.03)  # any moment is good
+            time.sleep(chance.random() * 0.03)
             os.kill(process, signal.SIGKILL)
             _, status = os.waitpid(process, 0)
             counts["killed"] += os.WIFSIGNALED(status)
@@ -62,8 +62,8 @@ def main(folder: Path, trials: int, seed: int) -> dict[str, int]:
     return counts
 
 
-def write(path: Path, rank: int, random_number: float, say: Callable[[int], None]) -> None:
-    """Log until killed; some writers come to their end before."""
+def write(path: Path, rank: int, random_number: float, report: Callable[[int], None]) -> None:
+    """Log until killed; some writers finish before."""
     chance = random.Random(random_number)
     row, last = 0, chance.choice([chance.randrange(500, 6000), 10**9, 10**9])
     with TrajectoryWriter(
@@ -80,24 +80,24 @@ def write(path: Path, rank: int, random_number: float, say: Callable[[int], None
             write_rows(writer, row, end)
             row = end
             assert writer.flush()
-            say(row)
+            report(row)
         writer.close({"steps": row})
     signal.pause()
 
 
-def poll_ours(path: Path, say: Callable[[int], None]) -> None:
-    """Read the whole run again and again until told to stop: it only grows."""
+def poll_ours(path: Path, report: Callable[[int], None]) -> None:
+    """Read the whole run again and again until SIGTERM; the number of rows must not fall."""
     seen = [0] * RANKS
     polls = 0
     while not _stopped:
         run = Run(path)
         seen = [assert_rows(run, rank, seen[rank]) for rank in range(RANKS)]
         polls += 1
-        say(polls)
+        report(polls)
 
 
-def poll_swmr(path: Path, say: Callable[[int], None]) -> None:
-    """Read a rank's file as any HDF5 program does that holds it open."""
+def poll_swmr(path: Path, report: Callable[[int], None]) -> None:
+    """Read a rank's file through one open handle in HDF5's SWMR mode, until SIGTERM."""
     seen = 0
     try:
         file = h5py.File(path / "rank-0000.h5", libver="latest", swmr=True)
@@ -109,14 +109,14 @@ def poll_swmr(path: Path, say: Callable[[int], None]) -> None:
             column.refresh()
             assert len(column) >= seen
             seen = len(column)
-            say(1)
+            report(1)
 
 
-_stopped: list[int] = []
+_stopped: list[int] = []  # not empty after SIGTERM
 
 
 def fork(work: Callable[[Callable[[int], None]], None]) -> tuple[int, int]:
-    """Start a process; return its id and a pipe of the numbers that it says."""
+    """Start a process; return its id and a pipe of the numbers that it reports."""
     reading, writing = os.pipe()
     process = os.fork()
     if process:
@@ -126,7 +126,7 @@ def fork(work: Callable[[Callable[[int], None]], None]) -> tuple[int, int]:
     try:
         signal.signal(signal.SIGTERM, lambda *_: _stopped.append(1))
         os.set_blocking(writing, False)
-        work(lambda number: _say(writing, number))
+        work(lambda number: _report(writing, number))
         status = 0
     except (AssertionError, InputError, OSError) as error:
         print(repr(error), file=sys.stderr, flush=True)
@@ -134,24 +134,24 @@ def fork(work: Callable[[Callable[[int], None]], None]) -> tuple[int, int]:
         os._exit(status)
 
 
-def _say(pipe: int, number: int) -> None:
-    with contextlib.suppress(BlockingIOError):  # nobody listens that fast: a later number says more
+def _report(pipe: int, number: int) -> None:
+    with contextlib.suppress(BlockingIOError):  # the pipe is full: a later number replaces this one
         os.write(pipe, number.to_bytes(8, "little"))
 
 
 def wait_for_first(pipe: int) -> int:
-    """Return the first number that is said, within a minute."""
+    """Return the first number that is reported, within a minute."""
     assert select.select([pipe], [], [], 60)[0], "nothing was flushed"
     return int.from_bytes(os.read(pipe, 8), "little")
 
 
 def drain(pipe: int) -> int:
-    """Return the last number that was said by a process that is gone, 0 if none."""
-    said = b""
+    """Return the last number that a process reported before it ended, 0 if none."""
+    reported = b""
     while more := os.read(pipe, 65536):
-        said += more
+        reported += more
     os.close(pipe)
-    return int.from_bytes(said[-8:], "little")
+    return int.from_bytes(reported[-8:], "little")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Objectives whose values are known, and runs of a model that the landscape programs can be pointed at."""
+"""Objectives with known values, and runs of a small model as input of the landscape programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLES, BATCH = 30, 8  # of `images`
 
 
 class Free(nn.Module):
-    """Its output is its parameters."""
+    """A model whose output is its parameters."""
 
     def __init__(self, size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def classifier() -> nn.Module:
 
 
 class Slow(nn.Linear):
-    """Takes its time, and notes every call."""
+    """A slow layer that writes one character per call to the file $LSAM_TEST_CALLS."""
 
     def forward(self, x: Tensor) -> Tensor:
         time.sleep(0.01)
@@ -93,7 +93,7 @@ def walks(ranks: int = 2, states: int = 6) -> np.ndarray:
 
 
 def write_run(path: Path, ranks: int = 2, states: int = 6, snapshots: bool = True, sketches: bool = False) -> Path:
-    """Write a run whose samples walk about and whose center is half of rank 0's sample."""
+    """Write a run whose samples are `walks` and whose center is half of the rank's sample."""
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"rho": 0.1, "stiffness": 2.0}))
     more = {"snapshots": Snapshots()} if snapshots else {}
@@ -104,8 +104,15 @@ def write_run(path: Path, ranks: int = 2, states: int = 6, snapshots: bool = Tru
         with TrajectoryWriter(path, rank, LAYOUT, attributes(ranks), **more) as writer:
             for i, vector in enumerate(vectors):
                 writer.step(iteration=i, total_iteration=ranks * i + rank, loss=1 / (1 + i))
-                writer.exchange(began=float(i), iteration=i, version_read=i, version_added=i, staleness=0,
-                                center_distance=0.5, accepted=1)  # fmt: skip
+                writer.exchange(
+                    began=float(i),
+                    iteration=i,
+                    version_read=i,
+                    version_added=i,
+                    staleness=0,
+                    center_distance=0.5,
+                    accepted=1,
+                )
                 for state, value in (("sample", vector), ("center", vector / 2)):
                     if snapshots:
                         writer.snapshot(state, value, i, i)

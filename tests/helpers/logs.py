@@ -1,4 +1,4 @@
-"""Logs for tests that read them: every value tells the row that it is in."""
+"""Logs for tests that read them: every value follows from the number of its row."""
 
 from __future__ import annotations
 
@@ -19,28 +19,55 @@ SKETCH = CountSketch(10, layer_groups(LAYOUT, 2), buckets=16, seed=7)
 
 def attributes(ranks: int = 1, **more: str | int | float) -> dict[str, str | int | float]:
     """Return root attributes for a writer."""
-    found: dict[str, str | int | float] = {
-        "code_version": "0", "git_commit": "", "git_dirty": -1, "created": "2026-01-01T00:00:00+00:00",
-        "start_time": 0.0, "config": json.dumps(CONFIG), "ranks": ranks, "seed": 0, "host": "here",
-        "mpi_library": "none", "launcher": "none", "job_id": "", "torch_version": "0", "device": "cpu",
-    }  # fmt: skip
-    return {**found, **more}
+    defaults: dict[str, str | int | float] = {
+        "code_version": "0",
+        "git_commit": "",
+        "git_dirty": -1,
+        "created": "2026-01-01T00:00:00+00:00",
+        "start_time": 0.0,
+        "config": json.dumps(CONFIG),
+        "ranks": ranks,
+        "seed": 0,
+        "host": "here",
+        "mpi_library": "none",
+        "launcher": "none",
+        "job_id": "",
+        "torch_version": "0",
+        "device": "cpu",
+    }
+    return {**defaults, **more}
 
 
 def step_row(i: int) -> dict[str, float]:
-    """Return the columns of step i; every value tells i."""
+    """Return the columns of step i; every value follows from i."""
     return {
-        "iteration": i, "total_iteration": 2 * i, "loss": i / 2, "grad_norm": i, "perturbation_norm": i,
-        "center_distance": i, "lr": i, "rho": i,
-    }  # fmt: skip
+        "iteration": i,
+        "total_iteration": 2 * i,
+        "loss": i / 2,
+        "grad_norm": i,
+        "perturbation_norm": i,
+        "center_distance": i,
+        "lr": i,
+        "rho": i,
+    }
 
 
 def exchange_row(i: int) -> dict[str, float]:
-    """Return the columns of exchange i; every value tells i."""
+    """Return the columns of exchange i; every value follows from i."""
     return {
-        "began": float(i), "iteration": i, "seconds": i, "version_read": i, "version_added": i + 2, "staleness": 2,
-        "bytes": 8 * i, "center_distance": i, "delta_norm": i, "accepted": 1, "delay": i % 5, "blocked": i,
-    }  # fmt: skip
+        "began": float(i),
+        "iteration": i,
+        "seconds": i,
+        "version_read": i,
+        "version_added": i + 2,
+        "staleness": 2,
+        "bytes": 8 * i,
+        "center_distance": i,
+        "delta_norm": i,
+        "accepted": 1,
+        "delay": i % 5,
+        "blocked": i,
+    }
 
 
 def write_rows(writer: TrajectoryWriter, start: int, stop: int) -> None:
@@ -55,7 +82,7 @@ def write_rows(writer: TrajectoryWriter, start: int, stop: int) -> None:
 
 
 def assert_rows(run: Run, rank: int, least: int = 0, most: int | None = None, states: bool = True) -> int:
-    """Assert that a rank's rows are a whole beginning of what `write_rows` wrote; return the number of steps."""
+    """Assert that a rank's rows are the first rows of `write_rows`, without gaps; return the number of steps."""
     steps, exchanges = run.steps(rank), run.exchanges(rank)
     count = len(steps["iteration"])
     i = np.arange(max(count, len(exchanges["iteration"])))
@@ -70,16 +97,16 @@ def assert_rows(run: Run, rank: int, least: int = 0, most: int | None = None, st
     assert least <= len(e)
     assert most is None or max(count, len(e)) <= most
     if states:
-        found = run.sketch(rank)
-        np.testing.assert_array_equal(found["iteration"], 10 * np.arange(len(found["iteration"])))
-        expected = [SKETCH(k * VECTOR).sum(0) for k in found["iteration"]]
-        np.testing.assert_array_equal(found["values"], np.reshape(expected, (-1, SKETCH.buckets)))
+        sketches = run.sketch(rank)
+        np.testing.assert_array_equal(sketches["iteration"], 10 * np.arange(len(sketches["iteration"])))
+        expected = [SKETCH(k * VECTOR).sum(0) for k in sketches["iteration"]]
+        np.testing.assert_array_equal(sketches["values"], np.reshape(expected, (-1, SKETCH.buckets)))
         table, vectors = run.logs[rank].values("snapshot/sample")
-        kept = table["iteration"]
-        np.testing.assert_array_equal(kept, 100 * np.arange(len(kept)))
-        np.testing.assert_array_equal(vectors, np.outer(kept, VECTOR))
-        assert len(found["iteration"]) >= -(-least // 10)
-        assert len(kept) >= -(-least // 100)
+        iterations = table["iteration"]
+        np.testing.assert_array_equal(iterations, 100 * np.arange(len(iterations)))
+        np.testing.assert_array_equal(vectors, np.outer(iterations, VECTOR))
+        assert len(sketches["iteration"]) >= -(-least // 10)
+        assert len(iterations) >= -(-least // 100)
     return count
 
 
@@ -98,7 +125,7 @@ def make_run(
 
 
 def leave_unclosed(path: Path, rows: int = 10, **options: object) -> Path:
-    """Leave a rank's file as a killed writer does: a copy made while it was open."""
+    """Leave a rank's file like a killed writer: a copy made while the file was open."""
     path.mkdir(exist_ok=True)
     with TrajectoryWriter(path, 0, LAYOUT, attributes(), **options) as writer:  # type: ignore[arg-type]
         write_rows(writer, 0, rows)
@@ -109,7 +136,7 @@ def leave_unclosed(path: Path, rows: int = 10, **options: object) -> Path:
 
 
 def make_version_1(path: Path, rank: int = 0, ranks: int = 1, rows: int = 10) -> Path:
-    """Write a file as lsam-hpc 0.1's first writer did: no check sums, no chunks that page, a result in attributes."""
+    """Write a file like the first writer of lsam-hpc 0.1: no check sums, no paged allocation, result in attributes."""
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(CONFIG))
     file = path / f"rank-{rank:04d}.h5"
@@ -126,8 +153,10 @@ def make_version_1(path: Path, rank: int = 0, ranks: int = 1, rows: int = 10) ->
             ("exchange", exchange_row(1), ("iteration", "version_read", "version_added", "staleness", "bytes")),
         ):
             for name in row.keys() - {"delay", "blocked", "began"} | {"time"}:
-                values = [{"time": i, **step_row(i)} if table == "step" else {**exchange_row(i), "time": i}
-                          for i in range(rows)]  # fmt: skip
+                values = [
+                    {"time": i, **step_row(i)} if table == "step" else {**exchange_row(i), "time": i}
+                    for i in range(rows)
+                ]
                 dtype = "i8" if name in integers else {"time": "f8", "accepted": "u1"}.get(name, "f4")
                 data = np.array([v[name] for v in values], dtype)
                 root.create_dataset(f"{table}/{name}", data=data, maxshape=(None,), chunks=(1024,))

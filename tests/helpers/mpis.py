@@ -1,4 +1,4 @@
-"""The MPI implementations that the tests run on, and how a job is started with each."""
+"""The MPI implementations that the tests run on, and the commands that start jobs with them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 from tests.helpers.forked import forked
 
 ROOT = Path(__file__).resolve().parents[2]
-# Open MPI's launcher keeps files in ompi.PID, and does not start ("listener thread failed to start") where one that was
-# killed and had the same process id left them. A suite makes so many processes that their ids come again.
+# Open MPI's launcher keeps files in ompi.PID. It fails ("listener thread failed to start") if a killed launcher with
+# the same process id left such files, and the test suite starts so many processes that ids are used again.
 _CLEARED = ("sh", "-c", 'rm -rf "${TMPDIR:-/tmp}/ompi.$$" && exec "$@"', "sh")
 
 
 @dataclass(frozen=True)
 class Mpi:
-    """One MPI: the Python whose mpi4py uses it, and its mpiexec with the flags that tests need."""
+    """One MPI: a Python whose mpi4py uses it, and its mpiexec with the flags that tests need."""
 
     name: str
     python: str
@@ -31,7 +31,7 @@ class Mpi:
 
     @property
     def forked(self) -> str:
-        """What stands for this Python where nothing depends on how its imports go: it has torch imported already."""
+        """A replacement of this Python that has torch imported, for jobs that do not depend on the order of imports."""
         return forked(self.python, environment())
 
     def command(self, ranks: int, *words: str) -> list[str]:
@@ -40,12 +40,11 @@ class Mpi:
 
 @cache
 def available() -> dict[str, Mpi]:
-    """Return the MPIs at hand by name: this interpreter's, and MPICH from the environment LSAM_TEST_MPICH."""
+    """Return the installed MPIs by name: this interpreter's, and MPICH from the environment LSAM_TEST_MPICH."""
     pythons = [sys.executable]
     if other := os.environ.get("LSAM_TEST_MPICH"):
         pythons.append(str(Path(other) / "bin" / "python"))
-    found = [_probe(python) for python in pythons]
-    return {mpi.name: mpi for mpi in found}
+    return {mpi.name: mpi for mpi in map(_probe, pythons)}
 
 
 def _probe(python: str) -> Mpi:
@@ -59,7 +58,7 @@ def _probe(python: str) -> Mpi:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a rank: one thread, Open MPI allowed as root and without its warning on UCX."""
+    """Return the environment of a rank: one thread, Open MPI allowed as root and without its warning about UCX."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -74,9 +73,15 @@ def environment(**more: str) -> dict[str, str]:
 def run(command: list[str], timeout: float, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a job; when its time is up, end the whole process group and raise TimeoutExpired with what it printed."""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
-        env=environment(**more), cwd=ROOT, start_new_session=True,
-    ) as process:  # fmt: skip
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=environment(**more),
+        cwd=ROOT,
+        start_new_session=True,
+    ) as process:
         before = _segments()
         try:
             out, err = process.communicate(timeout=timeout)
@@ -95,13 +100,13 @@ def run(command: list[str], timeout: float, **more: str) -> subprocess.Completed
 
 
 def _segments() -> set[Path]:
-    """Return the shared-memory files of MPI jobs; killed jobs leave theirs."""
+    """Return the shared-memory files of MPI jobs; killed jobs leave theirs behind."""
     kinds = ("osc_sm*", "sm_segment*", "mpich_shm*")
     return {path for kind in kinds for path in Path("/dev/shm").glob(kind)}
 
 
 def _remove(paths: set[Path], seconds: float = 5.0) -> None:
-    """Remove files that no process holds: ranks take a moment to die, and another job may still run."""
+    """Remove files that no process holds: killed ranks need a moment to end, and another job may still run."""
     deadline = time.monotonic() + seconds
     while paths:
         held = _held()
@@ -116,15 +121,15 @@ def _remove(paths: set[Path], seconds: float = 5.0) -> None:
 def _held() -> set[Path]:
     """Return the files in /dev/shm that processes have open or mapped.
 
-    Looked at in this order: a rank that starts makes a file, maps it and closes it. MPICH's ranks find the file by its
-    name, and hang for ever in MPI_Init if another job's cleaning has taken it away meanwhile.
+    Descriptors are read before maps, because a rank that starts makes a file, maps it and then closes it. MPICH's ranks
+    open the file by name, and hang for ever in MPI_Init if the cleaning of another job has removed it meanwhile.
     """
-    found = set()
+    files = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # the process has ended
             for link in (process / "fd").iterdir():
                 with suppress(FileNotFoundError):  # closed meanwhile
-                    found.add(link.readlink())
+                    files.add(link.readlink())
             lines = (process / "maps").read_text().splitlines()
-            found |= {Path(line[line.index("/dev/shm") :]) for line in lines if "/dev/shm" in line}
-    return found
+            files |= {Path(line[line.index("/dev/shm") :]) for line in lines if "/dev/shm" in line}
+    return files

@@ -1,9 +1,8 @@
-"""Damages runs at random and reads them by all means: `python -m tests.helpers.mutations FOLDER COUNT SEED`.
+"""Damages runs at random and reads them with every reader: `python -m tests.helpers.mutations FOLDER COUNT SEED`.
 
-A reader or tool may say that something is wrong, in one line, or return what was written; nothing else. (Files of
-version 1 have no check sums: of these, values are not compared.) A link that
-leads out of the run leads to a pipe without a writer: who follows it waits there until the time is up, and the stacks
-are printed. Prints a line of JSON with counts.
+A reader or tool must either report an error in one line or return the values that were written. (Values of files of
+version 1 are not compared: they have no check sums.) Links out of the run point to a pipe without a writer: a reader
+that follows one hangs until the time limit, and the stacks are printed. Prints a line of JSON with counts.
 """
 
 from __future__ import annotations
@@ -38,15 +37,7 @@ from lsam_hpc.landscape import (
     write_surface,
 )
 from lsam_hpc.trajectory import Run, Snapshots, index, merge, schema, verify
-from tests.helpers.logs import (
-    SKETCH,
-    VECTOR,
-    exchange_row,
-    leave_unclosed,
-    make_run,
-    make_version_1,
-    step_row,
-)
+from tests.helpers.logs import SKETCH, VECTOR, exchange_row, leave_unclosed, make_run, make_version_1, step_row
 
 ROWS = 120
 FLAT_LAYOUT = [("weight", (2, 3), 0), ("bias", (3,), 6), ("scale", (), 9)]
@@ -54,7 +45,7 @@ LIMIT = 60  # s for one mutation
 
 
 def main(folder: Path, count: int, seed: int) -> dict[str, int]:
-    """Run the mutations; return counts of what came of them."""
+    """Run the mutations; return how often each outcome occurred."""
     bases = make_bases(folder / "bases")
     trap = folder / "outside.h5"
     os.mkfifo(trap)
@@ -77,7 +68,7 @@ def main(folder: Path, count: int, seed: int) -> dict[str, int]:
             IndexError,
             TypeError,
             OverflowError,
-        ):  # h5py itself does not take it
+        ):  # h5py cannot make this damage
             counts["not made"] += 1
         before = sorted(os.listdir(folder))
         try:
@@ -116,7 +107,7 @@ def make_bases(folder: Path) -> dict[str, Path]:
     )
     write_projection(landscape / "proj.h5", Projection(flat, flat, {"iteration": np.arange(10)}))
     for file in folder.rglob("*.h5"):
-        os.utime(file, (0, 0))  # or readers would take it for one that is being written, and try again
+        os.utime(file, (0, 0))  # a file that changed recently may be being written, and readers would try again
     return {path.name: path for path in (closed, unclosed, first, indexed, merged, landscape)}
 
 
@@ -139,7 +130,7 @@ def read_landscape(path: Path) -> str:
 def read_everything(
     path: Path, changed: Path, folder: Path, parts: Sequence[Callable[[Run, int], None]], chance: random.Random
 ) -> str:
-    """Use every reader and tool on the run and on the file; return what came of it: "error" if any of them said so."""
+    """Use every reader and tool on the run and on the file; return "error" if any reports one, else "right"."""
     errors = 0
     for target in [path, changed] if changed.suffix == ".h5" else [path]:
         for partial in (False, True):
@@ -181,7 +172,7 @@ def read_everything(
         for to in ("npz", chance.choice(("csv", "parquet", "tensorboard", "li2018"))):
             out = folder / "out"
             code, _ = tool("export", target_words, "--to", to, "--out", str(out), *partial)
-            errors += code > 0 and to != "li2018"  # the snapshots are on a line
+            errors += code > 0 and to != "li2018"  # which refuses these snapshots: they lie on a line
             if code == 0:
                 if to == "npz" and parts is COMPARED[False]:
                     compare_npz(out)
@@ -190,7 +181,7 @@ def read_everything(
 
 
 def tool(*words: str) -> tuple[int, str]:
-    """Run a tool; return its exit code and what it printed. It says in one line why it does not work."""
+    """Run a tool; return its exit code and output. If it fails, it must print a one-line error."""
     out_text, err_text = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out_text), contextlib.redirect_stderr(err_text):
         code = lsam(words)
@@ -203,21 +194,21 @@ def tool(*words: str) -> tuple[int, str]:
 
 
 def compare_npz(file: Path) -> None:
-    """Compare arrays of an export with what was written."""
-    with np.load(file, allow_pickle=False) as found:
-        for rank in (f"rank-{number:04d}" for number in found["ranks"]):
+    """Compare the arrays of an export with the written values."""
+    with np.load(file, allow_pickle=False) as arrays:
+        for rank in (f"rank-{number:04d}" for number in arrays["ranks"]):
             for table, row in (("step", step_row), ("exchange", exchange_row)):
-                i = found[f"{rank}/{table}/iteration"]
+                i = arrays[f"{rank}/{table}/iteration"]
                 assert ((i >= 0) & (i < ROWS)).all()
                 for name in row(0).keys() - {"began"}:
-                    expected = np.array([row(int(k))[name] for k in i], found[f"{rank}/{table}/{name}"].dtype)
-                    np.testing.assert_array_equal(found[f"{rank}/{table}/{name}"], expected, err_msg=name)
-            for kind, made in (("sketch", SKETCH), ("snapshot", np.asarray)):
-                if f"{rank}/{kind}/sample/values" in found:
+                    expected = np.array([row(int(k))[name] for k in i], arrays[f"{rank}/{table}/{name}"].dtype)
+                    np.testing.assert_array_equal(arrays[f"{rank}/{table}/{name}"], expected, err_msg=name)
+            for kind, make in (("sketch", SKETCH), ("snapshot", np.asarray)):
+                if f"{rank}/{kind}/sample/values" in arrays:
                     for i, values in zip(
-                        found[f"{rank}/{kind}/sample/iteration"], found[f"{rank}/{kind}/sample/values"], strict=True
+                        arrays[f"{rank}/{kind}/sample/iteration"], arrays[f"{rank}/{kind}/sample/values"], strict=True
                     ):
-                        np.testing.assert_array_equal(values, made(i * VECTOR))
+                        np.testing.assert_array_equal(values, make(i * VECTOR))
 
 
 def read(run: Run, rank: int, part: Callable[[Run, int], None]) -> int:
@@ -231,43 +222,43 @@ def read(run: Run, rank: int, part: Callable[[Run, int], None]) -> int:
 
 
 def steps(run: Run, rank: int) -> None:
-    """Compare steps with what was written; the row tells which it must be."""
-    found = run.steps(rank)
-    i = found["iteration"]
+    """Compare steps with the written values, which follow from the iteration."""
+    table = run.steps(rank)
+    i = table["iteration"]
     assert (np.diff(i) > 0).all()
     assert ((i >= 0) & (i < ROWS)).all()
     for name, factor in step_row(1).items():
-        np.testing.assert_array_equal(found[name], (factor * i).astype(found[name].dtype))
+        np.testing.assert_array_equal(table[name], (factor * i).astype(table[name].dtype))
 
 
 def exchanges(run: Run, rank: int) -> None:
-    """Compare exchanges with what was written."""
-    found = run.exchanges(rank)
-    i = found["iteration"]
+    """Compare exchanges with the written values."""
+    table = run.exchanges(rank)
+    i = table["iteration"]
     assert ((i >= 0) & (i < ROWS)).all()
     rows = [exchange_row(int(k)) for k in i]
     for name in exchange_row(0).keys() - {"began"}:
-        np.testing.assert_array_equal(found[name], [row[name] for row in rows], err_msg=name)
+        np.testing.assert_array_equal(table[name], [row[name] for row in rows], err_msg=name)
 
 
 def sketches(run: Run, rank: int) -> None:
-    """Compare sketches with what was written."""
-    found = run.sketch(rank)
-    for i, values in zip(found["iteration"], found["values"], strict=True):
+    """Compare sketches with the written values."""
+    table = run.sketch(rank)
+    for i, values in zip(table["iteration"], table["values"], strict=True):
         np.testing.assert_array_equal(values, SKETCH(i * VECTOR).sum(0))
 
 
 def snapshots(run: Run, rank: int) -> None:
-    """Compare snapshots with what was written."""
+    """Compare snapshots with the written values."""
     for row, i in enumerate(run.snapshots(rank)["iteration"]):
         np.testing.assert_array_equal(run.snapshot(rank, row), i * VECTOR)
 
 
 def result(run: Run, rank: int) -> None:
-    """Compare the result with what was written."""
-    found = run.result(rank)
-    if found is not None and run.logs[rank].version > 1:
-        assert (found["steps"], found["center_test_error"]) == (ROWS, 1.5)
+    """Compare the result with the written values."""
+    values = run.result(rank)
+    if values is not None and run.logs[rank].version > 1:
+        assert (values["steps"], values["center_test_error"]) == (ROWS, 1.5)
 
 
 def everything(run: Run, rank: int) -> None:
@@ -279,12 +270,12 @@ COMPARED = ((steps, exchanges, sketches, snapshots, result), (everything,))
 
 
 def check_line(error: InputError | str) -> None:
-    """A message is one line of a sensible length."""
+    """Check that a message is one line of less than 2,000 characters."""
     assert len(str(error).splitlines()) == 1, str(error)
     assert len(str(error)) < 2000, str(error)
 
 
-# What is done to the bytes of a file.
+# Mutations of the bytes of a file.
 def flip(file: Path, chance: random.Random, trap: Path) -> None:
     """Flip bits anywhere."""
     data = bytearray(file.read_bytes())
@@ -294,7 +285,7 @@ def flip(file: Path, chance: random.Random, trap: Path) -> None:
 
 
 def flip_head(file: Path, chance: random.Random, trap: Path) -> None:
-    """Flip bits among the first pages, where most of the structure is."""
+    """Flip bits in the first pages, where most of the structure is."""
     data = bytearray(file.read_bytes())
     for _ in range(chance.choice((1, 2, 8))):
         data[chance.randrange(min(len(data), 60_000))] ^= 1 << chance.randrange(8)
@@ -319,7 +310,7 @@ def cut(file: Path, chance: random.Random, trap: Path) -> None:
 
 
 def insert(file: Path, chance: random.Random, trap: Path) -> None:
-    """Put bytes in or take bytes out: all that follows moves."""
+    """Insert or remove bytes, so that all bytes behind them move."""
     data = file.read_bytes()
     at = chance.randrange(len(data))
     write(file, data[:at] + chance.choice((b"", b"x", bytes(4096))) + data[at + chance.choice((0, 1, 512)) :])
@@ -331,7 +322,7 @@ def remove(file: Path, chance: random.Random, trap: Path) -> None:
 
 
 def strange(file: Path, chance: random.Random, trap: Path) -> None:
-    """Put something in the file's place that is none."""
+    """Replace the file by a folder, a pipe or a link."""
     file.unlink()
     match chance.randrange(4):
         case 0:
@@ -345,7 +336,7 @@ def strange(file: Path, chance: random.Random, trap: Path) -> None:
 
 
 def write(file: Path, data: bytes | bytearray) -> None:
-    """Replace a file's bytes; it stays an old one."""
+    """Replace a file's bytes, and keep its time of change old."""
     file.write_bytes(data)
     os.utime(file, (0, 0))
 
@@ -353,7 +344,7 @@ def write(file: Path, data: bytes | bytearray) -> None:
 BYTES = (flip, flip, flip_head, flip_head, overwrite, overwrite, cut, insert, remove, strange)
 
 
-# What is done to what HDF5 sees.
+# Mutations of the HDF5 objects in a file.
 @contextlib.contextmanager
 def editing(file: Path) -> Iterator[h5py.File]:
     """Open a closed file to change it."""
@@ -378,15 +369,33 @@ def hostile_attribute(file: Path, chance: random.Random, trap: Path) -> None:
         if name in part.attrs:
             del part.attrs[name]
         value = chance.choice(
-            (None, "", "x", 0, -1, 1, 3, 2**62, 1e300, float("nan"), [1, 2], "[" * 60_000, "é\x07" * 9, b"\xff\xfe",
-             np.void(b"\x80\x04K\x01."), h5py.Empty("f4"), root.ref, np.zeros((300, 300)))
-        )  # fmt: skip
+            (
+                None,
+                "",
+                "x",
+                0,
+                -1,
+                1,
+                3,
+                2**62,
+                1e300,
+                float("nan"),
+                [1, 2],
+                "[" * 60_000,
+                "é\x07" * 9,
+                b"\xff\xfe",
+                np.void(b"\x80\x04K\x01."),
+                h5py.Empty("f4"),
+                root.ref,
+                np.zeros((300, 300)),
+            )
+        )
         if value is not None:
             part.attrs[name] = value
 
 
 def wrong_version(file: Path, chance: random.Random, trap: Path) -> None:
-    """Say that it is another kind or version of file."""
+    """Change the format or the schema version of the file."""
     with editing(file) as root:
         part = chance.choice([root, *(root[n] for n in objects(root) if n.startswith("rank-") and n.count("/") == 0)])
         name = chance.choice(("schema_version", "format"))
@@ -396,7 +405,7 @@ def wrong_version(file: Path, chance: random.Random, trap: Path) -> None:
 
 
 def described(file: Path, chance: random.Random, trap: Path) -> None:
-    """Write something odd into an attribute that only explains."""
+    """Write odd values into attributes that only describe."""
     with editing(file) as root:
         part = root[chance.choice(objects(root))]
         for name in ("unit", "description"):
@@ -434,7 +443,7 @@ def wrong_dataset(file: Path, chance: random.Random, trap: Path) -> None:
 
 
 def link_away(file: Path, chance: random.Random, trap: Path) -> None:
-    """Replace a dataset or a group by something that leads out of the run, or nowhere."""
+    """Replace a dataset or a group by a link that leads out of the run, or nowhere."""
     with editing(file) as root:
         name = chance.choice(objects(root))
         del root[name]
@@ -477,9 +486,16 @@ def other_numbers(file: Path, chance: random.Random, trap: Path) -> None:
 
 
 STRUCTURE = (
-    hostile_attribute, wrong_version, described, wrong_dataset, wrong_dataset, link_away, link_away, resize,
+    hostile_attribute,
+    wrong_version,
+    described,
+    wrong_dataset,
+    wrong_dataset,
+    link_away,
+    link_away,
+    resize,
     other_numbers,
-)  # fmt: skip
+)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def gradient(model: nn.Module, at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of the mini-batch loss at a vector of parameters, by functional calls alone."""
+    """Return the gradient of the mini-batch loss at a vector of parameters, by torch.func.functional_call."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     pieces = at.detach().split([s.numel() for s in shapes.values()])
     params = {n: v.view(s).requires_grad_() for (n, s), v in zip(shapes.items(), pieces, strict=True)}

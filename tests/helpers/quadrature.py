@@ -1,4 +1,4 @@
-"""The laws that LSAM's chains should sample, by numerical quadrature, and many chains at once to hold against them."""
+"""The laws that LSAM's chains should sample, by numerical quadrature, and many chains to compare with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lsam_hpc.optim import LSAM, LocalCenter
+from lsam_hpc.optim import LocalCenter, LocalLSAM
 
 Array = NDArray[np.float64]
 Numbers = TypeVar("Numbers", Array, Tensor)
@@ -21,7 +21,7 @@ Numbers = TypeVar("Numbers", Array, Tensor)
 
 @dataclass(frozen=True)
 class Well:
-    """f(x) = height * (x^2 - 1)^2 + tilt * x, elementwise: two wells, one deeper than the other."""
+    """f(x) = height * (x^2 - 1)^2 + tilt * x, elementwise: two wells of different depth."""
 
     height: float = 1.0
     tilt: float = 0.2
@@ -47,7 +47,7 @@ class Bowl:
     a: float = 1.0
 
     def value(self, x: Array) -> Array:
-        """Return f, elementwise: of one dimension."""
+        """Return f in one dimension, elementwise."""
         return self.a / 2 * x * x
 
     def gradient(self, x: Numbers) -> Numbers:
@@ -70,7 +70,7 @@ def f_sam(f: Well | Bowl, x: Array, rho: float) -> Array:
 
 
 def jumps(f: Well | Bowl, rho: float) -> Array:
-    """Return by how much f_SAM rises at each of f's critical points."""
+    """Return the height of the jump of f_SAM at each of f's critical points."""
     points = f.critical()
     between = np.concatenate([points[:1] - 1, (points[1:] + points[:-1]) / 2, points[-1:] + 1])
     signs = np.sign(f.gradient(between))
@@ -78,10 +78,7 @@ def jumps(f: Well | Bowl, rho: float) -> Array:
 
 
 def descended(f: Well | Bowl, x: Array, rho: float) -> Array:
-    """Return the potential that the steps go down: continuous, with the derivative f'(x + e(x)).
-
-    It is f_SAM without its jumps.
-    """
+    """Return the potential that the steps descend: f_SAM without its jumps, with the derivative f'(x + e(x))."""
     passed = x[:, None] > f.critical()
     return f_sam(f, x, rho) - passed @ jumps(f, rho)
 
@@ -139,7 +136,7 @@ class Law:
         return np.histogram(self.along, edges, weights=self.masses(y))[0]
 
     def stepped(self, y: float, lr: float, slope: Callable[[Array], Array]) -> Law:
-        """Return the law that steps of a finite lr keep, as one with a potential of its own at this y.
+        """Return the stationary law of steps with a finite lr, as a law with its own potential for this y.
 
         It solves p(x') = integral N(x'; x - lr (slope(x) + lambda (x - y)), 2 lr T) p(x) dx on the nodes, in one
         dimension. The nodes must be closer than sqrt(2 lr T).
@@ -162,7 +159,7 @@ class Law:
 
 
 def panels(ends: Array, width: float = 0.1, order: int = 10) -> tuple[Array, Array]:
-    """Return Gauss-Legendre nodes and weights on panels no wider than `width`, with the given ends among theirs."""
+    """Return Gauss-Legendre nodes and weights on panels no wider than `width`; `ends` are ends of panels."""
     ends = np.unique(ends)
     pieces = [np.linspace(a, b, math.ceil((b - a) / width) + 1) for a, b in itertools.pairwise(ends)]
     cuts = np.unique(np.concatenate(pieces))
@@ -188,9 +185,9 @@ def line_law(
         rho: ascent radius.
         stiffness: lambda.
         temperature: T.
-        jumping: take f_SAM itself for the potential, in place of the one that the steps go down.
-        edges: of bins, to be ends of panels.
-        reach: half of the range.
+        jumping: use f_SAM itself as potential, in place of `descended`.
+        edges: of bins; they become ends of panels.
+        reach: half the width of the range.
     """
     # A panel must not straddle a critical point: the potential has a kink there.
     ends = np.concatenate([[-reach, reach], f.critical(), [] if edges is None else edges])
@@ -214,9 +211,9 @@ def ball_law(f: Bowl, dimension: int, rho: float, stiffness: float, temperature:
 class Replicas:
     """N independent chains of d dimensions in one LSAM over a parameter of shape (N, d), one row each.
 
-    LSAM divides by the norm over all parameters, which would couple the rows. So the gradient that it is given for the
-    ascent has rows of norm 1, which makes that norm sqrt(N), and rho is sqrt(N) times as large: each row moves by its
-    own rho * g / |g|. The gradient that it is given for the step is that of the loss.
+    LSAM divides by the norm over all parameters, which would couple the rows. So each row of the gradient for the
+    ascent is scaled to norm 1, the norm over all parameters is sqrt(N), and rho is sqrt(N) times as large: each row
+    moves by rho * g / |g| with its own g. The gradient for the step is that of the loss.
 
     Args:
         gradient: of the loss, row by row.
@@ -238,9 +235,9 @@ class Replicas:
     ) -> None:
         self.x = nn.Parameter(start.clone())
         self._gradient = gradient
-        self._ascents = itertools.cycle([True, False] if rho else [False])  # without a radius there is one pass
+        self._ascents = itertools.cycle([True, False] if rho else [False])  # with rho = 0 a step has one pass
         base = torch.optim.SGD([self.x], lr=lr)
-        self.opt = LSAM(base, center, rho * math.sqrt(len(start)), coupling="kernel", **options)
+        self.opt = LocalLSAM(base, center, rho * math.sqrt(len(start)), coupling="kernel", **options)
 
     def step(self) -> None:
         """Take one step of every chain."""
@@ -265,16 +262,9 @@ class Replicas:
 
 
 def fixed(
-    f: Well | Bowl,
-    y: Array,
-    count: int,
-    lr: float,
-    rho: float,
-    stiffness: float,
-    temperature: float,
-    seed: int,
+    f: Well | Bowl, y: Array, count: int, lr: float, rho: float, stiffness: float, temperature: float, seed: int
 ) -> Replicas:
-    """Return `count` chains around a center at y, shape (d,), that does not move; they start at y."""
+    """Return `count` chains around a fixed center at y, shape (d,); they start at y."""
     start = torch.tensor(y, dtype=torch.float64).repeat(count, 1)
     return Replicas(
         f.gradient,

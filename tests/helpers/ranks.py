@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from lsam_hpc.preflight import needed_transports
+from lsam_hpc.util.preflight import needed_transports
 
 with needed_transports():
     from mpi4py import MPI
@@ -26,18 +26,18 @@ def main(folder: str, limit: str, *tests: str) -> None:
     comm = MPI.COMM_WORLD
     for test in tests:
         file, _, name = test.partition("::")
-        own = key(Path(file), name)
-        report = Path(folder) / f"{own}-{comm.rank}.json"
+        test_key = key(Path(file), name)
+        report = Path(folder) / f"{test_key}-{comm.rank}.json"
         began = time.monotonic()
         _write(report, "started", "", began)
-        # exit=True ends this rank, and so the job: a hang costs the limit and no more.
+        # exit=True ends this rank and so the job: a hang lasts no longer than the limit.
         faulthandler.dump_traceback_later(float(limit), exit=True)
-        scratch = Path(folder) / own
+        scratch = Path(folder) / test_key
         scratch.mkdir(exist_ok=True)
-        given = {"comm": comm, "tmp_path": scratch}
+        fixtures = {"comm": comm, "tmp_path": scratch}
         try:
             function = getattr(_module(Path(file)), name)
-            function(**{word: given[word] for word in inspect.signature(function).parameters})
+            function(**{name: fixtures[name] for name in inspect.signature(function).parameters})
         except BaseException:
             _write(report, "failed", traceback.format_exc(), began)
             raise

@@ -1,4 +1,4 @@
-"""A real Slurm of a few nodes on this machine, for tests of batch scripts.
+"""A real Slurm cluster of a few nodes on this machine, for tests of batch scripts.
 
     with Cluster(folder) as cluster:
         job = cluster.submit("jobs/slurm/cpu-node.sh")
@@ -6,10 +6,10 @@
 
 Each node is a slurmd in Linux namespaces of its own: name, IPC, process ids, /dev/shm, and a disk for temporary files
 (`Cluster.disk`). So MPI takes them for different machines, and killing one is a crash of the node. It needs root and
-Debian's packages of Slurm, which are built with multiple-slurmd: tests/slurm/install.sh gets them, and `unavailable()`
-says why it cannot be had.
+Debian's packages of Slurm, which are built with multiple-slurmd: tests/slurm/install.sh installs them, and
+`unavailable()` returns the reason why it does not work.
 
-All daemons are children of this process, in the foreground, and are told to end when it dies.
+All daemons are foreground children of this process; the kernel kills them when it dies.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.helpers.mpis import environment
+from tests.helpers.waiting import wait_until
 
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "unshare", "setpriv")
 PMIX = Path("/usr/lib/x86_64-linux-gnu/pmix2/lib/libpmix.so")  # what Slurm's pmix plugin opens
@@ -71,7 +72,7 @@ NodeName=DEFAULT CPUs={cpus} RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=600 PriorityTier=10 PreemptMode=OFF
 PartitionName=low Nodes=ALL MaxTime=600 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 """
-# What a node's first process does: its own /proc, name, /dev/shm, table of hosts and disk, then the daemon.
+# The first process of a node: it sets up /proc, name, /dev/shm, table of hosts and disk, then becomes the daemon.
 _NODE = """\
 mount -t proc proc /proc && hostname {name} && mount -t tmpfs -o size=2g tmpfs /dev/shm &&
 mount --bind {folder}/hosts /etc/hosts && mount -t tmpfs tmpfs {disk} && exec slurmd -D -N {name}
@@ -90,23 +91,25 @@ def unavailable() -> str | None:
         return f"no {PMIX} here: bash tests/slurm/install.sh makes it"
     tried = subprocess.run(
         ["unshare", "--uts", "--ipc", "--mount", "--pid", "--fork", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
-        capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     return f"namespaces are not allowed here: {tried.stderr.strip()}" if tried.returncode else None
 
 
 class Cluster:
-    """A controller and some nodes, n1, n2, ...; partitions main, and low, whose jobs main's push out.
+    """A controller and nodes n1, n2, ...; jobs in partition main preempt those in partition low.
 
     Args:
-        folder: for everything that it writes; its path must be short, for munge's socket.
-        nodes: number of them.
-        cpus: of each, as Slurm counts.
+        folder: for all files of the cluster; its path must be short, because of munge's socket.
+        nodes: number of nodes. Default 3.
+        cpus: CPUs per node that Slurm assumes. Default 4.
     """
 
     def __init__(self, folder: Path, nodes: int = 3, cpus: int = 4) -> None:
         self.folder, self.nodes, self._cpus = folder, [f"n{i + 1}" for i in range(nodes)], cpus
-        self.disk = folder / "disk"  # a name that all nodes have for a place of their own
+        self.disk = folder / "disk"  # each node mounts its own file system at this path
         self._host = socket.gethostname().split(".")[0]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -124,11 +127,11 @@ class Cluster:
         self._stop()
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment of a command that speaks to this Slurm."""
+        """Return the environment of a command that uses this cluster."""
         return environment(**{"SLURM_CONF": str(self.folder / "slurm.conf"), "TMPDIR": str(self.disk), **more})
 
     def call(self, *words: str, check: bool = True, **more: str) -> str:
-        """Run a command of Slurm; return what it prints."""
+        """Run a command of Slurm; return its output."""
         done = subprocess.run(words, capture_output=True, text=True, timeout=180, env=self.environment(**more))
         assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stderr}{done.stdout}"
         return done.stdout.strip()
@@ -138,7 +141,7 @@ class Cluster:
         return self.call("sbatch", "--parsable", *words, **more)
 
     def show(self, job: str) -> dict[str, str]:
-        """Return what Slurm knows of a job."""
+        """Return the fields of `scontrol show job`."""
         words = self.call("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
@@ -147,23 +150,23 @@ class Cluster:
 
         Args:
             job: its id.
-            states: Slurm's names of them.
-            seconds: to wait at most.
-            what: more for the message of a failure.
+            states: Slurm's names of the states.
+            seconds: longest time to wait, s.
+            what: returns more text for the message of a failure.
         """
         deadline = time.monotonic() + seconds
         while True:
-            found = self.show(job)
-            if found["JobState"] in states:
-                return found
-            if time.monotonic() > deadline or found["JobState"] in ENDED:
-                raise AssertionError(f"job {job}: expected {states}, found {found}\n{what()}")
+            fields = self.show(job)
+            if fields["JobState"] in states:
+                return fields
+            if time.monotonic() > deadline or fields["JobState"] in ENDED:
+                raise AssertionError(f"job {job}: expected {states}, found {fields}\n{what()}")
             time.sleep(0.1)
 
     def crash(self, name: str) -> None:
         """Kill a node with everything on it."""
         unshare = self._daemons.pop(name)
-        unshare.kill()  # and with it, as --kill-child says, the first process of the node: so all of them
+        unshare.kill()  # --kill-child then kills the node's first process, and so all its processes
         unshare.wait()
 
     def boot(self, name: str) -> None:
@@ -173,18 +176,18 @@ class Cluster:
         self._daemon(name, *words, "--kill-child=KILL", "sh", "-c", script)
 
     def up(self) -> bool:
-        """Return whether all nodes are."""
+        """Return whether all nodes are up."""
         states = self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle,alloc,mix", "-o", "%N", check=False)
         return set(states.split()) == set(self.nodes)
 
     def clear(self) -> None:
-        """Cancel all jobs, start nodes that have crashed, and wait until all is quiet."""
+        """Cancel all jobs, start nodes that have crashed, and wait until no job is left and all nodes are up."""
         self.call("scancel", "--user=root", "--full", "--signal=KILL", check=False)
         self.call("scancel", "--user=root", check=False)
         for name in self.nodes:
             if name not in self._daemons:
                 self.boot(name)
-        _wait(lambda: self.call("squeue", "-h", check=False) == "" and self.up(), "a quiet cluster", 60, self._logs)
+        self._wait(lambda: self.call("squeue", "-h", check=False) == "" and self.up(), "no jobs, all nodes up", 60)
 
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -199,29 +202,38 @@ class Cluster:
             f"NodeName={name} NodeHostname={self._host} NodeAddr=127.0.0.1 Port={port}"
             for name, port in zip(self.nodes, ports[1:], strict=True)
         ]
-        conf = _CONF.format(
-            host=self._host, port=ports[0], folder=self.folder, cpus=self._cpus, nodes="\n".join(nodes)
-        )  # fmt: skip
+        conf = _CONF.format(host=self._host, port=ports[0], folder=self.folder, cpus=self._cpus, nodes="\n".join(nodes))
         (self.folder / "slurm.conf").write_text(conf)
         names = [f"127.0.0.1 localhost {self._host}", *(f"127.0.0.1 {name}" for name in self.nodes)]
         (self.folder / "hosts").write_text("\n".join([*names, ""]))
         munge = self.folder / "munge"
-        flags = [f"--{what}={munge / file}" for what, file in
-                 (("socket", "sock"), ("key-file", "key"), ("pid-file", "pid"), ("log-file", "log"),
-                  ("seed-file", "seed"))]  # fmt: skip
+        flags = [
+            f"--{option}={munge / file}"
+            for option, file in (
+                ("socket", "sock"),
+                ("key-file", "key"),
+                ("pid-file", "pid"),
+                ("log-file", "log"),
+                ("seed-file", "seed"),
+            )
+        ]
         self._daemon("munged", "munged", "--foreground", *flags)
-        _wait((munge / "sock").exists, "munge's socket", 30, self._logs)
+        self._wait((munge / "sock").exists, "munge's socket", 30)
         self._daemon("slurmctld", "slurmctld", "-D")
         for name in self.nodes:
             self.boot(name)
-        _wait(self.up, "the nodes", 60, self._logs)
+        self._wait(self.up, "all nodes up", 60)
 
     def _daemon(self, name: str, *words: str) -> None:
         with (self.folder / "log" / name).open("ab") as log:
             self._daemons[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self.environment(), start_new_session=True,
-            )  # fmt: skip
+                ["setpriv", "--pdeathsig", "KILL", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment(),
+                start_new_session=True,
+            )
 
     def _stop(self) -> None:
         for name in (*self.nodes, "slurmctld", "munged"):
@@ -236,23 +248,19 @@ class Cluster:
                 process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
+        wait_until(condition, what, seconds, pause=0.05, details=self._logs)
+
     def _logs(self) -> str:
         return "\n".join(f"--- {file}\n{file.read_text()[-1500:]}" for file in (self.folder / "log").iterdir())
-
-
-def _wait(condition: Callable[[], bool], what: str, seconds: float, more: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: expected within {seconds:g} s, found none\n{more()}"
-        time.sleep(0.05)
 
 
 def _free_ports(number: int) -> list[int]:
     sockets = [socket.socket() for _ in range(number)]
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        for unbound in sockets:
+            unbound.bind(("127.0.0.1", 0))
+        return [int(bound.getsockname()[1]) for bound in sockets]
     finally:
-        for one in sockets:
-            one.close()
+        for bound in sockets:
+            bound.close()

@@ -1,4 +1,4 @@
-"""A model of 52 parameters, its data, and a run of it with snapshots: what the programs on curvature are tried on."""
+"""A model of 52 parameters, its data, and a run of it with snapshots, for tests of the programs on curvature."""
 
 import csv
 import json

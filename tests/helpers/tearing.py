@@ -1,7 +1,8 @@
-"""A center whose elements pass 2, where their upper bytes change: a read that copies single bytes holds other numbers.
+"""A check that a read of the center never returns bytes of two different values in one element.
 
-On an AMD Zen 3, with two ranks per core, one MPI_Get in 12 beside the adds did: its `rep movsb` copies byte by byte
-where source and target lie alike in their pages but for a little.
+The elements cross 2, where their upper bytes change, so that an element with bytes of two values is out of range. On an
+AMD Zen 3 with two ranks per core, one MPI_Get in 12 that ran beside adds returned such elements: its `rep movsb` copies
+byte by byte if the offsets of source and target in their pages are nearly equal.
 """
 
 import mmap
@@ -16,8 +17,8 @@ START = np.full(SIZE, LOW, np.float32)
 
 
 def check_elements_are_whole(comm, center):
-    """Have each of four ranks go a step up and down again: y is 0 to 4 steps above its start, whoever reads it when."""
-    out = np.frombuffer(mmap.mmap(-1, 4 * SIZE + 16), np.float32, SIZE, 16)  # as malloc gives large ones
+    """Add a step and subtract it again, on four ranks at once: every read must be 0 to 4 steps above the start."""
+    out = np.frombuffer(mmap.mmap(-1, 4 * SIZE + 16), np.float32, SIZE, 16)  # aligned like large blocks of malloc
     up = np.full(SIZE, STEP, np.float32)
     for delta in (up, -up) * 250:
         center.add(delta)

@@ -1,29 +1,32 @@
-"""Where the drop-in's options come from."""
+"""The sources of the drop-in's options and their order."""
 
 import dataclasses
+import inspect
 
 import pytest
 
-from lsam_hpc import linkoptions, logoptions
 from lsam_hpc.errors import InputError
 from lsam_hpc.horovod.options import Options, resolve
+from lsam_hpc.options.ascent import AscentOptions
+from lsam_hpc.options.communication import CommunicationOptions
+from lsam_hpc.options.coupling import CouplingOptions, StepOptions
+from lsam_hpc.options.logging import LoggingOptions
+from lsam_hpc.options.training import TrainingOptions
 from lsam_hpc.train.config import TrainConfig
-
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
 
 
 def test_keywords_win_over_variables_over_the_file_over_the_defaults(tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text("rho: 0.2\nperiod: 7\npull: 1e-1\n")
-    found = resolve({"period": 9}, {"LSAM_CONFIG": str(file), "LSAM_RHO": "0.3", "LSAM_PERIOD": "8", "HOME": "/"})
-    assert (found.rho, found.period, found.pull, found.gamma) == (0.3, 9, 0.1, 1e-12)
+    options = resolve({"period": 9}, {"LSAM_CONFIG": str(file), "LSAM_RHO": "0.3", "LSAM_PERIOD": "8", "HOME": "/"})
+    assert (options.rho, options.period, options.pull, options.gamma) == (0.3, 9, 0.1, 1e-12)
 
 
 def test_toml_too(tmp_path):
     file = tmp_path / "options.toml"
     file.write_text('wire-dtype = "bfloat16"\noverlap = false\n')
-    found = resolve({}, {"LSAM_CONFIG": str(file)})
-    assert (found.wire_dtype, found.overlap) == ("bfloat16", False)
+    options = resolve({}, {"LSAM_CONFIG": str(file)})
+    assert (options.wire_dtype, options.overlap) == ("bfloat16", False)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def test_toml_too(tmp_path):
         ({"ascent": "parallel"}, {}, "ascent: expected auto, exact or stale in a Horovod script, found 'parallel'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(keywords, env, message):
+def test_bad_options_are_reported_in_one_line(keywords, env, message):
     with pytest.raises(InputError) as error:
         resolve(keywords, env)
     assert str(error.value) == message
@@ -53,12 +56,19 @@ def test_callables_are_kept():
     assert "abs" in resolve({"rho": abs}, {}).described()["rho"]
 
 
-def test_the_defaults_are_those_of_the_other_rooms():
-    others = {**linkoptions.DEFAULTS, **logoptions.DEFAULTS}
-    train = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    # Horovod averages in groups: the climb is the mean's there, and the way to sum is its own.
-    assert set(others) - set(DEFAULTS) == {"group_ascent", "group_reduce", "group_ranks", "group_average"}
-    for name in set(DEFAULTS) & set(others):
-        assert DEFAULTS[name] == others[name], name
-    for name in (set(DEFAULTS) & set(train)) - {"ascent"}:
-        assert DEFAULTS[name] == train[name], name
+def test_every_option_has_one_owner():
+    """A second default, help or list of choices can stand nowhere: the fields are inherited."""
+    concerns = (AscentOptions, CouplingOptions, StepOptions, CommunicationOptions, LoggingOptions, TrainingOptions)
+    names = [field.name for concern in concerns for field in dataclasses.fields(concern)]
+    assert len(names) == len(set(names))
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == set(names)
+    assert inspect.get_annotations(TrainConfig) == {}
+    drop_in_only = {
+        "ascent",
+        "group_ascent",
+        "eval_center",
+        "save_center",
+        "out",
+        "overwrite",
+    }  # Horovod's scripts have less
+    assert set(inspect.get_annotations(Options)) == drop_in_only

@@ -1,4 +1,4 @@
-"""Scripts in the shapes of Horovod's own examples, as they are: plain, and under `lsam wrap`."""
+"""Unchanged scripts modelled on Horovod's examples: with plain Horovod, and under `lsam wrap`."""
 
 import re
 
@@ -24,7 +24,7 @@ def plain(mpi, ranks, script, *words):
 
 
 def once(mpi, ranks):
-    """Whether plain Horovod runs the script too: it is the same for all MPIs and ranks, and no product of ours."""
+    """Whether to run the script with plain Horovod too: once is enough, whatever the MPI and the ranks."""
     return mpi.name == "openmpi" and ranks == 2
 
 
@@ -35,10 +35,10 @@ def accuracy(done):
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_mnist(mpi, ranks, tmp_path):
-    # 90 % of the guesses are wrong by chance.
+    # Chance gives 10 %.
     if once(mpi, ranks):
         assert accuracy(plain(mpi, ranks, "mnist.py", "--epochs", "4")) > 80
-    # As users call it: nothing is imported before.
+    # As users start it: mpi.forked would have modules imported already.
     assert accuracy(wrapped(mpi, ranks, tmp_path / "run", "mnist.py", "--epochs", "4", python=mpi.python)) > 80
     with Run(tmp_path / "run") as logs:
         assert logs.ranks == list(range(ranks))
@@ -79,7 +79,7 @@ def test_imagenet_with_checkpoint_and_resume(mpi, ranks, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from epoch 4" in resumed.stdout
     ends = re.findall(r"Epoch 3: validation loss ([\d.]+)", first.stdout + resumed.stdout)
-    # What was saved is the center, which the evaluation before it held; other ranks may have moved it in between.
+    # The checkpoint holds the evaluated center; other ranks may have moved it between the two.
     assert float(ends[1]) == pytest.approx(float(ends[0]), rel=0.2, abs=0.02)
     assert set(torch.load(tmp_path / "checkpoint-4.pth")["optimizer"]) == {"state", "param_groups"}
     # Back to plain Horovod, from LSAM's checkpoint.
@@ -98,7 +98,7 @@ def test_synthetic_benchmark(mpi, ranks, words, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "loss went down: True" in done.stdout
     with Run(tmp_path / "run") as logs:
-        # Of a scaled loss, the one before.
+        # The log has the unscaled loss.
         assert logs.steps(0)["loss"].max() < 10
 
 

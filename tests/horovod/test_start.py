@@ -1,4 +1,4 @@
-"""What is looked at before Horovod starts."""
+"""The checks before Horovod starts."""
 
 from types import SimpleNamespace
 
@@ -38,12 +38,12 @@ def test_a_build_without_mpi_is_named(monkeypatch):
         (),
     ],
 )
-def test_one_mpi_is_well(tmp_path, libraries):
+def test_one_mpi_passes(tmp_path, libraries):
     start.check_libraries(maps(tmp_path, *libraries))
 
 
 @pytest.mark.parametrize("other", ["/b/libmpi.so.12", "/b/libmpich.so.12.5.0", "/b/with space/libmpi-3fa2.so.40.1"])
-def test_two_are_named(tmp_path, other):
+def test_two_mpis_are_named(tmp_path, other):
     with pytest.raises(
         InputError, match=r"expected one library for mpi4py and Horovod, found /a/libmpi\.so\.40 and"
     ) as e:

@@ -1,4 +1,4 @@
-"""Jobs that are stopped or killed go on from their checkpoints, with any number of ranks, and lose nothing twice."""
+"""Stopped and killed jobs resume from their checkpoints, with any number of ranks."""
 
 import os
 import random
@@ -12,22 +12,22 @@ from lsam_hpc.trajectory import Run, verify
 from tests.helpers.mpis import run
 
 KILLS = int(os.environ.get("LSAM_JOB_KILLS", "2"))
-# A rank sends itself (or all of them themselves) a signal after so many local steps.
+# The given rank (-1: each rank) sends itself a signal after the given local step.
 SIGNALLED = """
 import os, signal, sys, time
 import lsam_hpc.cli as cli
-from lsam_hpc.train.saver import Saver
-who, when, what = int(sys.argv[1]), int(sys.argv[2]), getattr(signal, sys.argv[3])
-step = Saver.step
+from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
+rank, when, number = int(sys.argv[1]), int(sys.argv[2]), getattr(signal, sys.argv[3])
+step = CheckpointScheduler.step
 def stepped(self):
     step(self)
     if at := os.environ.get("LSAM_TEST_AT"):
         with open(f"{at}-{self._opt.comm.rank}", "w") as file:
             file.write(str(self._opt.local_step))
-        time.sleep(0.02)  # as if a step took long: a checkpoint is written in far less than its period
-    if who in (-1, self._opt.comm.rank) and self._opt.local_step == when:
-        os.kill(os.getpid(), what)
-Saver.step = stepped
+        time.sleep(0.02)  # slow steps: writing a checkpoint takes far less than a period
+    if rank in (-1, self._opt.comm.rank) and self._opt.local_step == when:
+        os.kill(os.getpid(), number)
+CheckpointScheduler.step = stepped
 sys.exit(cli.main(sys.argv[4:]))
 """
 
@@ -38,16 +38,16 @@ def train(mpi, ranks, out, *words, signalled=None, timeout=240, **env):
 
 
 def sound(out):
-    found = Run(out)
-    assert verify(found) == []
-    return found
+    logs = Run(out)
+    assert verify(logs) == []
+    return logs
 
 
 def resumed_at(done):
-    return int(re.search(r"going on from step (\d+)", done.stderr)[1])
+    return int(re.search(r"resuming from step (\d+)", done.stderr)[1])
 
 
-def test_a_signal_to_one_rank_stops_all_and_no_step_is_lost_or_taken_twice(mpi, tmp_path):
+def test_a_signal_to_one_rank_stops_all_and_no_step_is_lost_or_repeated(mpi, tmp_path):
     out, words = tmp_path / "run", ("--steps", "600", "--snapshot-every", "log", "--resume", "auto")
     done = train(mpi, 3, out, *words, signalled=(1, 60, "SIGUSR1"), LSAM_TEST_AT=str(tmp_path / "at"))
     assert done.returncode == 3, done.stderr
@@ -56,19 +56,33 @@ def test_a_signal_to_one_rank_stops_all_and_no_step_is_lost_or_taken_twice(mpi, 
     assert 60 <= taken < 600
     done = train(mpi, 3, out, *words)
     assert done.returncode == 0, done.stderr
-    assert f"going on from step {resumed_at(done)} of 3 ranks" in done.stderr
+    assert f"resuming from step {resumed_at(done)} of 3 ranks" in done.stderr
     logs = sound(out)
-    tickets = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
-    assert sorted(tickets) == list(range(600))
+    global_steps = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
+    assert sorted(global_steps) == list(range(600))
     assert logs.result(0)["center_test_error"] < 20
     for r in logs.ranks:
         np.testing.assert_array_equal(logs.steps(r)["iteration"], np.arange(len(logs.steps(r)["iteration"])))
         assert (np.diff(logs.steps(r)["time"]) >= 0).all()
 
 
-def test_in_lockstep_a_stopped_job_ends_as_an_undisturbed_one_to_the_bit(mpi, tmp_path):
-    words = ("--steps", "200", "--schedule", "lockstep", "--period", "5", "--snapshot-every", "log",
-             "--ascent", "stale", "--mask", "random", "--checkpoint-every", "40")  # fmt: skip
+def test_in_lockstep_a_resumed_job_gives_the_same_bits_as_an_undisturbed_one(mpi, tmp_path):
+    words = (
+        "--steps",
+        "200",
+        "--mode",
+        "lockstep",
+        "--period",
+        "5",
+        "--snapshot-every",
+        "log",
+        "--ascent",
+        "stale",
+        "--mask",
+        "random",
+        "--checkpoint-every",
+        "40",
+    )
     assert train(mpi, 2, tmp_path / "whole", *words).returncode == 0
     words += ("--resume", "auto")
     assert train(mpi, 2, tmp_path / "run", *words, signalled=(0, 33, "SIGTERM")).returncode == 3
@@ -85,7 +99,7 @@ def test_in_lockstep_a_stopped_job_ends_as_an_undisturbed_one_to_the_bit(mpi, tm
 
 @pytest.mark.slow("kills whole jobs at random moments")
 @pytest.mark.parametrize("seed", range(KILLS))
-def test_a_killed_job_goes_on_and_loses_a_period_at_most(mpi, seed, tmp_path):
+def test_a_killed_job_resumes_and_loses_at_most_a_period(mpi, seed, tmp_path):
     chance, out, period = random.Random(seed), tmp_path / "run", 100
     words = ("--steps", "1200", "--checkpoint-every", str(period), "--resume", "auto", "--budget", "per-rank")
     when = chance.randrange(100, 200)
@@ -93,7 +107,7 @@ def test_a_killed_job_goes_on_and_loses_a_period_at_most(mpi, seed, tmp_path):
     assert done.returncode not in (0, 3)
     done = train(mpi, 2, out, *words)
     assert done.returncode == 0, done.stderr
-    # MPI may end the slower rank before it came so far. The set before the one that was being written counts.
+    # MPI may end the slower rank earlier. The newest complete set may be one period older than the last set.
     slower = min(int((tmp_path / f"at-{rank}").read_text() or when) for rank in range(2))
     assert 2 * slower - 2 * period <= resumed_at(done) <= 2 * slower
     logs = sound(out)
@@ -111,7 +125,7 @@ def test_from_four_ranks_to_two_to_six(mpi, tmp_path):
         assert done.returncode == 0, done.stderr
         logs = sound(out)
         assert logs.ranks == list(range(ranks))
-        if ranks == 6:  # a chain that was added began at the center
+        if ranks == 6:  # a new chain starts at the center
             first = logs.snapshot(4, 0)
             near, far = (np.linalg.norm(first - c) for c in (centers[-1], centers[0]))
             assert near < 0.2 * np.linalg.norm(centers[-1])
@@ -145,7 +159,7 @@ def test_refuses_in_one_line_and_overwrites_nothing(mpi, tmp_path):
     refused(f"expected {len(data)} bytes, found {len(data) - 10}")
     middle = len(data) // 2
     file.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
-    refused("rank 1: .*expected what was written, found another check sum")
+    refused("rank 1: .*expected the checksums that were written, found another")
     done = train(mpi, 1, tmp_path / "none", "--resume", "must")
     assert done.returncode == 2
     assert "--resume: expected a checkpoint in" in done.stderr

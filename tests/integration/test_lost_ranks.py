@@ -1,6 +1,6 @@
-"""A rank that is killed with SIGKILL at any moment of its training: the others finish, and say that it was lost.
+"""A rank is killed with SIGKILL at any moment of training: the others finish and report it as lost.
 
-Open MPI only: MPICH ends the whole job at once. LSAM_KILL_TRIALS sets the number of trials; each has its own seed.
+Open MPI only: MPICH ends the whole job at once. LSAM_KILL_TRIALS sets the number of trials, each with its own seed.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from tests.helpers.mpis import ROOT, Mpi, available, environment
 
 RANKS = 4
 TRIALS = int(os.environ.get("LSAM_KILL_TRIALS", "3"))
-LONGEST = 3.0  # seconds from the first step to the kill, at most; an undisturbed job trains about twice as long
-DEADLINE = 180.0
+LONGEST = 3.0  # s, latest kill after the first step; an undisturbed job trains about twice as long
+DEADLINE = 180.0  # s
 
 
 @pytest.fixture
 def openmpi() -> Mpi:
     if "openmpi" not in available():
-        pytest.skip("no Open MPI here")
+        pytest.skip("no Open MPI")
     return available()["openmpi"]
 
 
 @pytest.mark.slow("kills ranks at random moments")
 @pytest.mark.parametrize("seed", range(TRIALS))
-def test_the_others_finish_and_say_who_was_lost(openmpi: Mpi, seed: int, tmp_path: Path) -> None:
+def test_the_others_finish_and_name_the_lost_rank(openmpi: Mpi, seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     victim, delay = chance.randrange(RANKS), chance.uniform(0, LONGEST)
     while not killed(openmpi, tmp_path / f"{delay:.3f}", victim, delay):
-        delay /= 2  # it had ended before
+        delay /= 2  # the job had ended before the kill
 
 
 @pytest.mark.slow("waits until a rank counts as lost")
-def test_the_rank_that_looks_at_the_center_dies_there(openmpi: Mpi, tmp_path: Path) -> None:
+def test_the_rank_that_evaluates_the_center_is_killed(openmpi: Mpi, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from mpi4py import MPI; import lsam_hpc.train.loop as loop, lsam_hpc.cli as cli\n"
         "if MPI.COMM_WORLD.rank == 0: loop._save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -58,11 +58,11 @@ def test_the_rank_that_looks_at_the_center_dies_there(openmpi: Mpi, tmp_path: Pa
 
 
 def killed(mpi: Mpi, folder: Path, victim: int, delay: float) -> bool:
-    """Kill a rank so many seconds after the first step and look at what the others left; False: it had ended before."""
+    """Kill a rank `delay` seconds after the first step and check the others' results; False if it had ended before."""
     folder.mkdir()
     with job(mpi, folder, "-m", "lsam_hpc", "train", "--epochs", "240") as (mpirun, pids):
-        # The progress bar appears when every rank has been set up: who dies before that leaves the others in MPI calls
-        # that they make together.
+        # The progress bar appears when every rank has been set up. A rank killed before that leaves the others in
+        # collective calls.
         until(lambda: " 0/" in (folder / "said").read_text(), "the first step", folder)
         assert len(list((folder / "run").glob("rank-*.h5"))) == RANKS
         time.sleep(delay)  # any moment is good
@@ -70,14 +70,14 @@ def killed(mpi: Mpi, folder: Path, victim: int, delay: float) -> bool:
             return False
         os.kill(pids[victim], signal.SIGKILL)
         until(lambda: mpirun.poll() is not None, "the job's end", folder)
-        # mpirun may return before the last survivor has.
+        # mpirun may return before the last survivor ends.
         until(lambda: not any(map(alive, pids.values())), "the survivors' end", folder)
     check(folder, mpirun.returncode, victim)
     return True
 
 
 def check(folder: Path, code: int, victim: int) -> None:
-    """Check what the survivors of a job left and said."""
+    """Check the output and the files of the survivors."""
     text = (folder / "said").read_text()
     assert code != 0, text
     assert re.search(rf"^rank {victim} +LOST ", text, re.MULTILINE), text
@@ -94,19 +94,22 @@ def check(folder: Path, code: int, victim: int) -> None:
 
 @contextmanager
 def job(mpi: Mpi, folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[int, int]]]:
-    """Train on the ranks; yield mpirun and the ranks' process ids. What is left of the job at the end is killed.
+    """Start a job; yield mpirun and the ranks' process ids; kill remaining processes at the end.
 
-    Its run, its output "said" and its shared memory lie in the folder.
+    Its run, its output (file "said") and its shared memory are in the folder.
     """
     memory, said = folder / "memory", folder / "said"
     memory.mkdir()
-    places = {f"OMPI_MCA_{part}_backing_directory": str(memory) for part in ("osc_sm", "osc_rdma", "btl_sm")}
-    program = shlex.join([mpi.python, *words, "--silent-after", "3", "--out", str(folder / "run")])
-    # mpirun holds back lines that have not ended, as a progress bar's.
+    directories = {f"OMPI_MCA_{part}_backing_directory": str(memory) for part in ("osc_sm", "osc_rdma", "btl_sm")}
+    program = shlex.join([mpi.python, *words, "--heartbeat-timeout", "3", "--out", str(folder / "run")])
+    # mpirun buffers incomplete lines such as a progress bar's, so stderr goes to the file directly.
     command = mpi.command(RANKS, "--enable-recovery", "sh", "-c", f"exec {program} 2>>{shlex.quote(str(said))}")
-    with said.open("ab") as file, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(**places), cwd=ROOT
-    ) as process:  # fmt: skip
+    with (
+        said.open("ab") as file,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(**directories), cwd=ROOT
+        ) as process,
+    ):
         below: dict[int, int] = {}
         try:
             until(lambda: len(ranks_below(process.pid)) == RANKS, "the ranks' start", folder)
@@ -119,23 +122,23 @@ def job(mpi: Mpi, folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[
 
 
 def ranks_below(ancestor: int) -> dict[int, int]:
-    """Return the rank of each process that a job has started, by process id."""
+    """Return the rank of each process of a job, by process id."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # the process has ended
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    found: dict[int, int] = {}
+    ranks: dict[int, int] = {}
     for pid in parents:
         above = pid
         while above != ancestor and above in parents:
             above = parents[above]
         if above == ancestor and (rank := _rank_of(pid)) is not None:
-            found[pid] = rank
-    return found
+            ranks[pid] = rank
+    return ranks
 
 
 def alive(pid: int) -> bool:
-    """Return whether a rank of a job still runs."""
+    """Return True if a rank's process still runs."""
     return _rank_of(pid) is not None
 
 
@@ -148,11 +151,11 @@ def _rank_of(pid: int) -> int | None:
     return ranks[0] if ranks else None
 
 
-def until(condition: Callable[[], bool], what: str, folder: Path) -> None:
-    """Wait for a condition, and fail after the deadline with what the job has said."""
+def until(condition: Callable[[], bool], event: str, folder: Path) -> None:
+    """Wait for a condition; fail after the deadline with the job's output."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, (
-            f"{what} did not come within {DEADLINE:g} s\n{(folder / 'said').read_text()}"
+            f"{event} did not come within {DEADLINE:g} s\n{(folder / 'said').read_text()}"
         )
         time.sleep(0.02)

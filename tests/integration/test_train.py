@@ -1,4 +1,4 @@
-"""`lsam train` and `lsam inspect` as users call them, on both MPIs."""
+"""`lsam train` and `lsam inspect` from the command line, with both MPIs."""
 
 import json
 import re
@@ -38,19 +38,19 @@ def lsam(mpi, ranks, *words, timeout=240):
         pytest.param("--max-delay 3", marks=SLOW),
     ],
 )
-def test_every_way_to_meet_trains(mpi, words, tmp_path):
+def test_every_topology_trains(mpi, words, tmp_path):
     done = lsam(mpi, 4, "train", "--epochs", "60", "--out", str(tmp_path / "run"), *words.split())
     assert done.returncode == 0, done.stderr
     with Run(tmp_path / "run") as logs:
         # One chain is at 1 to 2 % after 60 epochs, a group of four at 2 to 3 %; chance is at 90 %.
         assert logs.logs[0].result["center_test_error"] < 5
         if "group" not in words:
-            tickets = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
-            assert sorted(tickets) == list(range(2528))
+            global_steps = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
+            assert sorted(global_steps) == list(range(2528))
 
 
 def test_synchronous_is_data_parallel_sam(mpi, tmp_path):
-    """Against a loop of plain tensors: own ascents, mean gradients, the center is the last sample."""
+    """Compare with a loop of plain tensors: one ascent per rank, mean gradients, the center is the last sample."""
     steps, rho, lr = 12, 0.1, 0.05
     words = f"--synchronous --reduce mpi --steps {steps} --rho {rho} --lr {lr} --period 5 --lr-schedule constant"
     words += " --warmup 0 --momentum 0 --weight-decay 0 --seed 2"
@@ -63,8 +63,8 @@ def test_synchronous_is_data_parallel_sam(mpi, tmp_path):
     batches = [Batches(dataset.train_x, dataset.train_y, 32, 2 * 2 + rank) for rank in range(2)]
     for _ in range(steps):
         means = [torch.zeros_like(p) for p in params]
-        for own in batches:
-            x, y = next(own)
+        for rank_batches in batches:
+            x, y = next(rank_batches)
             grads = torch.autograd.grad(functional.cross_entropy(model(x), y), params)
             norm = torch.sqrt(sum(g.square().sum() for g in grads))
             moves = [rho * g / norm for g in grads]
@@ -107,8 +107,8 @@ def test_trains_and_logs(mpi, ranks, tmp_path):
     assert json.loads((out / "config.json").read_text())["steps"] == 300
     with Run(out) as logs:
         assert logs.ranks == list(range(ranks))
-        tickets = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
-        assert sorted(tickets) == list(range(300))
+        global_steps = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
+        assert sorted(global_steps) == list(range(300))
         for r in logs.ranks:
             steps, exchanges = logs.steps(r), logs.exchanges(r)
             np.testing.assert_array_equal(steps["iteration"], np.arange(len(steps["iteration"])))
@@ -134,8 +134,8 @@ def test_trains_and_logs(mpi, ranks, tmp_path):
             )
             x = logs.snapshot(r, -1)
             np.testing.assert_allclose(sketches["values"][-1], logs.sketcher(x).sum(0), atol=1e-5)
-            np.testing.assert_array_equal(logs.snapshot(r, -1, "center"), y)  # nobody moves it after the last meeting
-    # The saved center is the one that the table tells of.
+            np.testing.assert_array_equal(logs.snapshot(r, -1, "center"), y)  # no add after the last rendezvous
+    # The saved center is the evaluated one.
     model = mlp((1, 8, 8), 10)
     model.load_state_dict(torch.load(out / "checkpoints" / "center.pt", weights_only=True))
     np.testing.assert_array_equal(torch.nn.utils.parameters_to_vector(model.parameters()).detach(), y)
@@ -145,15 +145,15 @@ def test_trains_and_logs(mpi, ranks, tmp_path):
     assert re.match(r"\s*train loss\s+test error %\s+steps\s+exchanges", table[0])
     assert [line.split()[:2] for line in table[2 : 2 + ranks]] == [["rank", str(r)] for r in range(ranks)]
     assert table[1].split()[3] == "300"
-    shown = subprocess.run(
+    summary = subprocess.run(
         [sys.executable, "-m", "lsam_hpc", "inspect", str(out)], capture_output=True, text=True, timeout=60, check=True
     ).stdout
-    assert f"{ranks} ranks" in shown
-    assert f"test error {result['center_test_error']:.2f} %" in shown
+    assert f"{ranks} ranks" in summary
+    assert f"test error {result['center_test_error']:.2f} %" in summary
 
 
-def test_the_quickstart_reaches_3_percent_also_when_it_is_stopped_and_goes_on(mpi, tmp_path):
-    """From one end to the other as users call it: nothing is imported before."""
+def test_the_quickstart_reaches_3_percent_also_when_stopped_and_resumed(mpi, tmp_path):
+    """End to end as users start it: mpi.forked would have modules imported already."""
     out, words = tmp_path / "run", ("--checkpoint-every", "500", "--resume", "auto")
     command = mpi.command(4, mpi.python, "-m", "lsam_hpc", "train", "--out", str(out), *words)
     with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT, env=environment(), text=True) as first:
@@ -166,15 +166,15 @@ def test_the_quickstart_reaches_3_percent_also_when_it_is_stopped_and_goes_on(mp
     assert first.returncode == 3, said
     done = run(command, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stderr
+    assert "resuming from step" in done.stderr
     with Run(out) as logs:
         assert logs.logs[0].result["center_test_error"] <= 3.0
         assert sum(len(logs.steps(rank)["loss"]) for rank in logs.ranks) == 5055
 
 
 @pytest.mark.parametrize("coupling", ["kernel", pytest.param("restart", marks=SLOW)])
-def test_the_other_couplings_learn_too(mpi, coupling, tmp_path):
-    # A kernel's stiffness and pull as in docs/algorithm.md; chance is 90 %.
+def test_the_other_couplings_train(mpi, coupling, tmp_path):
+    # Stiffness and pull of the kernel as in docs/algorithm.md; chance is 90 %.
     options = ("--coupling", coupling, "--pull", "0.5", "--steps", "1500")
     done = lsam(mpi, 2, "train", *options, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
@@ -184,7 +184,7 @@ def test_the_other_couplings_learn_too(mpi, coupling, tmp_path):
 
 def test_lockstep_runs_are_the_same_to_the_bit(mpi, tmp_path):
     centers, losses = [], []
-    words = ("--steps", "120", "--schedule", "lockstep", "--temperature", "1e-6", "--momentum", "0")
+    words = ("--steps", "120", "--mode", "lockstep", "--temperature", "1e-6", "--momentum", "0")
     for name in ("a", "b"):
         done = lsam(mpi, 3, "train", *words, "--out", str(tmp_path / name))
         assert done.returncode == 0, done.stderr
@@ -196,7 +196,7 @@ def test_lockstep_runs_are_the_same_to_the_bit(mpi, tmp_path):
 
 
 def bad(done, message):
-    """Check that a job ended with 2 and one line of ours that says the message."""
+    """Check that a job exited with 2 and printed one line with the message."""
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if "lsam train:" in line]
     assert len(lines) == 1, done.stderr
@@ -214,12 +214,12 @@ def bad(done, message):
         (["--data", "cifar10", "--data-dir", "/nonexistent"], "/nonexistent: expected the file data_batch_1"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(mpi, words, message, tmp_path):
+def test_bad_input_is_reported_in_one_line_and_writes_nothing(mpi, words, message, tmp_path):
     bad(lsam(mpi, 2, "train", "--out", str(tmp_path / "run"), *words), message)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_not_replaced_unless_told_to(mpi, tmp_path):
+def test_a_run_is_not_replaced_without_overwrite(mpi, tmp_path):
     out = tmp_path / "run"
     assert lsam(mpi, 3, "train", "--steps", "12", "--out", str(out)).returncode == 0
     (out / "notes.txt").write_text("mine")
@@ -251,20 +251,20 @@ def test_an_output_that_cannot_be_made(mpi, tmp_path):
         (["--period", "0"], "rank 1: --period: expected a whole number of steps >= 1, found 0"),
     ],
 )
-def test_ranks_that_disagree_all_stop(mpi, others, message, tmp_path):
+def test_ranks_that_disagree_stop_together(mpi, others, message, tmp_path):
     words = [mpi.forked, "-m", "lsam_hpc", "train", "--out", str(tmp_path / "run")]
     bad(run([*mpi.mpiexec, "-n", "1", *words, ":", "-n", "2", *words, *others], 120), message)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_log_that_one_rank_cannot_make_stops_all(mpi, tmp_path):
-    # As when two jobs race for one directory: rank 1's file appears after the directory was looked at.
+def test_a_log_that_one_rank_cannot_create_stops_all(mpi, tmp_path):
+    # As when two jobs race for one directory: rank 1's file appears after the directory was checked.
     code = (
         "import sys, time; from mpi4py import MPI; import lsam_hpc.train.loop as loop, lsam_hpc.cli as cli\n"
         "prepare = loop.prepare\n"
-        "def racing(*arguments):\n"
-        "    run_dir = prepare(*arguments)\n"
-        "    if arguments[3] == 1:\n"
+        "def racing(*arguments, **options):\n"
+        "    run_dir = prepare(*arguments, **options)\n"
+        "    if arguments[2] == 1:\n"
         "        deadline = time.monotonic() + 60\n"
         "        while not (run_dir / 'config.json').exists(): assert time.monotonic() < deadline; time.sleep(0.01)\n"
         "        (run_dir / 'rank-0001.h5').touch()\n"
@@ -286,7 +286,7 @@ def test_help_and_unknown_verbs(mpi):
 
 
 def test_a_bug_on_one_rank_ends_the_job(mpi, tmp_path):
-    # The second rank's train module breaks; the first would wait for it for ever.
+    # Without an abort the first rank would wait forever for the second.
     code = (
         "import sys; from mpi4py import MPI; import lsam_hpc.train.loop as loop, lsam_hpc.cli as cli\n"
         "if MPI.COMM_WORLD.rank == 1: loop.evaluate = None\n"
@@ -297,7 +297,7 @@ def test_a_bug_on_one_rank_ends_the_job(mpi, tmp_path):
     assert "TypeError: 'NoneType' object is not callable" in done.stderr
 
 
-def test_inspect_can_be_cut_short(tmp_path):
+def test_inspect_into_a_closed_pipe(tmp_path):
     path = make_run(tmp_path / "run", ranks=120, rows=1)
     command = f"{sys.executable} -m lsam_hpc inspect {path} | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
@@ -305,7 +305,7 @@ def test_inspect_can_be_cut_short(tmp_path):
     assert done.stderr == ""
 
 
-def test_inspect_says_what_is_wrong(tmp_path):
+def test_inspect_without_a_run(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "lsam_hpc", "inspect", str(tmp_path)], capture_output=True, text=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""The objective against closed forms: values, gradients, and a model that is left as it was."""
+"""The objective against closed forms: values, gradients, and a model that is restored."""
 
 import numpy as np
 import pytest
@@ -42,30 +42,30 @@ def test_error_counts_wrong_classes():
     assert f(torch.eye(2).reshape(-1)).error == 25
 
 
-def test_batch_norm_is_recalibrated_at_each_point_and_the_model_stays_as_it_was():
+def test_batch_norm_is_recalibrated_at_each_point_and_the_model_is_restored():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 2)).double().train()
     x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(2, (40,))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     f = Objective(model, [(x, y)])
     point = torch.randn(f.size, dtype=torch.float64)
-    found = f(point)
+    value_at_point = f(point)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     assert all(module.training for module in model.modules())
-    # By hand: the whole data are one batch, so that its own mean and variance are the statistics.
+    # By hand: all data are one batch, so its mean and variance are the statistics.
     weight, bias = point[:15].reshape(5, 3), point[15:20]
     scale, shift, last = point[20:25], point[25:30], point[30:]
     hidden = x @ weight.T + bias
     # Running variances are the unbiased ones.
     hidden = (hidden - hidden.mean(0)) / (hidden.var(0) + 1e-5).sqrt() * scale + shift
     logits = hidden @ last[:10].reshape(2, 5).T + last[10:]
-    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-10)
-    kept = Objective(model, [(x, y)], batch_norm="keep")(point)
-    assert abs(kept.loss - found.loss) > 1e-3
+    assert value_at_point.loss == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-10)
+    stale = Objective(model, [(x, y)], batch_norm="keep")(point)
+    assert abs(stale.loss - value_at_point.loss) > 1e-3
 
 
-def test_frozen_parameters_are_no_part_of_x():
+def test_frozen_parameters_are_not_in_x():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     model[0].requires_grad_(False)
     f = Objective(model, [(torch.randn(4, 3), torch.randn(4, 1))], half_square)
@@ -81,7 +81,7 @@ class Noisy(nn.Module):
         return x * self.w + torch.rand(1)
 
 
-def test_says_what_is_not_deterministic():
+def test_randomness_is_detected():
     x, y = torch.ones(3, 2), torch.ones(3, 2)
     with pytest.raises(InputError, match=r"model: expected the same loss twice, found .* random in eval mode"):
         Objective(Noisy(), [(x, y)], half_square).check()
@@ -102,13 +102,13 @@ def test_bad_input():
     with pytest.raises(InputError, match="model: expected parameters that can be trained, found none"):
         Objective(nn.ReLU(), [(torch.ones(1, 1), torch.ones(1))])
     f, _, _ = regression()
-    with pytest.raises(InputError, match="model: expected one of 5 parameters, as the state has, found 4"):
+    with pytest.raises(InputError, match="model: expected 5 parameters, as in the state, found 4"):
         f(torch.ones(5))
     with pytest.raises(InputError, match="data: expected pairs of tensors, inputs and targets, found Tensor"):
         fixed_batches([torch.ones(3)])
 
 
-def test_no_more_samples_than_asked_for():
+def test_at_most_the_given_number_of_samples():
     x = torch.arange(10.0)[:, None]
-    found = fixed_batches(list(zip(x.split(4), x.split(4), strict=True)), 6)
-    assert [len(y) for _, y in found] == [4, 2]
+    batches = fixed_batches(list(zip(x.split(4), x.split(4), strict=True)), 6)
+    assert [len(y) for _, y in batches] == [4, 2]

@@ -35,9 +35,9 @@ def test_snapshots_by_name(run):
 def test_a_file(run, tmp_path):
     tensors = {name: torch.randn(shape) for name, shape, _ in run.layout}
     torch.save({**tensors, "running_mean": torch.ones(3)}, tmp_path / "m.pt")
-    found = state(run, str(tmp_path / "m.pt"))
+    vector = state(run, str(tmp_path / "m.pt"))
     for name, shape, at in run.layout:
-        np.testing.assert_array_equal(found[at : at + math.prod(shape)], tensors[name].reshape(-1))
+        np.testing.assert_array_equal(vector[at : at + math.prod(shape)], tensors[name].reshape(-1))
 
 
 class Code:
@@ -49,7 +49,7 @@ def test_bad_input(run, tmp_path, capsys):
     for name, message in (
         ("centre", r"state: expected center\[@I\], RANK\[@I\] or FILE.pt .*, found 'centre'"),
         ("7", "expected a rank of 0, 1, found 7"),
-        ("1@99", "expected a snapshot of"),
+        ("1@99", "expected one of 4 snapshots of rank 1, found index 99"),
         (str(tmp_path / "none.pt"), "expected a file with a state_dict, found: No such file"),
     ):
         with pytest.raises(InputError, match=message):

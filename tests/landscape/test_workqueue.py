@@ -1,4 +1,4 @@
-"""Finished points outlast any end of the program, and are not evaluated again."""
+"""Finished points survive a kill of the program, and are not evaluated again."""
 
 import os
 import random
@@ -41,7 +41,7 @@ def test_all_points_without_a_folder():
     assert evaluate(value, 0, 2).shape == (0, 2)
 
 
-def test_what_is_finished_is_not_evaluated_again(tmp_path):
+def test_finished_points_are_not_evaluated_again(tmp_path):
     folder = tmp_path / "part"
     with pytest.raises(InputError, match="no more"):
         evaluate(Counting(5), 12, 2, folder, OPTIONS)
@@ -53,7 +53,7 @@ def test_what_is_finished_is_not_evaluated_again(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 4, 8, 27])
-def test_a_torn_last_record_is_evaluated_again(tmp_path, cut):
+def test_an_incomplete_last_record_is_evaluated_again(tmp_path, cut):
     folder = tmp_path / "part"
     evaluate(value, 12, 2, folder, OPTIONS)
     file = folder / "points-0000.bin"
@@ -88,8 +88,11 @@ def test_points_of_other_ranks_count(tmp_path):
 def test_bad_input(tmp_path):
     folder = tmp_path / "part"
     evaluate(value, 12, 2, folder, OPTIONS)
-    with pytest.raises(InputError, match=r'part: expected points of the same options, found kind "loss" there and '
-                                         r'"sam" now: remove the folder, or choose another name$'):  # fmt: skip
+    with pytest.raises(
+        InputError,
+        match=r'part: expected points of the same options, found kind "loss" there and '
+        r'"sam" now: remove the folder, or choose another name$',
+    ):
         evaluate(value, 12, 2, folder, {**OPTIONS, "kind": "sam"})
     with pytest.raises(InputError, match=r"found rho null there and 0\.1 now"):
         evaluate(value, 12, 2, folder, {**OPTIONS, "rho": 0.1})
@@ -114,13 +117,13 @@ def work(index):
     log.write(f"{index}\\n"); log.flush()
     time.sleep(0.002)
     return (index / 7, -index)
-found = evaluate(work, 300, 2, folder, {"a": 1})
-assert (found[:, 0] == [i / 7 for i in range(300)]).all()
+values = evaluate(work, 300, 2, folder, {"a": 1})
+assert (values[:, 0] == [i / 7 for i in range(300)]).all()
 """
 
 
 def test_killed_at_random_moments(tmp_path):
-    """No point that was finished is evaluated again, however often the program is killed."""
+    """No finished point is evaluated again after repeated kills."""
     chance, folder, log = random.Random(0), tmp_path / "part", tmp_path / "log"
     log.touch()
     kills = 0
@@ -146,5 +149,5 @@ def test_killed_at_random_moments(tmp_path):
     assert kills >= 4
     everything = list(map(int, log.read_text().splitlines()))
     assert set(everything) == set(range(300))
-    # Twice only what was under way when the program was killed.
+    # A kill repeats at most the point that was being evaluated.
     assert len(everything) <= 300 + kills

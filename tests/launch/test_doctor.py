@@ -1,6 +1,6 @@
-"""`lsam doctor` on machines that are right and on ones that are not, each staged for real, on both MPIs.
+"""`lsam doctor` on good machines and on really misconfigured ones, with both MPIs.
 
-LSAM_DOCTOR_TRIALS sets how often each is tried.
+LSAM_DOCTOR_TRIALS sets the number of trials of each test.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from tests.helpers.mpis import ROOT, Mpi, available, environment, run
 
 TRIALS = int(os.environ.get("LSAM_DOCTOR_TRIALS", "1"))
 DOCTOR = ("-m", "lsam_hpc", "doctor", "--json")
-# What a container with too small a /dev/shm is like: its own mount, which ends with the command.
+# Imitates a container with a small /dev/shm: a private mount that ends with the command.
 FULL = "mount -t tmpfs -o size=64m tmpfs /dev/shm && head -c 63M /dev/zero > /dev/shm/full && exec "
 pytestmark = [pytest.mark.slow("stages bad machines, with two MPIs"), pytest.mark.parametrize("trial", range(TRIALS))]
 
 
-def asked(command: list[str], **more: str) -> tuple[int, dict[str, Any], str]:
-    """Return the exit code, what doctor has found, and what else was said."""
+def doctor(command: list[str], **more: str) -> tuple[int, dict[str, Any], str]:
+    """Return the exit code, the report, and stderr."""
     done = run(command, 120, PYTHONPATH=str(ROOT), **more)
-    assert done.stdout.count("verdict") == 1, f"{done.stdout}\n{done.stderr}"  # one rank speaks
-    said = done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1]
-    return done.returncode, json.loads(said), done.stderr
+    assert done.stdout.count("verdict") == 1, f"{done.stdout}\n{done.stderr}"  # only one rank prints
+    text = done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1]
+    return done.returncode, json.loads(text), done.stderr
 
 
 def other(mpi: Mpi) -> Mpi:
-    """Return the MPI that is not this one."""
-    for found in available().values():
-        if found.name != mpi.name:
-            return found
-    pytest.skip("no second MPI here: tests/run.sh installs it and sets LSAM_TEST_MPICH")
+    """Return an MPI other than this one."""
+    for candidate in available().values():
+        if candidate.name != mpi.name:
+            return candidate
+    pytest.skip("no second MPI: tests/run.sh installs it and sets LSAM_TEST_MPICH")
 
 
 def test_a_good_machine_is_ready(mpi: Mpi, trial: int, tmp_path: Path) -> None:
-    code, found, said = asked(mpi.command(2, mpi.forked, *DOCTOR, "--run-dir", str(tmp_path)))
-    assert code == 0, f"{found}\n{said}"
-    assert found["verdict"].startswith("ready")
-    texts = {finding["check"]: finding["text"] for finding in found["findings"]}
+    code, report, stderr = doctor(mpi.command(2, mpi.forked, *DOCTOR, "--run-dir", str(tmp_path)))
+    assert code == 0, f"{report}\n{stderr}"
+    assert report["verdict"].startswith("ready")
+    texts = {finding["check"]: finding["text"] for finding in report["findings"]}
     assert {"openmpi": "Open MPI", "mpich": "MPICH"}[mpi.name] in texts["mpi"]
     assert texts["placement"] == "2 ranks on 1 nodes, 2 on each"
     assert texts["window"].endswith("exact on all ranks")
@@ -55,12 +55,12 @@ def test_a_good_machine_is_ready(mpi: Mpi, trial: int, tmp_path: Path) -> None:
 def test_a_full_dev_shm(mpi: Mpi, trial: int) -> None:
     tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True)
     if tried.returncode:
-        pytest.skip(f"mount namespaces are not allowed here: {tried.stderr.strip()}")
+        pytest.skip(f"mount namespaces are not allowed: {tried.stderr.strip()}")
     words = shlex.join(mpi.command(2, mpi.forked, *DOCTOR))
-    code, found, _ = asked(["unshare", "--mount", "--propagation", "private", "sh", "-c", FULL + words])
+    code, report, _ = doctor(["unshare", "--mount", "--propagation", "private", "sh", "-c", FULL + words])
     assert code == 2
-    assert found["verdict"] == "not ready: /dev/shm"
-    assert "for the 2 ranks of this node to start MPI, found 1.0 MB" in found["findings"][0]["text"]
+    assert report["verdict"] == "not ready: /dev/shm"
+    assert "for the 2 ranks of this node to start MPI, found 1.0 MB" in report["findings"][0]["text"]
 
 
 def test_two_mpi_libraries_in_a_process(mpi: Mpi, trial: int) -> None:
@@ -69,22 +69,22 @@ def test_two_mpi_libraries_in_a_process(mpi: Mpi, trial: int) -> None:
         f"import ctypes, sys; from mpi4py import rc; rc.initialize = False; from mpi4py import MPI; "
         f"ctypes.CDLL({str(library)!r}); import lsam_hpc.cli; sys.exit(lsam_hpc.cli.main(sys.argv[1:]))"
     )
-    status, found, _ = asked(mpi.command(2, mpi.forked, "-c", code, "doctor", "--json"))
+    status, report, _ = doctor(mpi.command(2, mpi.forked, "-c", code, "doctor", "--json"))
     assert status == 2
-    assert found["verdict"] == "not ready: mpi libraries"
-    assert str(library.resolve()) in found["findings"][0]["text"]
+    assert report["verdict"] == "not ready: mpi libraries"
+    assert str(library.resolve()) in report["findings"][0]["text"]
 
 
 def test_the_launcher_of_another_mpi(mpi: Mpi, trial: int) -> None:
-    code, found, _ = asked([*other(mpi).mpiexec, "-n", "2", mpi.forked, *DOCTOR])
+    code, report, _ = doctor([*other(mpi).mpiexec, "-n", "2", mpi.forked, *DOCTOR])
     assert code == 2
-    assert found["verdict"] == "not ready: launcher"
+    assert report["verdict"] == "not ready: launcher"
     flag = {"openmpi": "pmix", "mpich": "pmi2"}[mpi.name]
-    assert f"start it by srun --mpi={flag}" in found["findings"][0]["text"]
+    assert f"start it by srun --mpi={flag}" in report["findings"][0]["text"]
 
 
 def test_alone(mpi: Mpi, trial: int) -> None:
-    """Without a launcher, as on a login node; the table, not JSON."""
+    """Without a launcher, as on a login node; prints the table."""
     command = [mpi.forked, "-m", "lsam_hpc", "doctor"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT))

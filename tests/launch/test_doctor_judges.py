@@ -1,4 +1,4 @@
-"""What `lsam doctor` says of GPUs, cores and ranks that disagree: cases that this machine does not have."""
+"""Findings of `lsam doctor` on GPUs, cores and ranks that disagree, for machines unlike this one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from lsam_hpc.launch.doctor_process import judge_cores, judge_gpus
+from lsam_hpc.launch.doctor_process import diagnose_cores, diagnose_gpus
 from lsam_hpc.launch.doctor_report import Finding, by_value, verdict
 
 
 @pytest.mark.parametrize(
-    ("hosts", "found", "level", "text"),
+    ("hosts", "answers", "level", "text"),
     [
         ("ab", [("", []), ("", [])], "ok", "none"),
         ("aa", [("0", ["0", "1"]), ("1", ["0", "1"])], "ok", "2 ranks on 2 GPUs"),
-        ("ab", [("0", ["0"]), ("0", ["0"])], "ok", "2 ranks on 2 GPUs"),  # the same number, other machines
+        ("ab", [("0", ["0"]), ("0", ["0"])], "ok", "2 ranks on 2 GPUs"),  # the same index on different nodes
         ("aa", [("0", ["0"]), ("0", ["0"])], "warn", "2 ranks on 1 GPUs"),
         ("aa", [("0", ["0", "1"]), ("0", ["0", "1"])], "fail", "2 ranks on 1 GPUs, idle: a 1"),
         ("a", [("0", ["0", "1"])], "warn", "1 ranks on 1 GPUs, idle: a 1"),
@@ -23,22 +23,22 @@ from lsam_hpc.launch.doctor_report import Finding, by_value, verdict
         ("ab", [("0", ["0"]), "RuntimeError: broken"], "fail", "RuntimeError: broken"),
     ],
 )
-def test_gpus(hosts: str, found: list[Any], level: str, text: str) -> None:
-    assert judge_gpus(hosts, found) == Finding("gpus", level, text)  # type: ignore[arg-type]
+def test_gpus(hosts: str, answers: list[Any], level: str, text: str) -> None:
+    assert diagnose_gpus(hosts, answers) == Finding("gpus", level, text)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("found", "level"),
+    ("affinities", "level"),
     [
         ([("a", (0, 1), 4), ("a", (2, 3), 4)], "ok"),
-        ([("a", (0, 1), 2), ("a", (0, 1), 2), ("a", (0, 1), 2)], "ok"),  # more ranks than the machine has cores
+        ([("a", (0, 1), 2), ("a", (0, 1), 2), ("a", (0, 1), 2)], "ok"),  # more ranks than cores
         ([("a", (0,), 4), ("a", (0,), 4)], "warn"),
         ([("a", (0,), 4), ("b", (0,), 4)], "ok"),
         ([("a", (0, 1), 4), ("a", (0, 1), 4)], "ok"),
     ],
 )
-def test_cores(found: list[tuple[str, tuple[int, ...], int]], level: str) -> None:
-    assert judge_cores(found).level == level
+def test_cores(affinities: list[tuple[str, tuple[int, ...], int]], level: str) -> None:
+    assert diagnose_cores(affinities).level == level
 
 
 def test_ranks_that_disagree_are_named() -> None:

@@ -1,4 +1,4 @@
-"""Batch scripts: those in jobs/ are what the templates render; what is rendered runs, and says what was asked for."""
+"""Batch scripts: jobs/ holds what the templates render, options reach the script, and the scripts run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SCRIPTS = [(system, name) for system in SYSTEMS for name in SHAPES]
 
 @pytest.mark.parametrize(("system", "name"), SCRIPTS)
 def test_the_scripts_in_jobs_are_the_rendered_ones(system: str, name: str) -> None:
-    """If this fails: python -m lsam_hpc.launch.templates_shapes jobs, and look at what has changed."""
+    """If this fails, run python -m lsam_hpc.launch.templates_shapes jobs and check the differences."""
     path = ROOT / "jobs" / system / f"{name}.sh"
     assert path.read_text() == render(SHAPES[name], system, f"jobs/{system}/{name}.sh")
     assert os.access(path, os.X_OK)
 
 
 def test_there_are_no_other_scripts() -> None:
-    found = {(file.parent.name, file.stem) for file in (ROOT / "jobs").glob("*/*.sh") if file.parent.name in SYSTEMS}
-    assert found == set(SCRIPTS)
+    scripts = {(file.parent.name, file.stem) for file in (ROOT / "jobs").glob("*/*.sh") if file.parent.name in SYSTEMS}
+    assert scripts == set(SCRIPTS)
 
 
 @pytest.mark.parametrize(("system", "name"), SCRIPTS)
@@ -46,7 +46,9 @@ def test_every_script_is_shell_with_one_marked_block_on_top(system: str, name: s
     assert directive in block
     assert directive not in body
     first = next(i for i, line in enumerate(block.splitlines()) if line and not line.startswith("#"))
-    assert not any(line.startswith(directive) for line in block.splitlines()[first:])  # schedulers look no further
+    assert not any(
+        line.startswith(directive) for line in block.splitlines()[first:]
+    )  # schedulers stop reading directives at the first command
 
 
 def dry(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -56,20 +58,53 @@ def dry(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_options_reach_the_script(capsys: pytest.CaptureFixture[str]) -> None:
     text = dry(
-        capsys, "--system", "slurm", "--nodes", "3", "--gpus-per-node", "4", "--time", "12:00:00", "--partition", "gpu",
-        "--account", "p-1", "--requeue", "7", "--warn", "90", "--directives=--constraint=a100\n--exclusive",
-        "--environment", "FI_PROVIDER=cxi\nX=a b;c", "--launch", "srun --mpi=pmi2 --label", "--",
-        "lsam", "train", "--lr", "1",
-    )  # fmt: skip
+        capsys,
+        "--system",
+        "slurm",
+        "--nodes",
+        "3",
+        "--gpus-per-node",
+        "4",
+        "--time",
+        "12:00:00",
+        "--partition",
+        "gpu",
+        "--account",
+        "p-1",
+        "--requeue",
+        "7",
+        "--warn",
+        "90",
+        "--directives=--constraint=a100\n--exclusive",
+        "--environment",
+        "FI_PROVIDER=cxi\nX=a b;c",
+        "--launch",
+        "srun --mpi=pmi2 --label",
+        "--",
+        "lsam",
+        "train",
+        "--lr",
+        "1",
+    )
     for line in (
-        "--nodes=3", "--ntasks-per-node=4", "--gpus-per-node=4", "--time=12:00:00", "--partition=gpu", "--account=p-1",
-        "--signal=B:USR1@90", "--requeue", "--constraint=a100", "--exclusive",
-    ):  # fmt: skip
+        "--nodes=3",
+        "--ntasks-per-node=4",
+        "--gpus-per-node=4",
+        "--time=12:00:00",
+        "--partition=gpu",
+        "--account=p-1",
+        "--signal=B:USR1@90",
+        "--requeue",
+        "--constraint=a100",
+        "--exclusive",
+    ):
         assert re.search(rf"(?m)^#SBATCH {re.escape(line)}( |$)", text), line
     for line in (
-        "export FI_PROVIDER=cxi", "export X='a b;c'", "launch=(srun --mpi=pmi2 --label)",
+        "export FI_PROVIDER=cxi",
+        "export X='a b;c'",
+        "launch=(srun --mpi=pmi2 --label)",
         'command=(lsam train --lr 1 --out "$out" --resume auto)',
-    ):  # fmt: skip
+    ):
         assert line in text.splitlines()
     assert re.search(r"(?m)^requeues=7 ", text)
 
@@ -78,9 +113,13 @@ def test_this_python_and_its_mpi_are_used(capsys: pytest.CaptureFixture[str]) ->
     code = "import sys; from lsam_hpc.launch.submit import main; main(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, "--dry-run", "--system", "slurm", "--", "lsam", "train"],
-        capture_output=True, text=True, check=True, timeout=60, cwd=ROOT,
-    )  # fmt: skip
-    from mpi4py import MPI  # not started here: see tests/conftest.py
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    from mpi4py import MPI  # tests/conftest.py prevents its start
 
     flag = {"Open MPI": "pmix"}.get(MPI.get_vendor()[0], "pmi2")
     assert f"launch=(srun --mpi={flag} --cpu-bind=cores)" in done.stdout
@@ -91,7 +130,7 @@ NASTY = ["a b", "$(touch /tmp/lsam-no)", "`x`", "'", '"', "\\", "#", "*", "!", "
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_words_of_the_command_arrive_as_they_are(capsys: pytest.CaptureFixture[str], system: str) -> None:
+def test_words_of_the_command_are_quoted(capsys: pytest.CaptureFixture[str], system: str) -> None:
     text = dry(capsys, "--system", system, "--", "printf", "%s\\0", *NASTY)
     assert all(line.startswith("#") for line in text.split("# >>> edit")[0].splitlines())
     printf = next(i for i, line in enumerate(text.splitlines()) if line.startswith("command=("))
@@ -100,7 +139,7 @@ def test_words_of_the_command_arrive_as_they_are(capsys: pytest.CaptureFixture[s
     assert done.stdout.split("\0")[:-1] == NASTY
 
 
-def test_a_training_run_s_own_directory_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_out_option_of_a_training_command_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["lsam", "train", "--out=runs/x", "--resume", "must"]
     assert f"command=({shlex.join(words)})" in dry(capsys, "--system", "pbs", "--", *words)
 
@@ -113,11 +152,11 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     text = dry(capsys, "--site", str(site), "--nodes", "5", "--", "lsam", "train")
     assert "#BSUB -n 15" in text  # flags win
     assert "#BSUB -q q" in text
-    assert "setup() { # has python, lsam and their MPI found\n  module load a\n  b=1\n}" in text
+    assert "setup() { # puts python, lsam and MPI on the PATH\n  module load a\n  b=1\n}" in text
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--node", "2", "--", "x"], r"--node: expected a known option such as --nodes, found an unknown one"),
         (["--nodes", "two", "--", "x"], r"--nodes: invalid int value: 'two'"),
@@ -137,8 +176,8 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--pack", "e.tar", "--disk", "scratch", "--", "x"], r"--disk: expected a folder from / on, found 'scratch'"),
     ],
 )
-def test_what_is_refused(words: list[str], told: str) -> None:
-    with pytest.raises(InputError, match=f"^{told}") as error:
+def test_bad_options_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}") as error:
         submit.parse(words if "--system" in words else ["--system", "slurm", *words])
     assert "\n" not in str(error.value)
 
@@ -151,7 +190,7 @@ def test_unknown_keys_of_a_site_file_are_refused(tmp_path: Path) -> None:
 
 
 def programs(folder: Path, **texts: str) -> dict[str, str]:
-    """Return an environment whose PATH begins with programs of shell that stand for a batch system's."""
+    """Return an environment whose PATH starts with shell programs that replace a batch system's."""
     for name, text in texts.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
@@ -162,7 +201,7 @@ def test_a_chain_waits_for_the_job_before(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    for system, text, asked in (
+    for system, text, options in (
         ("pbs", "echo 7.server", ["", "-W depend=afterany:7.server", "-W depend=afterany:7.server"]),
         ("lsf", "echo 'Job <7> is submitted to queue <q>.'", ["", "-w ended(7)", "-w ended(7)"]),
         ("slurm", "echo '7;cluster'", ["--parsable", "--parsable", "--parsable"]),
@@ -172,18 +211,18 @@ def test_a_chain_waits_for_the_job_before(
         env = programs(tmp_path, **{name: f'cat > {tmp_path}/script\nprintf "%s\\n" "$*" >> {log}\n{text}'})
         monkeypatch.setenv("PATH", env["PATH"])
         assert submit.main(["--system", system, "--chain", "3", "--", "lsam", "train"]) == 0
-        assert log.read_text().split("\n")[:-1] == asked
+        assert log.read_text().split("\n")[:-1] == options
         assert capsys.readouterr().out.split() == ["7.server" if system == "pbs" else "7"] * 3
         assert (tmp_path / "script").read_text().startswith("#!/bin/bash\n")
 
 
-def test_a_job_that_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failing_submission(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", programs(tmp_path, qsub="echo 'no such\nqueue' >&2; exit 1")["PATH"])
     with pytest.raises(InputError, match="qsub: expected it to take the job, found: no such queue"):
         submit.main(["--system", "pbs", "--", "lsam", "train"])
 
 
-# What stands for a batch system: its variables, and programs that note how they were called.
+# Variables of an imitated batch system.
 STAGED = {
     "pbs": {"PBS_JOBID": "7.server", "PBS_JOBNAME": "lsam", "PBS_O_WORKDIR": "{}", "PBS_NODEFILE": "{}/nodes"},
     "lsf": {"LSB_JOBID": "7", "LSB_JOBNAME": "lsam", "LSB_DJOB_NUMPROC": "2", "LSB_DJOB_HOSTFILE": "{}/nodes"},
@@ -194,10 +233,10 @@ STAGED = {
 @pytest.mark.parametrize(
     ("code", "requeue", "again"), [(0, 2, False), (2, 2, False), (3, 2, True), (137, 2, True), (3, 0, False)]
 )
-def test_pbs_and_lsf_scripts_start_again_when_they_should(
+def test_pbs_and_lsf_scripts_restart_when_they_should(
     system: str, code: int, requeue: int, again: bool, tmp_path: Path
 ) -> None:
-    """The script's body run by bash; the batch system is only played."""
+    """bash runs the script; the batch system is imitated."""
     script, env = staged(system, tmp_path, f"sh -c 'exit {code}'", requeue)
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env)
     assert (tmp_path / "mpirun-log").read_text().startswith(f"-n 2 --hostfile {tmp_path}/nodes ")
@@ -209,7 +248,7 @@ def test_pbs_and_lsf_scripts_start_again_when_they_should(
             assert (tmp_path / "qsub-script").read_text() == script.read_text()
     else:
         assert done.returncode == (99 if again else code), done.stderr
-    if again:  # no more often than asked for
+    if again:  # not more often than requeues allows
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / "lsam-7.attempts").write_text("again\n" * requeue)
         env["LSAM_ATTEMPT"] = str(requeue)
@@ -218,7 +257,7 @@ def test_pbs_and_lsf_scripts_start_again_when_they_should(
 
 
 @pytest.mark.parametrize("system", STAGED)
-def test_the_ranks_are_told_of_a_signal_once(system: str, tmp_path: Path) -> None:
+def test_a_signal_is_forwarded_to_the_ranks_once(system: str, tmp_path: Path) -> None:
     program = (
         "import signal, sys, time\n"
         f"file = open({str(tmp_path / 'got')!r}, 'w', buffering=1)\n"
@@ -231,12 +270,12 @@ def test_the_ranks_are_told_of_a_signal_once(system: str, tmp_path: Path) -> Non
     script, env = staged(system, tmp_path, f"{sys.executable} {tmp_path / 'program.py'}", 0)
     with subprocess.Popen(["bash", str(script)], cwd=tmp_path, env=env) as job:
         try:
-            for said in ("ready\n", "ready\nUSR1\n"):
+            for output in ("ready\n", "ready\nUSR1\n"):
                 deadline = time.monotonic() + 60
-                while not (tmp_path / "got").exists() or (tmp_path / "got").read_text() != said:
+                while not (tmp_path / "got").exists() or (tmp_path / "got").read_text() != output:
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
-                job.send_signal(signal.SIGUSR1)  # the second one must not be handed on
+                job.send_signal(signal.SIGUSR1)  # the second one must not be forwarded
             (tmp_path / "end").touch()
             assert job.wait(60) == 3
         finally:
@@ -245,7 +284,7 @@ def test_the_ranks_are_told_of_a_signal_once(system: str, tmp_path: Path) -> Non
 
 
 def staged(system: str, folder: Path, command: str, requeue: int) -> tuple[Path, dict[str, str]]:
-    """Return a script that runs a command, and the environment that plays its batch system."""
+    """Return a script that runs a command, and the environment that imitates its batch system."""
     mpirun = f'printf "%s\\n" "$*" > {folder}/mpirun-log\nwhile [ "$1" != -- ]; do shift; done; shift; exec "$@"'
     env = programs(
         folder,

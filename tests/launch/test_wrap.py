@@ -1,4 +1,4 @@
-"""`lsam wrap`: what a script sees, and how it ends."""
+"""`lsam wrap`: the environment of a script, its failures, and dry runs."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def forked(*words):
 
 
 @pytest.mark.parametrize("words", [(), pytest.param(("0",), marks=pytest.mark.slow("as with 3")), ("3",), ("raise",)])
-def test_a_script_sees_what_python_shows_it(words):
+def test_a_script_sees_the_same_as_under_python(words):
     alone, ours = python(SHAPE, *words), python("-m", "lsam_hpc", "wrap", "--", SHAPE, *words)
     seen = [json.loads(done.stdout.splitlines()[0]) for done in (alone, ours)]
     seen[0].pop("threads"), seen[1].pop("threads")
@@ -56,8 +56,8 @@ def test_one_failing_rank_ends_the_job(mpi, route, tmp_path):
 
 
 def test_options_and_words():
-    given, dry, script, words = parse(["--rho", "0.1", "--no-overlap", "--", "a.py", "--rho", "7", "--", "x"])
-    assert (given, dry, script, words) == ({"rho": 0.1, "overlap": False}, False, "a.py", ["--rho", "7", "--", "x"])
+    options, dry, script, words = parse(["--rho", "0.1", "--no-overlap", "--", "a.py", "--rho", "7", "--", "x"])
+    assert (options, dry, script, words) == ({"rho": 0.1, "overlap": False}, False, "a.py", ["--rho", "7", "--", "x"])
     assert parse(["--dry-run", "a.py", "-n", "1"]) == ({}, True, "a.py", ["-n", "1"])
 
 
@@ -69,13 +69,13 @@ def test_options_and_words():
         (["--period", "x", "a.py"], "--period: invalid int value: 'x'"),
     ],
 )
-def test_bad_words(argv, message):
+def test_bad_options(argv, message):
     with pytest.raises(InputError) as error:
         parse(argv)
     assert str(error.value) == message
 
 
-def test_no_such_script_and_no_python(tmp_path, capsys):
+def test_missing_and_invalid_scripts(tmp_path, capsys):
     with pytest.raises(InputError, match=r"expected a readable Python file, found none\.py"):
         main(["--dry-run", "none.py"])
     bad = tmp_path / "bad.py"
@@ -98,9 +98,13 @@ def test_a_dry_run_names_the_lines():
 
 @pytest.mark.parametrize(
     "source",
-    ["import horovod.tensorflow as hvd", "import horovod.tensorflow.keras", "from horovod import mxnet",
-     "from horovod.keras import callbacks"],
-)  # fmt: skip
+    [
+        "import horovod.tensorflow as hvd",
+        "import horovod.tensorflow.keras",
+        "from horovod import mxnet",
+        "from horovod.keras import callbacks",
+    ],
+)
 def test_other_frameworks_are_refused(source, tmp_path):
     with pytest.raises(InputError, match="expected a PyTorch script"):
         scan(source)
@@ -122,7 +126,7 @@ def test_other_frameworks_are_refused(source, tmp_path):
         "import importlib; f = importlib.import_module('horovod.torch').DistributedOptimizer",
     ],
 )
-def test_every_way_to_import_gets_ours(source, tmp_path):
+def test_every_form_of_import_gets_the_replacement(source, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(source + "\nprint(f.__code__.co_filename)\n")
     done = forked("-m", "lsam_hpc", "wrap", "--", str(script))

@@ -1,4 +1,4 @@
-"""The shared center: exact sums, versions, reads, on every number of ranks."""
+"""The shared center: exact sums, versions and reads, on 1 to 4 ranks."""
 
 import time
 from itertools import chain
@@ -14,7 +14,7 @@ ALL = pytest.mark.mpi(np=[1, 2, 3, 4])
 
 
 @ALL
-def test_starts_at_start_and_each_rank_fills_its_shard(comm):
+def test_starts_at_start_and_each_rank_initializes_its_shard(comm):
     start = np.arange(1001, dtype=np.float32)
     with Center(comm, 1001, start=start) as center:
         out = np.empty(1001, np.float32)
@@ -26,7 +26,7 @@ def test_starts_at_start_and_each_rank_fills_its_shard(comm):
 def test_counts_versions(comm):
     with Center(comm, 10) as center:
         before = [center.add(np.ones(10, np.float32)) for _ in range(5)]
-        assert before == sorted(set(before))  # each add has a version of its own
+        assert before == sorted(set(before))  # versions are unique and increase
         barrier(comm)
         assert center.version == 5 * comm.size
         assert center.versions().tolist() == [5 * comm.size] * comm.size
@@ -48,8 +48,8 @@ def test_set_replaces_the_vector_and_all_versions(comm):
 
 
 @ALL
-def test_reads_are_not_before_their_version(comm):
-    # Every add raises all elements by one, so what a read holds is never below the version that it returns.
+def test_a_read_returns_a_lower_bound_of_the_version(comm):
+    # Every add raises all elements by one, so no element of a read is below the version that it returns.
     with Center(comm, 300_000) as center:
         ones, out = np.ones(300_000, np.float32), np.empty(300_000, np.float32)
         for _ in range(20):
@@ -62,7 +62,7 @@ def test_reads_are_not_before_their_version(comm):
 
 
 @pytest.mark.mpi(np=[4])
-def test_no_element_is_read_half_changed(comm):
+def test_elements_are_read_atomically(comm):
     with Center(comm, tearing.SIZE, start=tearing.START) as center:
         tearing.check_elements_are_whole(comm, center)
 
@@ -82,7 +82,7 @@ def test_adds_of_ones_to_ten_million_elements_are_exact(comm):
 
 
 @ALL
-def test_is_exact_where_shards_and_chunks_do_not_divide(comm):
+def test_is_exact_if_shards_and_chunks_do_not_divide_the_size(comm):
     for size in (1, 2, 3, 5, (1 << 18) + 1, (1 << 19) * comm.size + 7):
         with Center(comm, size) as center:
             delta = np.arange(size, dtype=np.float32) % 1000
@@ -94,7 +94,7 @@ def test_is_exact_where_shards_and_chunks_do_not_divide(comm):
 
 
 @ALL
-def test_holds_float64(comm):
+def test_supports_float64(comm):
     with Center(comm, 7, "float64", np.full(7, 1e-9)) as center:
         center.add(np.ones(7))
         barrier(comm)
@@ -128,7 +128,7 @@ def test_a_million_small_adds_are_exact(comm):
     size, adds, pool = 64, 250_000, 1_000
     rng = np.random.default_rng(comm.rank)
     deltas = rng.integers(-3, 4, (pool, size)) * rng.integers(0, 2, (pool, size))
-    deltas[np.arange(pool), rng.integers(0, size, pool)] += 1  # so that none is all zeros
+    deltas[np.arange(pool), rng.integers(0, size, pool)] += 1  # so that no delta is all zeros
     deltas = deltas.astype(np.float64)
     with Center(comm, size, "float64") as center:
         before = np.array([center.add(deltas[i % pool]) for i in range(adds)])
@@ -142,13 +142,13 @@ def test_a_million_small_adds_are_exact(comm):
 
 
 @pytest.mark.mpi(np=[2, 4])
-def test_needs_no_help_from_a_rank_that_is_not_in_mpi(comm, tmp_path):
-    # Rank 0 stays out of MPI until the others have done all their reads and adds: it waits for the files they leave.
+def test_needs_no_help_from_a_rank_outside_mpi(comm, tmp_path):
+    # Rank 0 stays outside MPI until the others have done all their reads and adds: it waits for the files they write.
     with Center(comm, 1_000_000) as center:
         if comm.rank == 0:
             began = time.monotonic()
             while time.monotonic() - began < 2 or len(list(tmp_path.glob("done-*"))) < comm.size - 1:
-                assert time.monotonic() - began < 30, f"only {[p.name for p in tmp_path.glob('done-*')]} went on"
+                assert time.monotonic() - began < 30, f"only {[p.name for p in tmp_path.glob('done-*')]} finished"
                 time.sleep(0.01)
         else:
             out = np.empty(1_000_000, np.float32)
@@ -161,7 +161,7 @@ def test_needs_no_help_from_a_rank_that_is_not_in_mpi(comm, tmp_path):
 
 
 @ALL
-def test_counter_gives_each_number_once(comm):
+def test_counter_returns_each_number_once(comm):
     counter = Counter(comm, start=3)
     drawn = [counter.add() for _ in range(200)]
     everything = sorted(chain.from_iterable(comm.allgather(drawn)))

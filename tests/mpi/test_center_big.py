@@ -1,4 +1,4 @@
-"""A center whose indices do not fit into 32 bits."""
+"""A center whose indices exceed 32 bits."""
 
 import shutil
 from pathlib import Path
@@ -9,28 +9,28 @@ import pytest
 from lsam_hpc.rma import Center, barrier
 
 SIZE = (1 << 31) + (1 << 20) + 7
-PERIOD = 97  # of the pattern: a prime, so that an element that lands 2^31 or 2^32 away is seen
+PERIOD = 97  # of the pattern: a prime, so that an element stored 2^31 or 2^32 away from its place is detected
 GIB = 1 << 30
 
 
-def lacking():
-    """Return what is missing for a window of 2 GiB and a vector of 2 GiB, or None."""
+def missing_space():
+    """Return which space is missing for a window of 2 GiB and a vector of 2 GiB, or None."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    found = {"memory": int(lines["MemAvailable"].split()[0]) * 1024, "/dev/shm": shutil.disk_usage("/dev/shm").free}
+    free = {"memory": int(lines["MemAvailable"].split()[0]) * 1024, "/dev/shm": shutil.disk_usage("/dev/shm").free}
     needed = {"memory": 5 * GIB, "/dev/shm": 2.1 * GIB}
-    short = [f"{needed[k] / GIB:.1f} GiB of {k}, found {found[k] / GIB:.1f}" for k in needed if found[k] < needed[k]]
+    short = [f"{needed[k] / GIB:.1f} GiB of {k}, found {free[k] / GIB:.1f}" for k in needed if free[k] < needed[k]]
     return "expected " + " and ".join(short) if short else None
 
 
 @pytest.mark.slow("a center of more than 2^31 elements")
-@pytest.mark.skipif(lacking() is not None, reason=f"too little room for more than 2^31 elements: {lacking()}")
+@pytest.mark.skipif(missing_space() is not None, reason=f"too little space for 2^31 elements: {missing_space()}")
 @pytest.mark.mpi(np=[1, 2])
-def test_holds_more_than_two_to_the_31_elements(comm):
+def test_supports_more_than_two_to_the_31_elements(comm):
     last = comm.size - 1
     block = np.resize(np.arange(PERIOD, dtype=np.int8) - 48, PERIOD << 15)
     spots = np.array([0, 1, SIZE // 2 - 1, SIZE // 2, (1 << 31) - 1, 1 << 31, (1 << 31) + 1, SIZE - 1])
     with Center(comm, SIZE, "int8") as center:
-        vector = np.zeros(SIZE, np.int8)  # untouched, it takes no memory
+        vector = np.zeros(SIZE, np.int8)  # pages that are never written take no memory
         if comm.rank == last:
             for first in range(0, SIZE, block.size):
                 piece = vector[first : first + block.size]

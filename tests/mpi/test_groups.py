@@ -1,11 +1,11 @@
-"""Groups of ranks that are one sampler: the same as one rank with all their data."""
+"""Groups of ranks that form one chain: equivalent to one rank with all their data."""
 
 import numpy as np
 import pytest
 import torch
 
 from lsam_hpc import LSAM, SAM
-from lsam_hpc.groups import Group
+from lsam_hpc.distributed.groups import Group
 from lsam_hpc.rma import barrier
 from tests.helpers.problems import batches, closure_of, flat, gradient, network
 
@@ -49,7 +49,7 @@ def test_one_group_with_an_averaged_ascent_is_sam_on_the_whole_batch(comm):
 
 @pytest.mark.mpi(np=[2, 4])
 def test_an_own_ascent_is_m_sam(comm):
-    # The mean of the gradients that each rank finds at its own x + e, in float64 by functional calls.
+    # Expected: the mean of the gradients at each rank's own x + e, in float64 by functional calls.
     rho, lr = 0.1, 0.2
     model = network()
     parts = [list(batches(10, seed=rank)) for rank in range(comm.size)]
@@ -66,32 +66,31 @@ def test_an_own_ascent_is_m_sam(comm):
 
 
 @pytest.mark.mpi(np=[4])
-def test_groups_stay_together_and_meet_through_the_center(comm):
+def test_groups_stay_equal_and_exchange_through_the_center(comm):
     for options in ({}, {"overlap": False}, {"coupling": "kernel"}, {"coupling": "restart"}, {"budget": "per-rank"}):
         model = network(torch.float32)
         with LSAM(sgd(model, 0.9), rho=0.05, period=3, group_size=2, temperature=0.0, comm=comm, **options) as opt:
             data = batches(100, torch.float32, seed=comm.rank)
-            tickets = []
-            for ticket in opt.steps(40):
-                tickets.append(ticket)
+            steps = []
+            for step in opt.steps(40):
+                steps.append(step)
                 opt.step(closure_of(model, opt, *next(data)))
-            mine = flat(model).numpy()
-            samples = comm.allgather(mine)
-            every = comm.allgather(tickets)
+            samples = comm.allgather(flat(model).numpy())
+            all_steps = comm.allgather(steps)
             for leader in (0, 2):
                 np.testing.assert_array_equal(samples[leader], samples[leader + 1])
-                assert every[leader] == every[leader + 1]
-            assert sorted(every[0] + every[2]) == list(range(40))
+                assert all_steps[leader] == all_steps[leader + 1]
+            assert sorted(all_steps[0] + all_steps[2]) == list(range(40))
             barrier(comm)
             with opt.center(model):
                 y = flat(model).numpy()
             assert all(np.array_equal(other, y) for other in comm.allgather(y))
-            assert opt.stats()["exchanges"] == len(tickets) // 3
+            assert opt.stats()["exchanges"] == len(steps) // 3
             assert opt.pull == 0.9 / 2
 
 
 @pytest.mark.mpi(np=[4])
-def test_a_group_refuses_and_starts_again_together(comm):
+def test_a_group_rejects_a_delta_and_restarts_together(comm):
     model = network(torch.float32)
     with LSAM(sgd(model), rho=0.05, period=2, group_size=2, comm=comm) as opt:
         data = batches(100, torch.float32, seed=comm.rank)

@@ -1,4 +1,4 @@
-"""The drop-in for Horovod on every rank: what it shares with plain Horovod, and where the center is and the sample."""
+"""The Horovod drop-in on all ranks: equality with plain Horovod, and when a model holds the center or the sample."""
 
 import copy
 import io
@@ -14,7 +14,7 @@ from lsam_hpc import LSAM, InputError
 from lsam_hpc.rma import barrier
 from tests.helpers.problems import batches, closure_of, flat, network
 
-pytestmark = pytest.mark.alone  # Horovod's thread runs until the process ends
+pytestmark = pytest.mark.alone  # Horovod's thread ends only with the process
 
 
 def lsam_horovod():
@@ -46,7 +46,7 @@ def backward(model, batch):
 
 
 def gather(comm, value):
-    """Return every rank's value; a rank that waits must not spin where others' Horovod needs the core."""
+    """Return all ranks' values; a waiting rank must not spin, because other ranks' Horovod needs the core."""
     barrier(comm)
     return comm.allgather(value)
 
@@ -72,7 +72,7 @@ def test_allreduces_and_exchanges_do_not_disturb_each_other(comm):
             opt.step(closure_of(model, opt, x, y))
             total = hvd.allreduce(torch.full((1000,), float(comm.rank)), op=hvd.Sum, name=f"t{i}")
             assert torch.equal(total, torch.full((1000,), sum(range(comm.size)), dtype=torch.float32))
-        opt.meet()
+        opt.rendezvous()
         with opt.center(model):
             center = flat(model).numpy()
         assert np.isfinite(center).all()
@@ -84,17 +84,19 @@ def test_one_group_without_ascent_is_plain_horovod(comm):
     from horovod.torch.optimizer import DistributedOptimizer as Plain
 
     hvd = lsam_horovod()
-    found = []
+    results = []
     for make in (
         Plain,
-        # Restart: with pull 1 the center becomes the sample, and the sample stays; elastic would swap the two.
+        # Restart: with pull 1 the center becomes the sample, which does not change; elastic would swap the two.
         lambda *a, **k: hvd.DistributedOptimizer(*a, **k, rho=0.0, pull=1.0, coupling="restart", group_size=comm.size),
     ):
         model = model_of(hvd)
         optimizer = make(
-            sgd(model), named_parameters=model.named_parameters(), gradient_predivide_factor=2.0,
+            sgd(model),
+            named_parameters=model.named_parameters(),
+            gradient_predivide_factor=2.0,
             backward_passes_per_step=2,
-        )  # fmt: skip
+        )
         data = iter(data_of(comm.rank, 200))
         for pair in zip(data, data, strict=True):
             optimizer.zero_grad()
@@ -104,13 +106,13 @@ def test_one_group_without_ascent_is_plain_horovod(comm):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             with optimizer.skip_synchronize():
                 optimizer.step()
-        found.append([p.detach().clone() for p in model.parameters()])
+        results.append([p.detach().clone() for p in model.parameters()])
         if make is not Plain:
             optimizer.chain.drain()
             assert optimizer.chain.stats()["exchanges"] == 25
             optimizer.close()
-    for plain, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+    for plain, chain in zip(*results, strict=True):
+        torch.testing.assert_close(chain, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.mpi(np=[2, 4])
@@ -136,7 +138,7 @@ def test_eval_and_state_dict_hold_the_center(comm):
     assert torch.equal(state["1.running_mean"], center[-2])
     model.train()
     assert all(torch.equal(a, b) for a, b in zip(shared, sample, strict=True))
-    # Between a forward pass and the step the parameters are at x + e; the state is still the center.
+    # Between the forward pass and the step the parameters are at x + e; `state_dict` still returns the center.
     backward(model, data[20])
     moved = torch.cat([(p.detach() - s).flatten() for p, s in zip(model.parameters(), sample, strict=False)])
     assert moved.norm().item() == pytest.approx(0.1, rel=1e-4)
@@ -145,7 +147,7 @@ def test_eval_and_state_dict_hold_the_center(comm):
         assert torch.equal(model[0].weight, center[0])
     assert torch.equal(model[0].weight, sample[0])
     optimizer.step()
-    # A copy is a model like any other, and needs nothing of ours in a file.
+    # A copy is an ordinary model, and its file contains no class of lsam_hpc.
     twin = copy.deepcopy(model)
     assert torch.equal(twin[0].weight, model[0].weight)
     backward(twin, data[21])
@@ -159,7 +161,7 @@ def test_eval_and_state_dict_hold_the_center(comm):
 
 
 @pytest.mark.mpi(np=[2])
-def test_both_can_be_switched_off(comm):
+def test_eval_center_and_save_center_can_be_switched_off(comm):
     hvd = lsam_horovod()
     model = model_of(hvd)
     optimizer = hvd.DistributedOptimizer(
@@ -210,7 +212,7 @@ def test_closures_take_two_passes_also_in_groups(comm):
                 return backward(model, batch)
 
             assert torch.isfinite(optimizer.step(closure))
-        assert len(passes) == 11  # the first step makes the chain and is plain
+        assert len(passes) == 11  # the first step makes the chain and takes one pass
         samples = gather(comm, [p.detach().numpy() for p in model.parameters()])
         mates = samples[comm.rank // size * size : comm.rank // size * size + size]
         assert all(np.array_equal(a, b) for mate in mates for a, b in zip(mate, mates[0], strict=True))
@@ -218,26 +220,29 @@ def test_closures_take_two_passes_also_in_groups(comm):
 
 
 @pytest.mark.mpi(np=[4])
-def test_process_sets_are_chains(comm):
+def test_each_process_set_is_one_chain(comm):
     hvd = lsam_horovod()
     even, odd = hvd.add_process_set([0, 2]), hvd.add_process_set([1, 3])
     model = model_of(hvd)
     optimizer = hvd.DistributedOptimizer(
-        sgd(model), model.named_parameters(), process_set=odd if comm.rank % 2 else even,
-        compression=hvd.Compression.fp16, period=5,
-    )  # fmt: skip
+        sgd(model),
+        model.named_parameters(),
+        process_set=odd if comm.rank % 2 else even,
+        compression=hvd.Compression.fp16,
+        period=5,
+    )
     train(hvd, model, optimizer, data_of(comm.rank, 23))
     samples = gather(comm, [p.detach().numpy() for p in model.parameters()])
     assert all(np.array_equal(a, b) for a, b in zip(samples[0], samples[2], strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(samples[1], samples[3], strict=True))
     assert not np.array_equal(samples[0][0], samples[1][0])
-    assert optimizer.chain.links.group.chains == 2
+    assert optimizer.chain.communication.group.chains == 2
     assert optimizer.chain.pull == pytest.approx(0.45)
     optimizer.close()
 
 
 @pytest.mark.mpi(np=[2])
-def test_broadcasts_in_a_run_restart_the_chains(comm):
+def test_broadcasts_during_a_run_restart_the_chains(comm):
     hvd = lsam_horovod()
     model = model_of(hvd)
     optimizer = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), period=2)
@@ -325,7 +330,7 @@ def test_schedulers_and_misuse_are_as_with_horovod(comm):
     assert set(optimizer.state_dict()) == {"state", "param_groups"}
     plain = sgd(model_of(hvd))
     plain.load_state_dict(optimizer.state_dict())
-    with pytest.raises(InputError, match="center's size is fixed"):
+    with pytest.raises(InputError, match="expected before the first step, which fixes the center's size"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     optimizer.close()
     grouped = hvd.DistributedOptimizer(sgd(model), model.named_parameters(), group_size=2)
@@ -341,7 +346,7 @@ def test_schedulers_and_misuse_are_as_with_horovod(comm):
 
 
 @pytest.mark.mpi(np=[1])
-def test_every_name_of_horovod_is_there(comm):
+def test_all_names_of_horovod_exist(comm):
     import horovod.torch as real
 
     hvd = lsam_horovod()

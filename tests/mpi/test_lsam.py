@@ -1,4 +1,4 @@
-"""LSAM on every rank: exact in lockstep, without waiting in async, the same refusal everywhere."""
+"""LSAM on all ranks: exact in lockstep, no waiting in async mode, the same errors on all ranks."""
 
 import time
 from itertools import chain
@@ -21,13 +21,13 @@ def sgd(model, lr=0.125, momentum=0.0):
 
 @ALL
 def test_lockstep_without_ascent_is_easgd(comm):
-    # Every rank follows all chains in numpy, in rank order. The constants are powers of two but for the pull, so
-    # float32 differs from torch only in how the pull is rounded.
+    # Every rank computes all chains in numpy, in rank order. All constants but the pull are powers of two, so float32
+    # results differ from torch's only by the rounding of the pull.
     lr, a, pull, period, size = 0.125, 0.5, np.float32(0.3), 2, 5
     b = np.arange(comm.size, dtype=np.float32)
     start = np.linspace(-1, 1, size).astype(np.float32)
     model = Bowl(start, a, float(b[comm.rank]), torch.float32)
-    with LSAM(sgd(model, lr), rho=0.0, pull=0.3, period=period, schedule="lockstep", comm=comm) as opt:
+    with LSAM(sgd(model, lr), rho=0.0, pull=0.3, period=period, mode="lockstep", comm=comm) as opt:
         xs, y = [start.copy() for _ in range(comm.size)], start.copy()
         for step in range(1, 31):
             opt.step(model.closure(opt))
@@ -44,20 +44,20 @@ def test_lockstep_without_ascent_is_easgd(comm):
 
 @pytest.mark.mpi(np=[1])
 def test_one_rank_with_pull_0_is_sam_step_for_step(comm):
-    ours, plain = network(), network()
+    model, plain = network(), network()
     sam = SAM(sgd(plain, momentum=0.9), rho=0.2)
-    with LSAM(sgd(ours, momentum=0.9), rho=0.2, pull=0.0, period=1, comm=comm) as opt:
+    with LSAM(sgd(model, momentum=0.9), rho=0.2, pull=0.0, period=1, comm=comm) as opt:
         for x, y in batches(50):
-            opt.step(closure_of(ours, opt, x, y))
+            opt.step(closure_of(model, opt, x, y))
             sam.step(closure_of(plain, sam, x, y))
-            torch.testing.assert_close(flat(ours), flat(plain), rtol=0, atol=1e-12)
+            torch.testing.assert_close(flat(model), flat(plain), rtol=0, atol=1e-12)
 
 
 @pytest.mark.mpi(np=[2, 4])
 def test_lockstep_is_reproducible_to_the_bit(comm):
     def trained(coupling):
-        model = network(torch.float32, seed=comm.rank)  # all start from rank 0's
-        with LSAM(sgd(model, momentum=0.9), rho=0.1, coupling=coupling, schedule="lockstep", seed=5, comm=comm) as opt:
+        model = network(torch.float32, seed=comm.rank)  # all ranks start from rank 0's parameters
+        with LSAM(sgd(model, momentum=0.9), rho=0.1, coupling=coupling, mode="lockstep", seed=5, comm=comm) as opt:
             data = batches(25, torch.float32, seed=comm.rank)
             for _ in opt.steps(25 * comm.size):
                 opt.step(closure_of(model, opt, *next(data)))
@@ -76,14 +76,14 @@ def test_ranks_do_not_share_their_noise(comm):
     with LSAM(sgd(model), rho=0.0, pull=0.0, temperature=1.0, comm=comm) as opt:
         opt.step(model.closure(opt))
     noise = comm.allgather(model.x.detach().numpy())
-    # 1,000 independent pairs: the correlation's deviation is 1/sqrt(1000) = 0.03.
+    # For 1,000 independent pairs the standard deviation of the correlation is 1/sqrt(1000) = 0.03.
     assert abs(np.corrcoef(noise)[~np.eye(comm.size, dtype=bool)]).max() < 0.15
 
 
 @pytest.mark.mpi(np=[2, 4])
-def test_others_go_on_while_one_rank_sleeps(comm, tmp_path):
-    # Rank 0 falls asleep inside its closure, outside MPI, until the others have taken all their steps and said so in a
-    # file. If any of their exchanges needed it, nobody would go on and the deadline would fail the test.
+def test_other_ranks_continue_while_one_sleeps(comm, tmp_path):
+    # Rank 0 sleeps inside its closure, outside MPI, until the others have taken all their steps and written a file. If
+    # an exchange needed rank 0, the others would hang and the deadline would fail the test.
     steps = 200
     model = network(torch.float32)
     with LSAM(sgd(model), rho=0.1, period=2, comm=comm) as opt:
@@ -94,7 +94,7 @@ def test_others_go_on_while_one_rank_sleeps(comm, tmp_path):
 
             def sleepy():
                 while time.monotonic() - began < 2 or len(list(tmp_path.glob("*.done"))) < comm.size - 1:
-                    assert time.monotonic() - began < 60, f"only {list(tmp_path.glob('*.done'))} went on"
+                    assert time.monotonic() - began < 60, f"only {list(tmp_path.glob('*.done'))} finished"
                     time.sleep(0.01)
                 return work()
 
@@ -102,8 +102,8 @@ def test_others_go_on_while_one_rank_sleeps(comm, tmp_path):
                 opt.step(sleepy)
             opt.drain()
             assert opt.stats()["exchanges"] == 1
-            # The center moved without it.
-            assert opt.links.windows.version >= (comm.size - 1) * steps // 2
+            # The center changed without it.
+            assert opt.communication.windows.version >= (comm.size - 1) * steps // 2
         else:
             for x, y in batches(steps, torch.float32, seed=comm.rank):
                 opt.step(closure_of(model, opt, x, y))
@@ -113,18 +113,18 @@ def test_others_go_on_while_one_rank_sleeps(comm, tmp_path):
 
 
 @ALL
-def test_the_total_budget_is_spent_exactly_and_a_slow_rank_takes_less(comm):
+def test_the_total_budget_is_exact_and_a_slow_rank_takes_fewer_steps(comm):
     model = network(torch.float32)
     x, y = next(batches(1, torch.float32))
     total = 400
     with LSAM(sgd(model), comm=comm) as opt:
-        tickets = []
-        for ticket in opt.steps(total):
-            tickets.append(ticket)
+        steps = []
+        for step in opt.steps(total):
+            steps.append(step)
             if comm.rank == 0 and comm.size > 1:
                 time.sleep(0.02)
             opt.step(closure_of(model, opt, x, y))
-        everything = comm.allgather(tickets)
+        everything = comm.allgather(steps)
         assert sorted(t for ts in everything for t in ts) == list(range(total))
         assert all(ts == sorted(ts) for ts in everything)
         if comm.size > 1:
@@ -132,21 +132,21 @@ def test_the_total_budget_is_spent_exactly_and_a_slow_rank_takes_less(comm):
 
 
 @ALL
-def test_a_budget_that_is_raised_in_stages_leaves_nothing_out_and_does_nothing_twice(comm):
-    # No collective between the stages: one rank may be in the next while another is still in the last.
+def test_a_budget_raised_in_stages_takes_each_step_once(comm):
+    # No collective call separates the stages: ranks may be in different ones.
     model = network(torch.float32)
     x, y = next(batches(1, torch.float32))
     with LSAM(sgd(model), comm=comm) as opt:
-        tickets = []
+        steps = []
         for stage in range(1, 41):
-            for ticket in opt.steps(10 * stage):
-                tickets.append(ticket)
+            for step in opt.steps(10 * stage):
+                steps.append(step)
                 opt.step(closure_of(model, opt, x, y))
-        assert sorted(chain.from_iterable(comm.allgather(tickets))) == list(range(400))
+        assert sorted(chain.from_iterable(comm.allgather(steps))) == list(range(400))
 
 
 @pytest.mark.mpi(np=[2])
-def test_hyperparameter_callables_see_the_total_step_without_steps_too(comm):
+def test_schedules_get_the_global_step_also_without_steps(comm):
     model = network(torch.float32)
     x, y = next(batches(1, torch.float32))
     seen = []
@@ -161,7 +161,7 @@ def test_hyperparameter_callables_see_the_total_step_without_steps_too(comm):
 def test_equal_shares_per_rank(comm):
     model = network(torch.float32)
     x, y = next(batches(1, torch.float32))
-    for options in ({"budget": "per-rank"}, {"schedule": "lockstep"}):
+    for options in ({"budget": "per-rank"}, {"mode": "lockstep"}):
         with LSAM(sgd(model), comm=comm, **options) as opt:
             for _ in opt.steps(20):
                 opt.step(closure_of(model, opt, x, y))
@@ -182,7 +182,7 @@ def test_all_ranks_refuse_models_that_differ(comm):
 
 
 @pytest.mark.mpi(np=[2, 4])
-def test_all_ranks_refuse_what_one_rank_gets_wrong(comm):
+def test_an_error_on_one_rank_is_raised_on_all(comm):
     model = network()
     with pytest.raises(InputError, match="rank 1: period: expected a whole number of steps >= 1, found 0"):
         LSAM(sgd(model), period=0 if comm.rank == 1 else 4, comm=comm)
@@ -202,17 +202,17 @@ def test_all_ranks_refuse_types_and_options_that_differ(comm):
     with pytest.raises(InputError, match="the parameters' shapes and types: expected the same on every rank"):
         LSAM(sgd(model), comm=comm)
     model = network()
-    with pytest.raises(InputError, match="schedule: expected the same on every rank, found 'async' on rank 0"):
-        LSAM(sgd(model), schedule="lockstep" if comm.rank else "async", comm=comm)
+    with pytest.raises(InputError, match="mode: expected the same on every rank, found 'async' on rank 0"):
+        LSAM(sgd(model), mode="lockstep" if comm.rank else "async", comm=comm)
     with pytest.raises(
         InputError, match=r"period \(in lockstep or groups\): expected the same on every rank, found 2 on rank 0"
     ):
-        LSAM(sgd(model), schedule="lockstep", period=2 + comm.rank, comm=comm)
+        LSAM(sgd(model), mode="lockstep", period=2 + comm.rank, comm=comm)
 
 
 @ALL
-def test_lockstep_goes_on_from_its_saved_state_to_the_bit(comm, tmp_path):
-    options = {"coupling": "kernel", "rho": 0.1, "period": 3, "temperature": 1e-4, "schedule": "lockstep", "comm": comm}
+def test_lockstep_resumes_from_its_saved_state_to_the_bit(comm, tmp_path):
+    options = {"coupling": "kernel", "rho": 0.1, "period": 3, "temperature": 1e-4, "mode": "lockstep", "comm": comm}
     path = tmp_path / f"{comm.rank}.pt"
 
     def train(opt, model, first, last):
@@ -237,11 +237,11 @@ def test_lockstep_goes_on_from_its_saved_state_to_the_bit(comm, tmp_path):
         assert opt.stats() == steps
         with opt.center(model):
             assert torch.equal(flat(model), center)
-        assert opt.links.tickets.value == 0  # lockstep counts by itself
+        assert opt.communication.counter.value == 0  # lockstep does not use the counter
 
 
 @pytest.mark.mpi(np=[2])
-def test_async_goes_on_from_its_saved_budget(comm):
+def test_async_resumes_from_its_saved_budget(comm):
     model = network(torch.float32)
     x, y = next(batches(1, torch.float32))
     with LSAM(sgd(model), comm=comm) as opt:
@@ -251,12 +251,12 @@ def test_async_goes_on_from_its_saved_budget(comm):
         state = opt.state_dict()
     with LSAM(sgd(model), comm=comm) as opt:
         opt.load_state_dict(state)
-        tickets = []
-        for ticket in opt.steps(50):
-            tickets.append(ticket)
+        steps = []
+        for step in opt.steps(50):
+            steps.append(step)
             opt.step(closure_of(model, opt, x, y))
-        everything = sorted(chain.from_iterable(comm.allgather(tickets)))
-        # Each rank held an overshot ticket when the state was saved, and has it again.
+        everything = sorted(chain.from_iterable(comm.allgather(steps)))
+        # When the state was saved, each rank had claimed a step beyond the budget; it takes this step now.
         assert everything == list(range(30, 50))
         with pytest.raises(InputError, match="state_dict: expected the state of a chain of"):
             opt.load_state_dict({})
@@ -274,11 +274,11 @@ def test_many_optimizers_can_be_made_and_closed(comm):
     counter.close()
 
 
-STOPPED = [{}, {"budget": "per-rank"}, {"schedule": "lockstep", "period": 3}, {"group_size": 2}, {"overlap": False}]
+STOPPED = [{}, {"budget": "per-rank"}, {"mode": "lockstep", "period": 3}, {"group_size": 2}, {"overlap": False}]
 
 
 @pytest.mark.mpi(np=[2, 4])
-def test_a_stop_ends_all_chains_and_no_step_is_counted_that_nobody_took(comm):
+def test_stop_ends_all_chains_and_counts_only_steps_taken(comm):
     data = list(batches(40, torch.float32, seed=comm.rank))
     for options in STOPPED:
         model = network(torch.float32)
@@ -288,7 +288,7 @@ def test_a_stop_ends_all_chains_and_no_step_is_counted_that_nobody_took(comm):
                 if comm.rank == comm.size - 1 and opt.local_step == 20:
                     opt.stop()
             assert opt.stopped
-            assert opt.total_step < 10_000_000
+            assert opt.global_step < 10_000_000
             barrier(comm)
             taken = np.array(comm.allgather(opt.local_step))
             if opt.lockstep:

@@ -1,4 +1,4 @@
-"""The helper thread: busy ranks' windows are reached with it and not without, and it goes when it is closed."""
+"""ProgressThread: it makes busy ranks' windows accessible, and `close` ends it."""
 
 import threading
 import time
@@ -12,14 +12,14 @@ from mpi4py import MPI
 
 from lsam_hpc import InputError
 from lsam_hpc.rma import barrier
-from lsam_hpc.rma.progress import Progress, reason
+from lsam_hpc.rma.progress import ProgressThread, why_progress_needed
 from tests.helpers.mpis import run
 
 ALL = pytest.mark.mpi(np=[1, 2, 4])
 
 
 def _compute_until(condition, seconds):
-    """Compute outside MPI until a condition holds; return whether it came to hold in that time."""
+    """Compute outside MPI until a condition holds; return False if it does not hold after `seconds`."""
     a = np.random.default_rng(0).standard_normal((64, 64))
     began = time.monotonic()
     while not condition():
@@ -29,65 +29,65 @@ def _compute_until(condition, seconds):
     return True
 
 
-def _helpers():
+def _progress_threads():
     return [thread for thread in threading.enumerate() if thread.name == "lsam-progress"]
 
 
-def _reached_while_busy(comm, folder, helped, seconds):
-    """Let rank 0 get from rank 1, which computes; return on rank 1 whether the data came before it entered MPI."""
+def _accessed_while_busy(comm, folder, helped, seconds):
+    """Let rank 0 get from rank 1, which computes; return on rank 1 whether the get completed before it entered MPI."""
     memory = np.full(1000, comm.rank, np.float32)
-    window = MPI.Win.Create(memory, 4, comm=comm)  # on private memory: the target has to help
+    window = MPI.Win.Create(memory, 4, comm=comm)  # in private memory, so that the target must help
     window.Lock_all(MPI.MODE_NOCHECK)
-    reached = None
-    with Progress(comm) if helped else nullcontext():
+    accessed = None
+    with ProgressThread(comm) if helped else nullcontext():
         barrier(comm)
         if comm.rank == 0:
-            got = np.empty_like(memory)
+            received = np.empty_like(memory)
             assert _compute_until((folder / "busy").exists, 30)
             (folder / "begun").touch()
-            window.Get(got, 1)
+            window.Get(received, 1)
             window.Flush(1)
             (folder / "done").touch()
-            assert (got == 1).all()
+            assert (received == 1).all()
         if comm.rank == 1:
             (folder / "busy").touch()
             assert _compute_until((folder / "begun").exists, 30)
-            reached = _compute_until((folder / "done").exists, seconds)
+            accessed = _compute_until((folder / "done").exists, seconds)
     window.Unlock_all()
     window.Free()
-    return reached
+    return accessed
 
 
 @pytest.mark.mpi(np=[2, 4])
-def test_a_busy_rank_is_reached_with_the_helper(comm, tmp_path):
-    assert _reached_while_busy(comm, tmp_path, helped=True, seconds=30) is not False
+def test_a_busy_rank_is_accessible_with_the_thread(comm, tmp_path):
+    assert _accessed_while_busy(comm, tmp_path, helped=True, seconds=30) is not False
 
 
 @pytest.mark.mpi(np=[2, 4])
-def test_a_busy_rank_is_not_reached_without_it(comm, tmp_path):
-    # If this fails, the test above shows nothing.
-    assert _reached_while_busy(comm, tmp_path, helped=False, seconds=1) is not True
+def test_a_busy_rank_is_not_accessible_without_it(comm, tmp_path):
+    # Validates the test above.
+    assert _accessed_while_busy(comm, tmp_path, helped=False, seconds=1) is not True
 
 
 @ALL
-def test_serves_while_the_rank_computes_and_is_gone_after_close(comm):
+def test_serves_while_the_rank_computes_and_ends_at_close(comm):
     served = []
-    progress = Progress(comm, serve=lambda: served.append(threading.current_thread().name))
+    progress = ProgressThread(comm, serve=lambda: served.append(threading.current_thread().name))
     assert _compute_until(lambda: len(served) >= 10, 30)
     assert set(served) == {"lsam-progress"}
-    assert len(_helpers()) == 1
+    assert len(_progress_threads()) == 1
     progress.close()
-    assert not _helpers()
+    assert not _progress_threads()
     count = len(served)
     progress.close()
     assert len(served) == count
 
 
 @ALL
-def test_a_rank_that_closes_first_helps_until_the_last_one_does(comm):
+def test_a_rank_that_closes_first_serves_until_all_ranks_close(comm):
     served = []
-    progress = Progress(comm, serve=lambda: served.append(None))
-    if comm.rank == comm.size - 1:  # the others are in close meanwhile
+    progress = ProgressThread(comm, serve=lambda: served.append(None))
+    if comm.rank == comm.size - 1:  # the others wait in close
         assert _compute_until(lambda: len(served) >= 100, 30)
     progress.close()
     assert len(served) >= 50
@@ -95,11 +95,11 @@ def test_a_rank_that_closes_first_helps_until_the_last_one_does(comm):
 
 @ALL
 def test_opens_and_closes_many_times(comm):
-    # A duplicate that is not freed each time uses up an MPI's communicators: MPICH has 2048, Open MPI no such limit.
+    # Duplicates that are not freed would exhaust MPI's communicators: MPICH has 2048, Open MPI has no such limit.
     for cycle in range(2500 if MPI.get_vendor()[0] == "MPICH" else 300):
-        with Progress(comm, interval=1e-4 if cycle % 2 else 10.0):
+        with ProgressThread(comm, interval=1e-4 if cycle % 2 else 10.0):
             pass
-    assert not _helpers()
+    assert not _progress_threads()
 
 
 @ALL
@@ -109,63 +109,63 @@ def test_an_error_in_the_thread_warns_once_and_is_raised_at_close(comm):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        progress = Progress(comm, serve=serve)
+        progress = ProgressThread(comm, serve=serve)
         assert _compute_until(lambda: progress.error is not None and caught, 30)
-        assert len(_helpers()) == 1  # the other ranks still need the probes
+        assert len(_progress_threads()) == 1  # the thread continues: the other ranks need its probes
         with pytest.raises(KeyError, match="broken"):
             progress.close()
     assert len(caught) == 1
     assert "the progress thread failed: KeyError('broken')" in str(caught[0].message)
-    assert not _helpers()
-    progress.close()  # says it once
-    with Progress(comm):
+    assert not _progress_threads()
+    progress.close()  # raises only once
+    with ProgressThread(comm):
         pass
 
 
 @ALL
-def test_no_reason_on_one_node(comm):
-    assert reason(comm) is None
+def test_no_thread_is_needed_on_one_node(comm):
+    assert why_progress_needed(comm) is None
 
 
 @ALL
-def test_ranks_on_several_nodes_are_a_reason(comm):
-    # An emulated cluster: each rank finds itself alone on its node.
+def test_ranks_on_several_nodes_need_it(comm):
+    # An emulated cluster: each rank is alone on its node.
     scattered = Mock(size=comm.size, Split_type=lambda kind: MPI.COMM_SELF.Dup(), allreduce=comm.allreduce)
     expected = f"ranks span nodes: {comm.size} ranks, 1 on the emptiest node" if comm.size > 1 else None
-    assert reason(scattered) == expected
+    assert why_progress_needed(scattered) == expected
 
 
 @ALL
-def test_an_mpi_without_passive_progress_is_a_reason(comm):
+def test_an_mpi_without_passive_progress_needs_it(comm):
     with patch.object(MPI, "get_vendor", lambda: ("MPICH", (4, 0, 2))):
-        assert reason(comm) == "MPICH 4.0.2 does not reach a busy rank's window"
+        assert why_progress_needed(comm) == "MPICH 4.0.2 does not reach a busy rank's window"
     with patch.object(MPI, "get_vendor", lambda: ("MPICH", (4, 1, 0))):
-        assert reason(comm) is None
+        assert why_progress_needed(comm) is None
 
 
 @ALL
-def test_refuses_an_interval_that_is_none(comm):
+def test_refuses_intervals_that_are_not_positive(comm):
     for wrong in (0, -1.0, float("nan")):
         with pytest.raises(InputError, match="progress interval: expected more than 0 seconds, found"):
-            Progress(comm, interval=wrong)
-    assert not _helpers()
+            ProgressThread(comm, interval=wrong)
+    assert not _progress_threads()
 
 
-def test_refuses_an_mpi_that_allows_one_thread_at_a_time(mpi):
+def test_refuses_mpi_thread_serialized(mpi):
     code = (
         "import mpi4py; mpi4py.rc.thread_level = 'serialized'; from mpi4py import MPI;"
-        "from lsam_hpc.rma.progress import Progress; Progress(MPI.COMM_WORLD)"
+        "from lsam_hpc.rma.progress import ProgressThread; ProgressThread(MPI.COMM_WORLD)"
     )
     done = run(mpi.command(1, mpi.forked, "-c", code), timeout=60)
     assert "expected MPI_THREAD_MULTIPLE for the progress thread, found MPI_THREAD_SERIALIZED" in done.stderr
 
 
 def test_the_thread_of_a_rank_that_never_closes_ends_before_mpi_does(mpi):
-    # Python runs what is registered at exit last to first, and ends MPI after all of it.
+    # Python runs exit handlers in reverse order of registration, and finalizes MPI after all of them.
     code = (
         "import atexit, threading; from mpi4py import MPI;"
         "atexit.register(lambda: print([t.name for t in threading.enumerate()], MPI.Is_finalized()));"
-        "from lsam_hpc.rma.progress import Progress; Progress(MPI.COMM_WORLD)"
+        "from lsam_hpc.rma.progress import ProgressThread; ProgressThread(MPI.COMM_WORLD)"
     )
     done = run(mpi.command(1, mpi.forked, "-c", code), timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

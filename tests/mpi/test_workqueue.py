@@ -1,4 +1,4 @@
-"""Points shared out over ranks: each evaluated once, the values alike on all ranks and for any number of them."""
+"""Points distributed over ranks: each evaluated once, with the same values for any number of ranks."""
 
 import time
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lsam_hpc import InputError
-from lsam_hpc.landscape.surface import Settings, scan
+from lsam_hpc.landscape.geometry.surface import Settings, scan
 from lsam_hpc.landscape.workqueue import evaluate, read_points
 from tests.helpers.landscapes import classifier, images, quadratic
 
@@ -31,26 +31,26 @@ def test_each_point_once(comm, tmp_path):
 
     def work(index):
         seen.append(index)
-        time.sleep(0.001)  # so that others get tickets
+        time.sleep(0.001)  # so that other ranks get points too
         return value(index)
 
-    found = evaluate(work, 40, 2, shared(comm, tmp_path), {"a": 1}, comm)
-    np.testing.assert_array_equal(found, EXPECTED)
+    values = evaluate(work, 40, 2, shared(comm, tmp_path), {"a": 1}, comm=comm)
+    np.testing.assert_array_equal(values, EXPECTED)
     assert sorted(index for part in comm.allgather(seen) for index in part) == list(range(40))
 
 
 @ALL
-def test_resumed_by_all_ranks_after_one(comm, tmp_path):
+def test_all_ranks_resume_the_work_of_one(comm, tmp_path):
     folder = shared(comm, tmp_path)
     if comm.rank == 0:
         evaluate(value, 25, 2, folder, {"a": 1})
         (folder / "points-0000.bin").rename(folder / "points-0007.bin")
         with open(folder / "points-0007.bin", "r+b") as file:
-            file.truncate(24 * 28 + 5)  # the last one is torn
+            file.truncate(24 * 28 + 5)  # the last record is incomplete
     comm.barrier()
     seen = []
-    found = evaluate(lambda i: seen.append(i) or value(i), 40, 2, folder, {"a": 1}, comm)
-    np.testing.assert_array_equal(found, EXPECTED)
+    values = evaluate(lambda i: seen.append(i) or value(i), 40, 2, folder, {"a": 1}, comm=comm)
+    np.testing.assert_array_equal(values, EXPECTED)
     assert sorted(index for part in comm.allgather(seen) for index in part) == list(range(24, 40))
     assert sorted(read_points(folder, 2, 40)) == list(range(40))
 
@@ -63,9 +63,9 @@ def test_an_error_on_one_rank_is_raised_on_all(comm, tmp_path):
         return value(index)
 
     with pytest.raises(InputError, match="point 7: bad"):
-        evaluate(work, 40, 2, shared(comm, tmp_path), {"a": 1}, comm)
+        evaluate(work, 40, 2, shared(comm, tmp_path), {"a": 1}, comm=comm)
     with pytest.raises(InputError, match="expected points of the same options"):
-        evaluate(work, 40, 2, shared(comm, tmp_path), {"a": 2}, comm)
+        evaluate(work, 40, 2, shared(comm, tmp_path), {"a": 2}, comm=comm)
 
 
 @ALL
@@ -84,7 +84,7 @@ def test_a_slow_rank_gets_fewer_points(comm):
 
 
 @ALL
-def test_a_surface_is_that_of_one_rank_to_the_bit(comm):
+def test_a_surface_equals_that_of_one_rank_to_the_bit(comm):
     import torch
 
     from lsam_hpc.landscape.objective import Objective
@@ -96,7 +96,7 @@ def test_a_surface_is_that_of_one_rank_to_the_bit(comm):
     settings = Settings(("loss", "sam", "smoothed"), rho=0.1, samples=3)
     for objective in (f, g):
         directions = np.random.default_rng(0).standard_normal((2, objective.size))
-        words = (objective, objective.start(), directions, axis, axis, settings)
-        alone, together = scan(*words), scan(*words, comm=comm)
+        words = (objective, objective.start(), directions, axis, axis)
+        alone, together = (scan(*words, settings=settings, comm=ranks) for ranks in (None, comm))
         for name, values in alone.values.items():
             assert values.tobytes() == together.values[name].tobytes()

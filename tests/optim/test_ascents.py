@@ -1,4 +1,4 @@
-"""Every ascent, metric and mask against a float64 transcription of its paper's formula, on flat vectors."""
+"""Every ascent, metric and mask against its paper's formula, in float64 on flat vectors."""
 
 import itertools
 
@@ -30,11 +30,11 @@ def mask_of(opt):
     return torch.cat([state["masks"][i].reshape(-1).double() for i in range(len(opt.parameters))])
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
-def test_stale_goes_up_along_the_gradient_that_the_last_step_went_down():
+def test_stale_ascends_along_the_gradient_of_the_last_descent():
     last = []
 
     def check(model, step, before, after, images, labels, opt):
@@ -47,7 +47,7 @@ def test_stale_goes_up_along_the_gradient_that_the_last_step_went_down():
 
 
 @pytest.mark.parametrize("options", [{"nesterov": True, "momentum": 0.9, "foreach": True}, {"weight_decay": 0.1}])
-def test_stale_remembers_the_gradient_not_what_the_base_makes_of_it(options):
+def test_stale_keeps_the_gradient_before_momentum_and_weight_decay(options):
     model = network()
     opt = SAM(torch.optim.SGD(model.parameters(), lr=LR, **options), RHO, GAMMA, ascent="stale")
     images, labels = next(batches(1))
@@ -72,7 +72,7 @@ def test_stale_calls_the_closure_once():
 
 
 @pytest.mark.parametrize("interpolation", [0.0, 0.2, 1.0])
-def test_parallel_is_sampa(interpolation):
+def test_parallel_equals_sampa(interpolation):
     y_gradient = []
 
     def check(model, step, before, after, images, labels, opt):
@@ -108,8 +108,8 @@ def test_fisher_ranks_the_gradient_also_under_the_adaptive_metric():
 
 
 @pytest.mark.parametrize("mask", ["random", "fisher"])
-def test_sparse_masks_follow_parameters_that_come_and_go(mask):
-    # Two branches used in turn: each parameter keeps its own mask until the next refresh.
+def test_sparse_masks_handle_parameters_that_are_used_in_turn(mask):
+    # Three branches used in turn: each parameter keeps its mask until the next refresh.
     model = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3), nn.Linear(6, 5)]).double()
     opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), 0.2, mask=mask)
     seen = {}
@@ -128,7 +128,7 @@ def test_sparse_masks_follow_parameters_that_come_and_go(mask):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.01, 1.0])
-def test_adaptive_is_asam(eta):
+def test_adaptive_equals_asam(eta):
     def check(model, step, before, after, images, labels, opt):
         g, scale = gradient(model, before, images, labels), before.abs() + eta
         ascent = RHO * scale**2 * g / ((scale * g).norm() + GAMMA)
@@ -139,13 +139,13 @@ def test_adaptive_is_asam(eta):
 
 
 def test_adaptive_agrees_with_pytorch_optimizer():
-    from pytorch_optimizer import SAM as PeerSAM  # takes a second
+    import pytorch_optimizer  # the import takes a second
 
     ours, theirs = network(torch.float32), network(torch.float32)
-    mine = SAM(torch.optim.SGD(ours.parameters(), lr=0.1), 0.5, metric="adaptive", eta=0.0)
-    peer = PeerSAM(theirs.parameters(), torch.optim.SGD, rho=0.5, adaptive=True, lr=0.1)
+    opt = SAM(torch.optim.SGD(ours.parameters(), lr=0.1), 0.5, metric="adaptive", eta=0.0)
+    peer = pytorch_optimizer.SAM(theirs.parameters(), torch.optim.SGD, rho=0.5, adaptive=True, lr=0.1)
     for x, y in batches(30, torch.float32):
-        mine.step(closure_of(ours, mine, x, y))
+        opt.step(closure_of(ours, opt, x, y))
         closure = closure_of(theirs, peer, x, y)
         closure()
         peer.first_step(zero_grad=True)
@@ -154,7 +154,7 @@ def test_adaptive_agrees_with_pytorch_optimizer():
     torch.testing.assert_close(flat(ours), flat(theirs), rtol=1e-4, atol=1e-5)
 
 
-def test_norm_is_sam_on():
+def test_norm_equals_sam_on():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3)).double()
     opt = SAM(torch.optim.SGD(model.parameters(), lr=LR), RHO, GAMMA, mask=masks.Norm(model))
@@ -168,7 +168,7 @@ def test_norm_is_sam_on():
         close(opt.grad_norm, g.norm())
 
 
-def test_layers_moves_what_the_patterns_name():
+def test_layers_moves_the_parameters_that_match_the_patterns():
     def check(model, step, before, after, images, labels, opt):
         chosen = torch.cat(
             [torch.full((p.numel(),), n in ("0.bias", "2.weight", "2.bias")) for n, p in model.named_parameters()]
@@ -182,7 +182,7 @@ def test_layers_moves_what_the_patterns_name():
 @pytest.mark.parametrize(
     "make", [lambda: masks.Fisher(0.25, 4), lambda: masks.Random(0.25, 4, seed=3)], ids=["fisher", "random"]
 )
-def test_sparse_masks_are_ssam(make):
+def test_sparse_masks_equal_ssam(make):
     # e = rho * m g / (|g| + gamma): the norm is over all coordinates, then the mask is applied.
     mask, history = make(), []
 
@@ -212,7 +212,7 @@ def test_random_mask_has_its_density_and_repeats_for_its_seed():
         drawn.append(copies[0])
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    # 10,000 coordinates: the deviation of the share is 0.0046; 4 sigma.
+    # 10,000 coordinates: the standard deviation of the share is 0.0046; the tolerance is 4 sigma.
     assert abs(drawn[0].mean() - 0.3) < 4 * 0.0046
 
 
@@ -220,7 +220,7 @@ def test_random_mask_has_its_density_and_repeats_for_its_seed():
     ("ascent", "metric", "mask"),
     list(itertools.product(["exact", "stale", "parallel"], ["l2", "adaptive"], ["all", "random", "fisher", "layers"])),
 )
-def test_all_combine_and_with_rho_0_are_the_base_optimizer(ascent, metric, mask):
+def test_all_combinations_train_and_with_rho_0_equal_the_base_optimizer(ascent, metric, mask):
     for rho in (0.1, 0.0):
         ours, plain = network(), network()
         chosen = masks.Layers(ours, ["0.*"]) if mask == "layers" else mask
@@ -242,7 +242,7 @@ def test_all_combine_and_with_rho_0_are_the_base_optimizer(ascent, metric, mask)
         ({"eta": -1.0}, "eta: expected a finite number >= 0, found -1.0"),
         ({"interpolation": 1.5}, "interpolation: expected a number from 0 to 1, found 1.5"),
         ({"mask": "some"}, "mask: expected all, norm, random, fisher, layers or a mask, found 'some'"),
-        ({"mask": "norm"}, "mask: expected lsam_hpc.optim.masks.Norm(model), which knows the model, found 'norm'"),
+        ({"mask": "norm"}, "mask: expected lsam_hpc.optim.masks.Norm(model), because it needs the model, found 'norm'"),
     ],
 )
 def test_refuses_options_out_of_range(options, message):
@@ -266,13 +266,13 @@ def test_refuses_options_out_of_range(options, message):
         (lambda: masks.Fisher(0.5, 0), "mask: expected a refresh period of 1 ascent or more, found 0"),
     ],
 )
-def test_masks_refuse_what_they_cannot_do(make, message):
+def test_masks_refuse_wrong_arguments(make, message):
     with pytest.raises(InputError) as caught:
         make()
     assert str(caught.value) == message
 
 
-def test_a_zero_gradient_without_gamma_has_no_direction():
+def test_a_zero_gradient_with_gamma_0_moves_nothing():
     x = nn.Parameter(torch.zeros(3))
     opt = SAM(torch.optim.SGD([x], lr=0.1), 0.5, 0.0)
 

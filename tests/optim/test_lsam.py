@@ -1,4 +1,4 @@
-"""A chain and its center in one process, against recursions written out in numpy."""
+"""A chain and its center in one process, against recursions in numpy."""
 
 import math
 
@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from lsam_hpc import InputError
-from lsam_hpc.optim import LSAM, SAM, LocalCenter
+from lsam_hpc.optim import SAM, LocalCenter, LocalLSAM
 from tests.helpers.problems import Bowl, batches, closure_of, flat, network
 
 
 def chain(model, center, /, lr=0.1, momentum=0.0, **options):
-    return LSAM(torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum), center, **options)
+    return LocalLSAM(torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum), center, **options)
 
 
 @pytest.mark.parametrize("coupling", ["elastic", "kernel", "restart"])
-def test_with_pull_0_is_sam_to_1e_12(coupling):
-    # restart takes the chain back to the center, and kernel pulls it there: SAM is what remains without these two.
+def test_pull_0_equals_sam_to_1e_12(coupling):
+    # SAM remains if restart never resets the chain (period 1000) and kernel has no force (stiffness 0).
     ours, plain = network(), network()
     center = LocalCenter(flat(ours))
     options = {"coupling": coupling, "stiffness": 0.0, "period": 3 if coupling != "restart" else 1000}
@@ -33,12 +33,12 @@ def test_with_pull_0_is_sam_to_1e_12(coupling):
 
 
 @pytest.mark.parametrize("period", [1, 3])
-def test_elastic_is_easgd(period):
+def test_elastic_equals_easgd(period):
     lr, pull, a = 0.1, 0.3, 2.0
     models = [Bowl([1.0, -2.0], a), Bowl([3.0, 0.5], a, b=1.0)]
     center = LocalCenter(torch.zeros(2, dtype=torch.float64))
-    # The chains start far from the center: without a guard.
-    opts = [chain(m, center, lr, rho=0.0, pull=pull, period=period, max_jump=math.inf) for m in models]
+    # The chains start far from the center: switch the delta filter off.
+    opts = [chain(m, center, lr, rho=0.0, pull=pull, period=period, max_delta_ratio=math.inf) for m in models]
     xs, y = [m.value for m in models], np.zeros(2)
     for step in range(1, 25):
         for i, (m, opt) in enumerate(zip(models, opts, strict=True)):
@@ -70,8 +70,8 @@ def test_kernel_pulls_at_every_step_toward_the_center_that_was_read():
         np.testing.assert_allclose(center.vector, y, rtol=0, atol=1e-12)
 
 
-def test_the_kernel_force_is_that_at_the_sample_not_at_the_perturbed_point():
-    # On the bowl the ascent goes along x itself, so the gradient at x + e is a (x + rho x / |x|).
+def test_the_kernel_force_is_taken_at_the_sample_not_at_the_perturbed_point():
+    # On the bowl e is parallel to x, so the gradient at x + e is a (x + rho x / |x|).
     lr, stiffness, a, rho = 0.1, 0.7, 2.0, 0.3
     model = Bowl([1.0, -2.0], a)
     center = LocalCenter(torch.tensor([0.5, 0.5], dtype=torch.float64))
@@ -84,19 +84,19 @@ def test_the_kernel_force_is_that_at_the_sample_not_at_the_perturbed_point():
 
 
 def test_restart_takes_the_gap_against_the_center_that_the_chain_started_from():
-    # Two chains that make the same move d from the same center, with pull 1/2: y must move by d, not by half of it.
+    # Two chains make the same move d from the same center, with pull 1/2: y must move by d, not by less.
     models = [Bowl([1.0]), Bowl([1.0])]
     center = LocalCenter(torch.ones(1, dtype=torch.float64))
     opts = [chain(m, center, 0.1, rho=0.0, coupling="restart", pull=0.5, period=1) for m in models]
     for m, opt in zip(models, opts, strict=True):
         opt.step(m.closure(opt))
     assert center.vector.item() == pytest.approx(0.9, abs=1e-12)
-    # The first chain restarted at the center as it was after its own add, the second after both.
+    # The first chain restarts from the center after its own add, the second from the center after both adds.
     assert models[0].value[0] == pytest.approx(0.95, abs=1e-12)
     assert models[1].value[0] == pytest.approx(0.9, abs=1e-12)
 
 
-def test_one_chain_restarting_with_pull_1_is_sam():
+def test_one_chain_with_restart_and_pull_1_equals_sam():
     ours, plain = network(), network()
     opt = chain(ours, LocalCenter(flat(ours)), rho=0.2, coupling="restart", pull=1.0, period=2)
     sam = SAM(torch.optim.SGD(plain.parameters(), lr=0.1), rho=0.2)
@@ -123,7 +123,7 @@ def test_center_momentum_is_heavy_ball_on_the_deltas():
 
 
 def test_noise_has_variance_2_lr_t():
-    # No force at all: each step adds N(0, 2 lr T). 20,000 independent coordinates; sample variance within 4 sigma.
+    # Without a force each step adds N(0, 2 lr T). 20,000 independent coordinates; sample variance within 4 sigma.
     lr, temperature, count = 0.05, 0.3, 20_000
     model = Bowl([0.0] * count, a=0.0)
     center = LocalCenter(torch.zeros(count, dtype=torch.float64))
@@ -134,13 +134,13 @@ def test_noise_has_variance_2_lr_t():
     assert abs(model.value.mean()) < 4 * math.sqrt(expected / count)
 
 
-def test_noise_follows_each_group_s_learning_rate_and_spares_frozen_parameters():
+def test_noise_uses_the_learning_rate_of_each_group_and_skips_frozen_parameters():
     count, temperature = 20_000, 0.3
     params = [nn.Parameter(torch.zeros(count, dtype=torch.float64)) for _ in range(3)]
     params[2].requires_grad_(False)
     groups = [{"params": [p], "lr": lr} for p, lr in zip(params, (0.1, 0.4, 0.1), strict=True)]
     base = torch.optim.SGD(groups, lr=0.1)
-    opt = LSAM(
+    opt = LocalLSAM(
         base, LocalCenter(torch.zeros(3 * count, dtype=torch.float64)), rho=0.0, pull=0.0, temperature=temperature
     )
 
@@ -157,7 +157,7 @@ def test_noise_follows_each_group_s_learning_rate_and_spares_frozen_parameters()
     assert not params[2].any()
 
 
-def test_warns_where_the_noise_does_not_make_langevin_steps():
+def test_warns_if_the_noise_makes_no_exact_langevin_steps():
     model = Bowl([0.0])
     with pytest.warns(UserWarning, match="only with SGD without momentum, not with this SGD"):
         chain(model, LocalCenter(torch.zeros(1, dtype=torch.float64)), momentum=0.9, temperature=0.1)
@@ -168,16 +168,20 @@ def test_hyperparameters_may_be_callables_of_the_total_step():
     center = LocalCenter(torch.zeros(1, dtype=torch.float64))
     records = []
     opt = chain(
-        model, center, rho=lambda t: 0.1 * t, pull=lambda t: 0.5 if t < 6 else 0.0, period=lambda t: 1 if t < 4 else 2,
-        observer=records.append,
-    )  # fmt: skip
+        model,
+        center,
+        rho=lambda t: 0.1 * t,
+        pull=lambda t: 0.5 if t < 6 else 0.0,
+        period=lambda t: 1 if t < 4 else 2,
+        on_exchange=records.append,
+    )
     for _ in opt.steps(10):
         opt.step(model.closure(opt))
     assert [r.step for r in records] == [1, 2, 3, 4, 6, 8, 10]
     assert [r.delta_norm == 0 for r in records] == [False] * 5 + [True] * 2
 
 
-def test_refuses_a_delta_that_is_not_finite_and_starts_again_from_the_center():
+def test_rejects_a_delta_that_is_not_finite_and_restarts_from_the_center():
     model = Bowl([1.0, 1.0])
     center = LocalCenter(torch.tensor([0.5, 0.25], dtype=torch.float64))
     opt = chain(model, center, momentum=0.9, rho=0.0, pull=0.5, period=1)
@@ -194,7 +198,7 @@ def test_refuses_a_delta_that_is_not_finite_and_starts_again_from_the_center():
     assert opt.stats()["refused"] == 1
 
 
-def test_a_refusal_restores_the_statistics_and_forgets_the_last_gradient():
+def test_a_rejection_resets_the_statistics_and_the_last_gradient():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).double()
     start = torch.cat([flat(model), model[1].running_mean, model[1].running_var])
@@ -229,7 +233,7 @@ def test_the_kernel_force_does_not_enter_the_stale_ascent():
     np.testing.assert_allclose(opt.last.grads[0], 2 * x, rtol=0, atol=1e-12)
 
 
-def test_the_center_of_a_part_gives_the_whole_back():
+def test_the_center_context_of_a_submodule_restores_the_whole_model():
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).double()
     start = torch.cat([flat(model), model[1].running_mean + 1, model[1].running_var])
     opt = chain(model, LocalCenter(start), model=model)
@@ -243,7 +247,7 @@ def test_the_center_of_a_part_gives_the_whole_back():
             wrong()
 
 
-def test_pairs_are_for_sam():
+def test_refuses_a_pair():
     with pytest.raises(InputError, match="pair: expected with SAM only"):
         chain(Bowl([1.0]), LocalCenter(torch.zeros(1, dtype=torch.float64)), pair=object())
 
@@ -252,7 +256,7 @@ def test_counts_staleness_as_updates_by_others_between_read_and_add():
     models = [Bowl([1.0]), Bowl([1.0])]
     center = LocalCenter(torch.zeros(1, dtype=torch.float64))
     records = []
-    first = chain(models[0], center, coupling="kernel", pull=0.5, period=1, observer=records.append)
+    first = chain(models[0], center, coupling="kernel", pull=0.5, period=1, on_exchange=records.append)
     second = chain(models[1], center, coupling="kernel", pull=0.5, period=1)
     first.step(models[0].closure(first))
     for _ in range(3):
@@ -262,7 +266,7 @@ def test_counts_staleness_as_updates_by_others_between_read_and_add():
     assert first.stats()["staleness_max"] == 3
 
 
-def test_center_context_shows_y_and_gives_x_back_to_the_bit():
+def test_center_context_holds_y_and_restores_x_to_the_bit():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
     data = [torch.randn(64, 4) * 3 + 1 for _ in range(4)]
@@ -274,7 +278,7 @@ def test_center_context_shows_y_and_gives_x_back_to_the_bit():
     def use_it():
         with opt.center(model, data) as at_center:
             assert torch.equal(flat(at_center), center.vector)
-            # The statistics are those of the first layer's output at y over the data.
+            # The statistics are those of the first layer's output over the data, with the parameters at y.
             out = torch.cat([model[0](batch) for batch in data])
             torch.testing.assert_close(model[1].running_mean, out.mean(0), rtol=1e-5, atol=1e-5)
             with torch.no_grad():
@@ -323,8 +327,8 @@ def test_refuses_a_center_of_another_size_and_new_groups():
 
 @pytest.mark.parametrize("coupling", ["elastic", "kernel", "restart"])
 def test_the_center_s_batchnorm_statistics_are_the_average_of_the_chains(coupling):
-    # Two chains at lr 0 on data of other means: their statistics stay theirs, and y's go to the middle, but for a share
-    # of the pull by which the last to add is ahead.
+    # Two chains at lr 0 on data with different means: each keeps its statistics, and y's approach the average, up to
+    # about one pull toward the chain that added last.
     torch.manual_seed(0)
     models = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).double() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
@@ -342,10 +346,10 @@ def test_the_center_s_batchnorm_statistics_are_the_average_of_the_chains(couplin
                 return loss
 
             opt.step(closure)
-    own = [(m[1].running_mean.clone(), m[1].running_var.clone()) for m in models]
-    assert not torch.allclose(own[0][0], own[1][0], atol=0.1)
+    statistics = [(m[1].running_mean.clone(), m[1].running_var.clone()) for m in models]
+    assert not torch.allclose(statistics[0][0], statistics[1][0], atol=0.1)
     with opts[0].center(models[0]):
         for kind, value in enumerate((models[0][1].running_mean, models[0][1].running_var)):
-            torch.testing.assert_close(value, (own[0][kind] + own[1][kind]) / 2, rtol=0.03, atol=0.03)
+            torch.testing.assert_close(value, (statistics[0][kind] + statistics[1][kind]) / 2, rtol=0.03, atol=0.03)
         assert torch.equal(models[0][0].weight, models[1][0].weight)
-    assert torch.equal(models[0][1].running_mean, own[0][0])
+    assert torch.equal(models[0][1].running_mean, statistics[0][0])

@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order, and whatever fails in between: the parameters are never left perturbed."""
+"""After any sequence of calls, with failures in between, the parameters are not left perturbed."""
 
 import hypothesis.strategies as st
 import pytest
@@ -8,19 +8,19 @@ from torch import nn
 
 from lsam_hpc import SAM
 from lsam_hpc.optim import masks
-from lsam_hpc.optim.hyper import ASCENTS
+from lsam_hpc.options.ascent import ASCENTS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 ACTIONS = ("backward", "perturb", "restore", "update", "zero_grad", "step", "failing step", "no backward", "state")
 
 
-class Failure(Exception):
-    """What a closure raises."""
+class ClosureError(Exception):
+    """Raised by a closure."""
 
 
 @st.composite
 def problems(draw):
-    """Draw parameters in groups with their own rho, and an optimizer for them."""
+    """Draw groups of parameters, each with its own rho, and return an optimizer for them."""
     torch.manual_seed(draw(st.integers(0, 1000)))
     groups = []
     for _ in range(draw(st.integers(1, 3))):
@@ -55,7 +55,7 @@ def test_parameters_are_where_only_updates_have_put_them(opt, actions):
             calls.append(1)
             opt.zero_grad()
             if len(calls) == fail_at:
-                raise Failure
+                raise ClosureError
             value = loss()
             if not silent:
                 value.backward()
@@ -78,7 +78,7 @@ def test_parameters_are_where_only_updates_have_put_them(opt, actions):
         held, before = opt.perturbation.active, len(updates)
         try:
             run[action](number)
-        except (RuntimeError, Failure):
+        except (RuntimeError, ClosureError):
             assert opt.perturbation.active == held, f"{action} failed and left the parameters elsewhere"
         if len(updates) > before:
             assert not opt.perturbation.active
@@ -91,7 +91,7 @@ def test_parameters_are_where_only_updates_have_put_them(opt, actions):
 
 
 @pytest.mark.parametrize("broken", ["_foreach_add_", "_foreach_mul_"])
-def test_a_failure_inside_the_ascent_takes_it_back(monkeypatch, broken):
+def test_a_failure_inside_the_ascent_restores_the_parameters(monkeypatch, broken):
     p = nn.Parameter(torch.ones(4))
     opt = SAM(torch.optim.SGD([p], lr=0.1), 0.5, metric="adaptive")
     (p**3).sum().backward()
@@ -108,3 +108,16 @@ def test_a_failure_inside_the_ascent_takes_it_back(monkeypatch, broken):
             opt.perturb()
     assert torch.equal(p.detach(), torch.ones(4))
     assert not opt.perturbation.active
+
+
+def test_a_step_while_perturbed_is_refused_also_at_radius_0():
+    p = nn.Parameter(torch.ones(1))
+    opt = SAM(torch.optim.SGD([p], lr=0.1), rho=0.0)
+    opt.param_groups[0]["rho"] = 0.5
+    p.square().sum().backward()
+    opt.perturb()
+    opt.param_groups[0]["rho"] = 0.0
+    with pytest.raises(RuntimeError, match=r"step: the parameters are perturbed: call restore\(\) first"):
+        opt.step(lambda: None)
+    opt.restore()
+    assert p.item() == 1

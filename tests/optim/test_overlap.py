@@ -1,4 +1,4 @@
-"""Exchanges that another thread does: the chain against a recursion in numpy, with results that come late."""
+"""Exchanges whose results come later than the next step: the chain against recursions in numpy."""
 
 import math
 from concurrent.futures import Future
@@ -9,14 +9,14 @@ import torch
 
 from lsam_hpc import InputError
 from lsam_hpc.optim.center import LocalCenter
-from lsam_hpc.optim.lsam import LSAM
+from lsam_hpc.optim.lsam import LocalLSAM
 from tests.helpers.problems import Bowl
 
 A, LR, PULL = 0.5, 0.25, 0.25
 
 
 class Late:
-    """A runner whose jobs are done when the test says so."""
+    """An executor that runs a job when the test calls `do`."""
 
     def __init__(self):
         self.jobs, self.waits = [], 0
@@ -41,10 +41,10 @@ def chain(start=(4.0, -2.0), **options):
     model = Bowl(list(start), A)
     center = LocalCenter(torch.tensor(start, dtype=torch.float64))
     base = torch.optim.SGD(model.parameters(), lr=LR)
-    runner = Late()
+    executor = Late()
     records = []
-    opt = LSAM(base, center, rho=0.0, pull=PULL, runner=runner, observer=records.append, **options)
-    return model, center, opt, runner, records
+    opt = LocalLSAM(base, center, rho=0.0, pull=PULL, executor=executor, on_exchange=records.append, **options)
+    return model, center, opt, executor, records
 
 
 def step(model, opt):
@@ -56,24 +56,24 @@ def sgd(x):
 
 
 @pytest.mark.parametrize("late", [0, 1, 3])
-def test_an_elastic_result_moves_the_sample_at_the_step_that_finds_it(late):
-    model, _, opt, runner, records = chain(period=4)
+def test_an_elastic_result_moves_the_sample_at_the_first_step_after_it_is_done(late):
+    model, _, opt, executor, records = chain(period=4)
     x = y = y_read = np.array([4.0, -2.0])
     staged = None
     for count in range(1, 25):
         step(model, opt)
         x = sgd(x)
-        # The step that finds the result: `late` steps after the staging.
+        # The result is applied `late` steps after the staging.
         if count % 4 == late % 4 and staged is not None:
             x = x - PULL * (staged - y_read)
             y = y + PULL * (staged - y_read)
             staged = None
         if count % 4 == 0:
             staged, y_read = x, y
-        if count % 4 == (late - 1) % 4 and runner.jobs and late:
-            runner.do()
-        if late == 0 and runner.jobs:
-            runner.do()
+        if count % 4 == (late - 1) % 4 and executor.jobs and late:
+            executor.do()
+        if late == 0 and executor.jobs:
+            executor.do()
             opt._collect()
             x = x - PULL * (staged - y_read)
             y = y + PULL * (staged - y_read)
@@ -85,42 +85,42 @@ def test_an_elastic_result_moves_the_sample_at_the_step_that_finds_it(late):
 
 def test_no_more_exchanges_than_max_delay_are_in_flight():
     for max_delay in (1, 2, 3):
-        model, _, opt, runner, records = chain(period=1, max_delay=max_delay)
+        model, _, opt, executor, records = chain(period=1, max_delay=max_delay)
         for count in range(1, 11):
             step(model, opt)
-            assert len(runner.jobs) == min(count, max_delay)
-        assert runner.waits == 10 - max_delay
+            assert len(executor.jobs) == min(count, max_delay)
+        assert executor.waits == 10 - max_delay
         assert {r.delay for r in records} == {max_delay}
-        state = opt.state_dict()  # waits for the others
-        assert not runner.jobs
+        state = opt.state_dict()  # waits for the exchanges in flight
+        assert not executor.jobs
         assert len(records) == 10
         assert state["lsam"]["exchanges"] == 10
 
 
-def test_restart_keeps_what_the_chain_did_since_the_staging():
-    model, center, opt, runner, _ = chain(period=2, coupling="restart")
+def test_restart_keeps_the_steps_since_the_staging():
+    model, center, opt, executor, _ = chain(period=2, coupling="restart")
     x = np.array([4.0, -2.0])
     start = x
     step(model, opt)
-    step(model, opt)  # staged here
+    step(model, opt)  # stages the sample
     staged = sgd(sgd(x))
     x = sgd(staged)
-    center.add(torch.tensor([1.0, 1.0], dtype=torch.float64))  # another chain's
-    runner.do()
+    center.add(torch.tensor([1.0, 1.0], dtype=torch.float64))  # by another chain
+    executor.do()
     y = start + PULL * (staged - start) + 1
     np.testing.assert_allclose(center.vector, y, rtol=0, atol=1e-12)
     step(model, opt)
     np.testing.assert_allclose(model.value, y + (x - staged), rtol=0, atol=1e-12)
-    step(model, opt)  # the next gap is what the chain moved since it started from y
+    step(model, opt)  # the next gap is the move of the chain since it started from y
     x = sgd(y + (x - staged))
     np.testing.assert_allclose(model.value, x, rtol=0, atol=1e-12)
-    runner.do()
+    executor.do()
     np.testing.assert_allclose(center.vector, y + PULL * (x - y), rtol=0, atol=1e-12)
 
 
-def test_the_kernel_s_force_goes_to_the_new_center_when_the_result_is_taken_in():
+def test_the_kernel_force_uses_the_new_center_after_the_result_is_applied():
     stiffness = 0.5
-    model, center, opt, runner, _ = chain(period=2, coupling="kernel", stiffness=stiffness)
+    model, center, opt, executor, _ = chain(period=2, coupling="kernel", stiffness=stiffness)
     x = y = np.array([4.0, -2.0])
 
     def forced(x, y):
@@ -130,7 +130,7 @@ def test_the_kernel_s_force_goes_to_the_new_center_when_the_result_is_taken_in()
     step(model, opt)
     staged = x = forced(forced(x, y), y)
     center.add(torch.tensor([1.0, 1.0], dtype=torch.float64))
-    runner.do()  # done, but not taken in before the next step's end
+    executor.do()  # the result is applied only at the end of the next step
     new = y + PULL * (staged - y) + 1
     step(model, opt)
     x = forced(x, y)
@@ -138,75 +138,75 @@ def test_the_kernel_s_force_goes_to_the_new_center_when_the_result_is_taken_in()
     step(model, opt)
     x = forced(x, new)
     np.testing.assert_allclose(model.value, x, rtol=0, atol=1e-12)
-    runner.do()
+    executor.do()
     np.testing.assert_allclose(center.vector, new + PULL * (x - new), rtol=0, atol=1e-12)
 
 
-def test_a_refusal_resets_the_chain_and_voids_what_is_still_in_flight():
-    model, center, opt, runner, records = chain(period=1, max_delay=2)
+def test_a_rejection_resets_the_chain_and_discards_the_exchanges_in_flight():
+    model, center, opt, executor, records = chain(period=1, max_delay=2)
     with torch.no_grad():
         model.x[0] = math.inf
     step(model, opt)
     step(model, opt)
-    assert len(runner.jobs) == 2
-    runner.do()
+    assert len(executor.jobs) == 2
+    executor.do()
     start = center.vector.numpy().copy()
     opt._collect()
     np.testing.assert_array_equal(model.value, start)
-    runner.do()
+    executor.do()
     opt._collect()
     np.testing.assert_array_equal(model.value, start)
     assert [r.accepted for r in records] == [False, False]
     np.testing.assert_array_equal(center.vector, start)
 
 
-def test_results_wait_for_the_next_exchange_where_the_delay_is_fixed():
-    model, _, opt, runner, records = chain(period=3, fixed_delay=True)
+def test_with_a_fixed_delay_results_wait_for_the_next_exchange():
+    model, _, opt, executor, records = chain(period=3, fixed_delay=True)
     for count in range(1, 10):
         step(model, opt)
-        if runner.jobs and count % 3 == 0:
-            runner.do()
+        if executor.jobs and count % 3 == 0:
+            executor.do()
     assert [(r.step, r.delay) for r in records] == [(3, 3), (6, 3)]
 
 
 def test_steps_ends_with_nothing_in_flight():
-    model, _, opt, runner, records = chain(period=2)
+    model, _, opt, executor, records = chain(period=2)
     for _ in opt.steps(8):
         step(model, opt)
-    assert not runner.jobs
+    assert not executor.jobs
     assert len(records) == 4
 
 
-def test_a_chain_goes_on_alone_when_an_exchange_is_given_up():
-    model, _, opt, runner, records = chain(period=1)
+def test_a_chain_continues_alone_after_an_exchange_was_given_up():
+    model, _, opt, executor, records = chain(period=1)
     step(model, opt)
-    runner.wait = lambda future: False
+    executor.wait = lambda future: False
     x = model.value
     for _ in range(5):
         step(model, opt)
         x = sgd(x)
     np.testing.assert_allclose(model.value, x, rtol=0, atol=1e-12)
-    assert len(runner.jobs) == 1
+    assert len(executor.jobs) == 1
     assert not records
 
 
 class Shared(LocalCenter):
-    shares = True
+    publishes = True
 
     def __init__(self, start):
         super().__init__(start)
         self.states = []
 
-    def share(self, state):
+    def publish(self, state):
         self.states.append(state.numpy().copy())
 
 
 @pytest.mark.parametrize("perturbed", [False, True])
-def test_publishes_the_sample_or_the_perturbed_one(perturbed):
+def test_publishes_the_sample_or_the_perturbed_sample(perturbed):
     model = Bowl([3.0, 4.0], A)
     center = Shared(torch.tensor([3.0, 4.0], dtype=torch.float64))
     base = torch.optim.SGD(model.parameters(), lr=LR)
-    opt = LSAM(base, center, rho=0.5, pull=PULL, period=2, perturbed=perturbed)
+    opt = LocalLSAM(base, center, rho=0.5, pull=PULL, period=2, publish_perturbed=perturbed)
     expected = []
     x = y = np.array([3.0, 4.0])
     for count in range(1, 7):
@@ -225,7 +225,7 @@ def test_every_exchange_publishes_the_perturbed_sample_of_its_own_step():
         model = Bowl([3.0, 4.0], A)
         center = Shared(torch.tensor([3.0, 4.0], dtype=torch.float64))
         base = torch.optim.SGD(model.parameters(), lr=LR)
-        opt = LSAM(base, center, rho=0.5, pull=PULL, perturbed=True, runner=Late(), **options)
+        opt = LocalLSAM(base, center, rho=0.5, pull=PULL, publish_perturbed=True, executor=Late(), **options)
         expected = []
         for count in range(1, 13):
             x = model.value
@@ -236,13 +236,15 @@ def test_every_exchange_publishes_the_perturbed_sample_of_its_own_step():
         np.testing.assert_allclose(center.states, expected, rtol=0, atol=1e-9)
 
 
-def test_an_exchange_that_fails_says_so_again_and_again():
+def test_every_failing_exchange_raises():
     class Broken(LocalCenter):
         def add(self, delta):
             raise OSError("no network")
 
     model = Bowl([3.0], A)
-    opt = LSAM(torch.optim.SGD(model.parameters(), lr=LR), Broken(torch.full((1,), 3.0, dtype=torch.float64)), period=1)
+    opt = LocalLSAM(
+        torch.optim.SGD(model.parameters(), lr=LR), Broken(torch.full((1,), 3.0, dtype=torch.float64)), period=1
+    )
     for _ in range(3):
         with pytest.raises(OSError, match="no network"):
             step(model, opt)
@@ -250,11 +252,11 @@ def test_an_exchange_that_fails_says_so_again_and_again():
 
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16,), (torch.float32, torch.float64), (torch.float32, torch.bfloat16)])
 @pytest.mark.parametrize("coupling", ["elastic", "kernel", "restart"])
-def test_parameters_of_any_types(dtypes, coupling):
+def test_parameters_of_mixed_types(dtypes, coupling):
     params = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     center = LocalCenter(torch.ones(3 * len(params), dtype=wide))
-    opt = LSAM(torch.optim.SGD(params, lr=0.25), center, rho=0.0, coupling=coupling, period=1, pull=0.5)
+    opt = LocalLSAM(torch.optim.SGD(params, lr=0.25), center, rho=0.0, coupling=coupling, period=1, pull=0.5)
 
     def closure():
         opt.zero_grad()
@@ -273,7 +275,7 @@ def test_parameters_of_any_types(dtypes, coupling):
     [
         ({"max_delay": 0}, "max_delay: expected a whole number of exchanges >= 1, found 0"),
         ({"max_delay": 2, "coupling": "restart"}, "max_delay: expected 1 with the coupling restart, found 2"),
-        ({"max_jump": 0.5}, "max_jump: expected a number > 1, found 0.5"),
+        ({"max_delta_ratio": 0.5}, "max_delta_ratio: expected a number > 1, found 0.5"),
     ],
 )
 def test_refuses_options_out_of_range(options, message):

@@ -1,4 +1,4 @@
-"""The parallel ascent with its two gradients on two ranks is the one on one rank."""
+"""The parallel ascent on a pair of ranks equals the one on a single rank."""
 
 import subprocess
 import sys
@@ -25,14 +25,14 @@ opt = SAM(torch.optim.SGD(model.parameters(), lr=0.3), 0.2, ascent="parallel", p
 for x, y in batches(10):
     closure = closure_of(model, opt, x, y)
     opt.step(lambda: calls.append(1) or closure())
-assert len(calls) == 11  # both gradients at the first step's beginning, one per step then
+assert len(calls) == 11  # one more at the start of the first step
 torch.save(flat(model), f"{folder}/{rank}.pt")
 distributed.barrier()
-os._exit(0)  # gloo's threads may abort the interpreter's exit
+os._exit(0)  # a normal exit may abort in gloo's threads
 """
 
 
-def test_a_pair_of_ranks_equals_one(tmp_path):
+def test_a_pair_of_ranks_equals_one_rank(tmp_path):
     jobs = [
         subprocess.Popen([sys.executable, "-c", PROGRAM, str(rank), str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
         for rank in range(2)

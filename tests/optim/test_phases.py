@@ -1,4 +1,4 @@
-"""Loops that cannot use a closure, and what real loops do besides: accumulate, clip, freeze, scale."""
+"""SAM in phases, without a closure, and in loops that accumulate, clip, freeze and scale gradients."""
 
 import copy
 import warnings
@@ -23,7 +23,7 @@ def sgd(model, **options):
 
 
 @pytest.mark.parametrize("ascent", ["exact", "stale"])
-def test_phases_equal_the_closure(ascent):
+def test_phases_equal_a_step_with_a_closure(ascent):
     ours, theirs = network(), network()
     phased, closed = SAM(sgd(ours), 0.2, ascent=ascent), SAM(sgd(theirs), 0.2, ascent=ascent)
     for x, y in batches(10):
@@ -38,7 +38,7 @@ def test_phases_equal_the_closure(ascent):
     assert torch.equal(flat(ours), flat(theirs))
 
 
-def test_perturb_uses_the_gradients_up_so_the_second_pass_starts_from_none():
+def test_perturb_clears_the_gradients():
     model = network()
     opt = SAM(sgd(model), 0.2)
     backward(model, *next(batches(1)))
@@ -46,7 +46,7 @@ def test_perturb_uses_the_gradients_up_so_the_second_pass_starts_from_none():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_misuse_says_what_to_do():
+def test_calls_in_a_wrong_order_say_what_to_call():
     model = network()
     opt = SAM(sgd(model), 0.2)
     x, y = next(batches(1))
@@ -86,7 +86,7 @@ def test_accumulation_over_micro_batches_equals_the_whole_batch():
     torch.testing.assert_close(flat(ours), flat(theirs), rtol=0, atol=1e-12)
 
 
-def test_clipping_between_the_phases_acts_on_the_step_only():
+def test_clipping_after_restore_bounds_the_step():
     model = network()
     opt = SAM(torch.optim.SGD(model.parameters(), lr=1.0), 0.2)
     x, y = next(batches(1))
@@ -100,7 +100,7 @@ def test_clipping_between_the_phases_acts_on_the_step_only():
     assert (flat(model) - before).norm() == pytest.approx(1e-3, rel=1e-4)
 
 
-def test_frozen_parameters_stay_and_can_be_thawed():
+def test_frozen_parameters_stay_until_they_are_unfrozen():
     model = network()
     model[0].requires_grad_(False)
     opt = SAM(sgd(model), 0.2)
@@ -113,8 +113,8 @@ def test_frozen_parameters_stay_and_can_be_thawed():
     assert not torch.equal(model[0].weight, frozen)
 
 
-def test_parameters_that_only_one_pass_reaches_come_back():
-    # The second pass takes another branch: what the first one perturbed must come back all the same.
+def test_parameters_that_only_one_pass_uses_are_restored():
+    # The second pass uses another branch: the parameters that the first pass perturbed must still be restored.
     model = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)]).double()
     opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), 0.2)
     x, y = next(batches(1))
@@ -128,22 +128,22 @@ def test_parameters_that_only_one_pass_reaches_come_back():
     assert torch.equal(model[0].weight, first)
 
 
-def test_sparse_gradients_and_complex_parameters_are_refused():
+def test_refuses_sparse_gradients_and_complex_parameters():
     table = nn.Embedding(10, 3, sparse=True)
     opt = SAM(torch.optim.SGD(table.parameters(), lr=0.1))
     table(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(InputError, match=r"gradients: expected dense ones, found torch.sparse_coo .*sparse=False"):
+    with pytest.raises(InputError, match=r"gradients: expected dense gradients, found torch.sparse_coo .*sparse=False"):
         opt.perturb()
-    with pytest.raises(InputError, match=r"parameters: expected real ones, found torch.complex64 of shape \(2,\)"):
+    with pytest.raises(
+        InputError, match=r"parameters: expected real parameters, found torch.complex64 of shape \(2,\)"
+    ):
         SAM(torch.optim.SGD([nn.Parameter(torch.zeros(2, dtype=torch.complex64))], lr=0.1))
 
 
-def test_a_base_is_taken_once():
+def test_refuses_a_base_optimizer_that_is_in_use():
     base = sgd(network())
     opt = SAM(base)
-    with pytest.raises(
-        InputError, match="base: expected an optimizer of its own, found one that another SAM has taken"
-    ):
+    with pytest.raises(InputError, match="base: expected an optimizer of its own, found one that another SAM uses"):
         SAM(base)
     with pytest.raises(InputError, match="base: expected a torch optimizer that takes plain steps, found SAM"):
         SAM(opt)
@@ -178,7 +178,7 @@ def test_foreach_and_fused_bases_agree_with_the_plain_one(make):
 
 
 @pytest.mark.slow("torch's compiler takes 20 s")
-def test_a_compiled_model_trains_as_the_plain_one():
+def test_a_compiled_model_trains_like_the_plain_one():
     ours, plain = network(torch.float32), network(torch.float32)
     compiled = torch.compile(ours)
     opt, other = SAM(sgd(ours), 0.2, model=compiled), SAM(sgd(plain), 0.2)
@@ -189,7 +189,7 @@ def test_a_compiled_model_trains_as_the_plain_one():
 
 
 @pytest.mark.parametrize("ascent", ["exact", "stale"])
-def test_batchnorm_moves_once_per_step_at_the_unperturbed_point(ascent):
+def test_batchnorm_statistics_update_once_per_step(ascent):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
     opt = SAM(sgd(model), 0.5, ascent=ascent, model=model)
@@ -206,7 +206,7 @@ def test_batchnorm_moves_once_per_step_at_the_unperturbed_point(ascent):
     assert model[1].track_running_stats
 
 
-def test_batchnorm_of_the_parallel_ascent_moves_once_per_step_ahead():
+def test_batchnorm_statistics_of_the_parallel_ascent_update_once_per_step_at_the_look_ahead_point():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
     opt = SAM(torch.optim.SGD(model.parameters(), lr=0.3), 0.5, ascent="parallel", model=model)
@@ -226,7 +226,7 @@ def test_batchnorm_of_the_parallel_ascent_moves_once_per_step_ahead():
     assert model[1].num_batches_tracked == 4
 
 
-def test_batchnorm_is_thawed_after_an_exception():
+def test_batchnorm_tracks_again_after_an_exception():
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
     opt = SAM(sgd(model), 0.5, model=model)
     calls = []
@@ -255,8 +255,8 @@ class Poisoned(torch.autograd.Function):
         return g * float("inf")
 
 
-def test_an_overflow_at_once_does_not_reach_batchnorm():
-    # The high initial scale of GradScaler makes this the usual first step.
+def test_an_overflow_in_the_first_step_does_not_reach_batchnorm():
+    # GradScaler's large initial scale often makes the first step overflow.
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     opt = SAM(sgd(model), 0.2, ascent="parallel", model=model)
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
@@ -276,7 +276,7 @@ def test_an_overflow_at_once_does_not_reach_batchnorm():
 
 @pytest.mark.parametrize("ascent", ["exact", "stale", "parallel"])
 @pytest.mark.parametrize("failing", ["closure", "base"])
-def test_after_a_failure_the_next_step_is_unscaled_as_ever(ascent, failing, monkeypatch):
+def test_the_step_after_a_failed_one_is_unscaled(ascent, failing, monkeypatch):
     model, plain = network(torch.float32), network(torch.float32)
     opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), 0.2, ascent=ascent)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
@@ -300,11 +300,11 @@ def test_after_a_failure_the_next_step_is_unscaled_as_ever(ascent, failing, monk
     calls.extend([1, 1])
     opt.step(closure, scaler)
     scaler.update()
-    # What the failed step left for the next ascent differs by ascent; the step's length tells the scale.
+    # The failed step may leave a gradient for the next ascent, so only the size of the step is checked.
     assert 0 < (flat(model) - flat(plain)).norm() < 1
 
 
-def test_unscaling_stale_gradients_by_either_name_is_once():
+def test_stale_gradients_are_unscaled_once_under_either_optimizer():
     lengths = []
     for name in ("none", "opt", "base"):
         model = network(torch.float32)
@@ -323,7 +323,7 @@ def test_unscaling_stale_gradients_by_either_name_is_once():
     assert lengths[0] == lengths[1] == lengths[2]
 
 
-def test_unscaling_the_base_before_the_ascent_is_refused():
+def test_refuses_a_base_unscaled_before_the_ascent():
     model = network(torch.float32)
     opt, scaler = SAM(sgd(model), 0.2), torch.amp.GradScaler("cpu")
     x, y = next(batches(1, torch.float32))
@@ -334,7 +334,7 @@ def test_unscaling_the_base_before_the_ascent_is_refused():
 
 
 @pytest.mark.parametrize("ascent", ["exact", "stale", "parallel"])
-def test_a_scaler_changes_nothing_where_nothing_overflows(ascent):
+def test_a_scaler_without_overflow_changes_nothing(ascent):
     ours, plain = network(torch.float32), network(torch.float32)
     opt, other = SAM(sgd(ours), 0.2, ascent=ascent), SAM(sgd(plain), 0.2, ascent=ascent)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -350,7 +350,7 @@ def test_a_scaler_changes_nothing_where_nothing_overflows(ascent):
         scaler.update()
         other.step(closure_of(plain, other, x, y))
         assert torch.equal(opt.grad_norm, other.grad_norm) or ascent == "stale"
-    # A power of two scales without rounding.
+    # Scaling by a power of two does not round.
     assert torch.equal(flat(ours), flat(plain))
 
 
@@ -407,7 +407,7 @@ def test_clipping_with_a_scaler_unscales_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_learns(dtype):
+def test_training_with_autocast_lowers_the_loss(dtype):
     model = network(torch.float32)
     opt = SAM(sgd(model), 0.05)
     scaler = torch.amp.GradScaler("cpu", enabled=dtype is torch.float16)
@@ -430,7 +430,7 @@ def test_autocast_learns(dtype):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_what_fails_changes_nothing():
+def test_a_refused_group_changes_nothing():
     model = network()
     opt = SAM(torch.optim.SGD(model[0].parameters(), lr=0.1), 0.2)
     with pytest.raises(InputError, match="rho: expected a finite number >= 0, found -1"):
@@ -439,7 +439,7 @@ def test_what_fails_changes_nothing():
     opt.step(closure_of(model, opt, *next(batches(1))))
 
 
-def test_groups_are_the_base_s_also_after_it_loaded_a_state_by_itself():
+def test_groups_stay_those_of_the_base_after_it_loads_a_state():
     model = network()
     opt = SAM(sgd(model), 0.2)
     opt.base.load_state_dict(opt.base.state_dict())
@@ -447,7 +447,7 @@ def test_groups_are_the_base_s_also_after_it_loaded_a_state_by_itself():
     assert opt.state is opt.base.state
 
 
-def test_a_look_ahead_that_fails_comes_back():
+def test_parameters_are_restored_when_the_look_ahead_fails():
     model = network()
     opt = SAM(
         torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2].parameters()}], lr=0.1),
@@ -461,7 +461,7 @@ def test_a_look_ahead_that_fails_comes_back():
     assert not opt.perturbation.active
 
 
-def test_parameters_that_change_their_type_come_back_exactly():
+def test_parameters_that_changed_their_type_are_restored_exactly():
     model = network(torch.float32)
     opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), 0.2)
     opt.step(closure_of(model, opt, *next(batches(1, torch.float32))))
@@ -475,7 +475,7 @@ def test_parameters_that_change_their_type_come_back_exactly():
     assert torch.equal(flat(model), before)
 
 
-def test_schedulers_know_steps_in_phases(recwarn):
+def test_schedulers_count_steps_in_phases(recwarn):
     model = network()
     opt = SAM(sgd(model), 0.2)
     scheduler = torch.optim.lr_scheduler.StepLR(opt, 1)
@@ -489,7 +489,7 @@ def test_schedulers_know_steps_in_phases(recwarn):
     assert not [w for w in recwarn if "lr_scheduler.step" in str(w.message)]
 
 
-def test_a_copy_is_whole_and_independent():
+def test_a_deep_copy_is_independent():
     model = network()
     opt = SAM(sgd(model), 0.2)
     x, y = next(batches(1))
@@ -502,7 +502,7 @@ def test_a_copy_is_whole_and_independent():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_without_a_radius_a_step_is_the_base_optimizer_s_in_one_pass(scaled):
+def test_rho_0_takes_the_base_step_in_one_pass(scaled):
     torch.manual_seed(0)
     model, calls = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)), []
     plain = copy.deepcopy(model)
@@ -533,7 +533,7 @@ def test_without_a_radius_a_step_is_the_base_optimizer_s_in_one_pass(scaled):
         torch.testing.assert_close(ours, theirs, rtol=0 if not scaled else 1e-5, atol=0 if not scaled else 1e-7)
 
 
-def test_a_radius_that_is_a_function_or_that_somebody_sets_counts():
+def test_a_callable_or_later_changed_rho_takes_two_passes():
     model, calls = nn.Linear(3, 1), []
     x = torch.randn(4, 3)
     opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=lambda step: float(step > 0))

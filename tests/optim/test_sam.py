@@ -1,4 +1,4 @@
-"""SAM against its definition written out, other libraries and torch's own machinery."""
+"""SAM against its definition, another library, and torch's schedulers and states."""
 
 import pytest
 import torch
@@ -21,13 +21,13 @@ def test_equals_the_two_pass_definition_in_float64():
 
 
 def test_agrees_with_pytorch_optimizer_over_50_steps():
-    from pytorch_optimizer import SAM as PeerSAM  # takes a second
+    import pytorch_optimizer  # the import takes a second
 
     ours, theirs = network(torch.float32), network(torch.float32)
-    mine = SAM(torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9), rho=0.1)
-    peer = PeerSAM(theirs.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)
+    opt = SAM(torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9), rho=0.1)
+    peer = pytorch_optimizer.SAM(theirs.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)
     for x, y in batches(50, torch.float32):
-        mine.step(closure_of(ours, mine, x, y))
+        opt.step(closure_of(ours, opt, x, y))
         closure = closure_of(theirs, peer, x, y)
         closure()
         peer.first_step(zero_grad=True)
@@ -37,7 +37,7 @@ def test_agrees_with_pytorch_optimizer_over_50_steps():
 
 
 @pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, 0.1, 0.9), lambda p: torch.optim.AdamW(p, 0.01)])
-def test_with_rho_0_is_the_base_optimizer_to_the_bit(make):
+def test_rho_0_equals_the_base_optimizer_to_the_bit(make):
     ours, plain = network(), network()
     opt, base = SAM(make(ours.parameters()), rho=0.0), make(plain.parameters())
     for x, y in batches(20):
@@ -84,7 +84,7 @@ def test_schedulers_act_on_either_optimizer(on_base):
     assert not torch.equal(flat(model), before)
 
 
-def test_aliases_survive_load_state_dict_and_add_param_group():
+def test_groups_and_state_stay_those_of_the_base():
     model = network()
     opt = SAM(torch.optim.SGD(model[0].parameters(), lr=0.1, momentum=0.9), rho=0.3)
     opt.add_param_group({"params": list(model[2].parameters()), "rho": 0.7})
@@ -97,7 +97,7 @@ def test_aliases_survive_load_state_dict_and_add_param_group():
     assert len(opt.state) == 4
 
 
-def test_parameters_stay_where_they_are():
+def test_parameters_keep_their_memory():
     model = network()
     opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1))
     places = [p.data_ptr() for p in model.parameters()]
@@ -106,7 +106,7 @@ def test_parameters_stay_where_they_are():
     assert places == [p.data_ptr() for p in model.parameters()]
 
 
-def test_a_closure_that_fails_at_the_perturbed_point_leaves_the_parameters_as_they_were():
+def test_parameters_are_restored_when_the_closure_fails_at_the_perturbed_point():
     model = network()
     opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
     x, y = next(batches(1))
@@ -141,7 +141,7 @@ def test_parameters_without_a_gradient_are_left_alone():
         ({"rho": float("nan")}, "rho: expected a finite number >= 0, found nan"),
         ({"rho": "big"}, "rho: expected a finite number >= 0, found 'big'"),
         ({"gamma": -1.0}, "gamma: expected a finite number >= 0, found -1.0"),
-        ({"rho": lambda step: -step - 1.0}, "rho: expected a finite number >= 0, found -1.0 at total step 0"),
+        ({"rho": lambda step: -step - 1.0}, "rho: expected a finite number >= 0, found -1.0 at global step 0"),
     ],
 )
 def test_refuses_hyperparameters_out_of_range(options, message):
@@ -150,7 +150,7 @@ def test_refuses_hyperparameters_out_of_range(options, message):
     assert str(caught.value) == message
 
 
-def test_says_what_is_missing():
+def test_refuses_missing_arguments_and_gradients():
     model = network()
     with pytest.raises(InputError, match="base: expected a torch optimizer that takes plain steps, found generator"):
         SAM(model.parameters())

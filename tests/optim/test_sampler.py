@@ -1,22 +1,22 @@
-"""What LSAM's chains sample, against quadrature.
+"""The distribution that LSAM's chains sample, against numerical quadrature.
 
 The laws: q(x|y) ~ exp(-(u(x) + lambda/2 |x - y|^2) / T) in one and in five dimensions. u is f_SAM where f_SAM is
-continuous (the bowl). Where it jumps, at the critical points of an asymmetric double well, u is the potential that the
-steps go down: f_SAM with the jumps taken out.
+continuous (the bowl). At the critical points of an asymmetric double well f_SAM jumps; there u is the potential whose
+gradient the steps follow: f_SAM with the jumps removed.
 
-The error level: N independent chains give N averages, and their spread the standard error. A mean must be within
-4 standard errors, and a histogram's Hotelling T^2 must have a p-value above that of 4 sigma, 6.3e-5. Seeds are fixed.
+Error level: N independent chains give N averages, whose spread gives the standard error. A mean must be within 4
+standard errors, and the p-value of a histogram's Hotelling T^2 above that of 4 sigma, 6.3e-5. Seeds are fixed.
 """
 
 import math
 
 import numpy as np
 import pytest
-import scipy  # its packages are imported when they are first used
+import scipy  # it imports its subpackages at first use
 import torch
 from torch import nn
 
-from lsam_hpc.optim import LSAM, LocalCenter
+from lsam_hpc.optim import LocalCenter, LocalLSAM
 from tests.helpers.quadrature import (
     Bowl,
     Replicas,
@@ -45,17 +45,17 @@ def slope_of(f, rho=RHO):
 
 
 def sigmas(samples, expected):
-    """Return how many standard errors the mean of samples (times, chains) is from what is expected."""
+    """Return the distance of the mean of samples (times, chains) from `expected`, in standard errors."""
     mean, error = estimate(samples.mean(axis=0))
     return (mean - expected) / error
 
 
 def histogram_p(samples, edges, expected):
-    """Return the p-value of Hotelling's T^2 of each chain's histogram against the bins' probabilities."""
+    """Return the p-value of Hotelling's T^2 of the chains' histograms against the bins' probabilities."""
     times, chains = samples.shape
     which = np.searchsorted(edges, samples, side="right") - 1
     counts = np.bincount((which + np.arange(chains) * (edges.size - 1)).ravel(), minlength=chains * (edges.size - 1))
-    # The last bin is what the others leave.
+    # Without the last bin, which the others determine.
     shares = counts.reshape(chains, -1)[:, :-1] / times
     gap = shares.mean(axis=0) - expected[:-1]
     t2 = chains * gap @ np.linalg.solve(np.cov(shares.T), gap)
@@ -64,7 +64,7 @@ def histogram_p(samples, edges, expected):
 
 
 def agreement(law, y, samples, edges=EDGES):
-    """Return sigmas of the mean, which are the score's too, and of the variance, and the histogram's p."""
+    """Return the sigmas of the mean (and so of the score) and of the variance, and the histogram's p-value."""
     mean = law.mean(y)
     spread = sigmas((samples - mean) ** 2, law.variance(y))
     return sigmas(samples, mean), spread, histogram_p(samples, edges, law.bins(y, edges))
@@ -93,7 +93,7 @@ def test_the_score_is_the_derivative_of_the_free_energy(name, y):
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5])
-def test_the_quadrature_of_the_line_is_scipy_s(rho):
+def test_the_quadrature_of_the_line_agrees_with_scipy(rho):
     y, law = 0.4, line_law(WELL, rho, STIFFNESS, T, jumping=True)
 
     def weight(x):
@@ -107,7 +107,7 @@ def test_the_quadrature_of_the_line_is_scipy_s(rho):
 
 
 @pytest.mark.parametrize("dimension", [2, 5])
-def test_the_quadrature_of_the_ball_is_the_radial_integral_at_y_0(dimension):
+def test_the_quadrature_of_the_ball_agrees_with_the_radial_integral_at_y_0(dimension):
     law = ball_law(BOWL, dimension, 0.5, STIFFNESS, T)
 
     def weight(r):
@@ -118,7 +118,7 @@ def test_the_quadrature_of_the_ball_is_the_radial_integral_at_y_0(dimension):
     assert law.variance(0.0) == pytest.approx(square / dimension, abs=1e-9)
 
 
-def test_the_quadrature_is_the_closed_form_without_ascent():
+def test_the_quadrature_agrees_with_the_closed_form_without_ascent():
     a, stiffness, y = 2.0, 0.5, 0.7
     for law in (line_law(Bowl(a), 0.0, stiffness, T), ball_law(Bowl(a), 5, 0.0, stiffness, T)):
         assert law.mean(y) == pytest.approx(stiffness * y / (a + stiffness), abs=1e-9)
@@ -127,7 +127,7 @@ def test_the_quadrature_is_the_closed_form_without_ascent():
         assert law.free_energy(y) - law.free_energy(0.0) == pytest.approx(smoothed, abs=1e-9)
 
 
-def test_the_law_of_finite_steps_is_the_closed_form_without_ascent():
+def test_the_law_of_finite_steps_agrees_with_the_closed_form_without_ascent():
     a, lr, y = 2.0, 0.05, 0.7
     stepped = line_law(Bowl(a), 0.0, STIFFNESS, T).stepped(y, lr, slope_of(Bowl(a), 0.0))
     rate = a + STIFFNESS
@@ -151,7 +151,7 @@ def test_the_step_follows_the_gradient_of_f_sam_in_the_bowl():
 
 
 def moved(f, start, rho):
-    """Return the gradient that one step of LSAM took, without noise and force."""
+    """Return the gradient of one LSAM step without noise and force."""
     lr = 0.01
     x, opt, closure = plain(f, start, start, lr, rho, stiffness=0.0)
     opt.step(closure)
@@ -159,11 +159,11 @@ def moved(f, start, rho):
 
 
 def plain(f, start, y, lr, rho, **options):
-    """Return one chain as a user writes it: a parameter, LSAM, and a closure with autograd."""
+    """Return one chain in user code: a parameter, LocalLSAM, and a closure with autograd."""
     x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     center = LocalCenter(torch.tensor(y, dtype=torch.float64))
     options = {"pull": 0.0, "period": 2**62} | options
-    opt = LSAM(torch.optim.SGD([x], lr=lr), center, rho, coupling="kernel", **options)
+    opt = LocalLSAM(torch.optim.SGD([x], lr=lr), center, rho, coupling="kernel", **options)
 
     def closure():
         opt.zero_grad()
@@ -174,20 +174,20 @@ def plain(f, start, y, lr, rho, **options):
     return x, opt, closure
 
 
-def test_f_sam_jumps_at_the_well_s_critical_points_and_the_potential_of_the_steps_does_not():
+def test_f_sam_jumps_at_critical_points_of_the_well_and_the_potential_of_the_steps_does_not():
     h = 1e-9
     expected = jumps(WELL, RHO)
     for point, jump in zip(WELL.critical(), expected, strict=True):
         around = np.array([point - h, point + h])
         assert np.diff(f_sam(WELL, around, RHO)).item() == pytest.approx(jump, abs=1e-6)
         assert np.diff(descended(WELL, around, RHO)).item() == pytest.approx(0, abs=1e-6)
-    # Up to half of T: chains can tell the two apart. At a minimum a jump is rho^3 f'''/3, so it goes fast with rho.
+    # The largest jump exceeds half of T, so chains can tell the laws apart. At a minimum of f it is rho^3 f'''/3.
     assert np.abs(expected).max() > 0.5 * T
     np.testing.assert_allclose(expected, RHO**3 / 3 * 24 * WELL.critical() * [1, -1, 1], rtol=1e-9)
     assert jumps(BOWL, RHO) == pytest.approx(0)
 
 
-def test_replicas_are_chains_of_their_own():
+def test_replicas_equal_separate_chains():
     starts, y = np.array([[0.3, -0.2], [1.0, 2.0], [-0.1, 0.4]]), np.array([0.5, -0.5])
     for f in (WELL, BOWL):
         center = LocalCenter(torch.tensor(y).repeat(3))
@@ -203,7 +203,7 @@ def test_replicas_are_chains_of_their_own():
             )
 
 
-def test_a_replica_is_a_chain_with_noise():
+def test_a_replica_with_noise_equals_a_chain_with_noise():
     options = {"stiffness": 0.7, "temperature": T, "seed": 3}
     center = LocalCenter(torch.zeros(5, dtype=torch.float64))
     start = np.full(5, 0.4)
@@ -216,7 +216,7 @@ def test_a_replica_is_a_chain_with_noise():
 
 
 def test_steps_without_ascent_have_the_known_variance_at_a_large_lr():
-    # x <- (1 - lr (a + lambda)) x + sqrt(2 lr T) N has this variance exactly: 1/4 more than T / (a + lambda).
+    # The variance of x <- (1 - lr (a + lambda)) x + sqrt(2 lr T) N, exactly: 1/4 more than T / (a + lambda).
     lr, rate, y = 0.2, BOWL.a + STIFFNESS, np.array([0.5])
     chains = fixed(BOWL, y, 512, lr, 0.0, STIFFNESS, T, seed=1)
     chains.record(1, 200)
@@ -225,7 +225,7 @@ def test_steps_without_ascent_have_the_known_variance_at_a_large_lr():
     variance = T / rate / (1 - lr * rate / 2)
     assert abs(sigmas(samples, mean)) < SIGMAS
     assert abs(sigmas((samples - mean) ** 2, variance)) < SIGMAS
-    # Of 2 million correlated samples the error is 0.1 %, so the missing fifth would show at 150 sigma.
+    # With 2 million correlated samples the error is 0.1 %, so T / (a + lambda), a fifth too small, is off by 150 sigma.
     assert abs(sigmas((samples - mean) ** 2, T / rate)) > 100
 
 
@@ -237,7 +237,7 @@ def test_steps_in_the_well_have_the_law_of_finite_steps(y):
     samples = chains.record(2000, 5)[:, :, 0]
     law = line_law(WELL, RHO, STIFFNESS, T, edges=EDGES)
     assert agrees(law.stepped(y, lr, slope_of(WELL)), y, samples)
-    # The bias of this lr in the mean, 0.03, is 15 standard errors: q itself is refused.
+    # The bias of this lr in the mean, 0.03, is 15 standard errors: q itself does not agree.
     assert not agrees(law, y, samples)
 
 
@@ -246,7 +246,7 @@ SMALL_LR = 0.001
 
 @pytest.fixture(scope="module")
 def well_samples():
-    """Samples of the well around y = 0.7 at a small lr, and y."""
+    """Return samples of the well around y = 0.7 at a small lr, and y."""
     y = 0.7
     chains = fixed(WELL, np.array([y]), 2048, SMALL_LR, RHO, STIFFNESS, T, seed=4)
     chains.record(1, 12_000)
@@ -254,7 +254,7 @@ def well_samples():
 
 
 @pytest.mark.slow("a statistical trial of 10 s")
-def test_the_well_s_chains_sample_q(well_samples):
+def test_the_chains_in_the_well_sample_q(well_samples):
     samples, y = well_samples
     law = line_law(WELL, RHO, STIFFNESS, T, edges=EDGES)
     stepped = law.stepped(y, SMALL_LR, slope_of(WELL))
@@ -264,7 +264,7 @@ def test_the_well_s_chains_sample_q(well_samples):
     mean, spread, _ = agreement(law, y, samples)
     assert abs(mean) < SIGMAS
     assert abs(spread) < SIGMAS
-    # In single bins the bias is 1 to 5 %, which this histogram sees.
+    # In single bins the bias is 1 to 5 %, which this histogram detects.
     assert agrees(stepped, y, samples)
 
 
@@ -277,7 +277,7 @@ def test_the_law_of_finite_steps_tends_to_q_in_proportion_to_lr():
 
 
 @pytest.mark.parametrize(
-    ("what", "options"),
+    ("changed", "options"),
     [
         ("temperature", {"temperature": 1.1 * T}),
         ("rho", {"rho": 0.8 * RHO}),
@@ -285,20 +285,20 @@ def test_the_law_of_finite_steps_tends_to_q_in_proportion_to_lr():
         ("stiffness", {"stiffness": 1.15 * STIFFNESS}),
     ],
 )
-def test_the_well_s_chains_are_told_from_another_law(well_samples, what, options):
+def test_the_chains_in_the_well_contradict_other_laws(well_samples, changed, options):
     samples, y = well_samples
     options = {"rho": RHO, "stiffness": STIFFNESS, "temperature": T} | options
     law = line_law(WELL, **options, edges=EDGES)
-    assert not agrees(law.stepped(y, SMALL_LR, slope_of(WELL, options["rho"])), y, samples), what
+    assert not agrees(law.stepped(y, SMALL_LR, slope_of(WELL, options["rho"])), y, samples), changed
 
 
-def test_the_well_s_chains_do_not_see_the_jumps_of_f_sam(well_samples):
+def test_the_chains_in_the_well_contradict_f_sam_with_its_jumps(well_samples):
     samples, y = well_samples
     assert abs(sigmas(samples, line_law(WELL, RHO, STIFFNESS, T, jumping=True).mean(y))) > SIGMAS
 
 
-def test_the_bowl_s_chains_sample_q():
-    # By Law.stepped the bias of this lr is 0.0001 in the mean, 0.0002 in the variance; standard errors: 0.002, 0.0009.
+def test_the_chains_in_the_bowl_sample_q():
+    # By Law.stepped this lr biases the mean by 0.0001 and the variance by 0.0002; standard errors: 0.002, 0.0009.
     y, lr, rho = 0.6, 0.001, 0.5
     chains = fixed(BOWL, np.array([y]), 2048, lr, rho, STIFFNESS, T, seed=5)
     chains.record(1, 4000)
@@ -308,8 +308,8 @@ def test_the_bowl_s_chains_sample_q():
 
 
 @pytest.mark.slow("a statistical trial of 6 s")
-def test_the_five_dimensional_bowl_s_chains_sample_q():
-    # Runs at 40 times this lr put its biases at 0.0001, 0.0002 and 0.0009; the standard errors are 0.003, 0.001, 0.002.
+def test_the_chains_in_the_five_dimensional_bowl_sample_q():
+    # By runs at 40 times this lr the biases are 0.0001, 0.0002 and 0.0009; the standard errors are 0.003, 0.001, 0.002.
     lr, rho = 0.001, 0.5
     chains = fixed(BOWL, OFF_AXIS, 1024, lr, rho, STIFFNESS, T, seed=6)
     chains.record(1, 4000)
@@ -326,7 +326,7 @@ def test_the_five_dimensional_bowl_s_chains_sample_q():
 
 @pytest.mark.slow("a statistical trial of 20 s")
 def test_one_plain_chain_samples_q():
-    # One chain as a user writes it; 24 batches of 20 units of time, many times the slowest mode's.
+    # One chain in user code; 24 batches of 20 units of time, many times that of the slowest mode.
     y, lr, stiffness = 0.7, 0.02, 4.0
     x, opt, closure = plain(WELL, np.array([y]), np.array([y]), lr, RHO, stiffness=stiffness, temperature=T, seed=7)
     samples = np.empty((24, 1000))
@@ -343,7 +343,7 @@ def test_one_plain_chain_samples_q():
 
 
 def centers(f, chains, replicas, start, lr, temperature, pull, burn, count):
-    """Return the path of a center that `chains` chains move, in independent replicas: shape (count, replicas)."""
+    """Return the paths of centers, each moved by `chains` chains, in independent replicas: shape (count, replicas)."""
     y = torch.full((replicas,), start, dtype=torch.float64)
     center = LocalCenter(y)
     options = {"stiffness": STIFFNESS, "temperature": temperature, "pull": pull, "period": 5}
@@ -358,9 +358,9 @@ def centers(f, chains, replicas, start, lr, temperature, pull, burn, count):
 
 
 @pytest.mark.slow("a statistical trial of 5 s")
-def test_two_chains_bring_the_center_to_the_bowl_s_minimiser():
-    # By symmetry the center's mean is 0 at any lr and pull. From 1 it comes there at a rate of about
-    # chains * pull / period * F'' / lambda = 1/250 per step; 3000 steps are not recorded.
+def test_two_chains_move_the_center_to_the_minimum_of_the_bowl():
+    # By symmetry the center's mean is 0 at any lr and pull. From 1 it approaches 0 at a rate of about
+    # chains * pull / period * F'' / lambda = 1/250 per step; the first 3000 steps are not recorded.
     path = centers(BOWL, 2, 256, 1.0, 0.02, T, pull=0.02, burn=150, count=400)
     mean, error = estimate(path.mean(axis=0))
     assert error < 0.01
@@ -368,10 +368,10 @@ def test_two_chains_bring_the_center_to_the_bowl_s_minimiser():
 
 
 @pytest.mark.slow("a statistical trial of 20 s")
-def test_four_chains_bring_the_center_to_the_well_s_minimiser_of_the_free_energy():
-    # Here F has one minimum, between the wells. A pull of 0.0025 each 5 steps leaves the center a variance v of 0.03,
-    # and F's skewness shifts its mean by -F''' / (2 F'') v = 0.004; what is left of the start shifts it by 0.001.
-    # Together that is 1.3 standard errors.
+def test_four_chains_move_the_center_to_the_minimum_of_the_free_energy():
+    # F has one minimum, between the wells. With a pull of 0.0025 each 5 steps the center has a variance v of 0.03, and
+    # F's skewness shifts its mean by -F''' / (2 F'') v = 0.004; the remainder of the start shifts it by 0.001.
+    # Together this is 1.3 standard errors.
     f, temperature, lr = Well(0.5, 0.2), 0.8, 0.01
     path = centers(f, 4, 512, 0.0, lr, temperature, pull=0.0025, burn=200, count=350)
     mean, error = estimate(path.mean(axis=0))
@@ -379,7 +379,7 @@ def test_four_chains_bring_the_center_to_the_well_s_minimiser_of_the_free_energy
 
     def minimiser(rho):
         law = line_law(f, rho, STIFFNESS, temperature, reach=5.0)
-        # Where the score of steps of this lr vanishes; that of q does 0.01 away from it.
+        # The zero of the score of steps of this lr; that of q is 0.01 away.
         return scipy.optimize.brentq(lambda y: law.stepped(y, lr, slope_of(f, rho)).score(y), -0.6, 0.1, xtol=1e-4)
 
     assert abs(mean - minimiser(RHO)) < SIGMAS * error

@@ -21,7 +21,7 @@ def optimizer(model, **options):
 
 
 def losses_of(model, x, y, calls=None):
-    """Return `losses`, and write down what each call was given."""
+    """Return the function `losses`; append the argument of each call to `calls`."""
 
     def losses(chosen):
         if calls is not None:
@@ -54,30 +54,30 @@ def uniform(n):
     return torch.full((n,), 1 / n, dtype=torch.float64)
 
 
-def test_without_options_it_is_sam():
+def test_without_options_equals_sam():
     ours, theirs = network(), network()
-    mine, sam = optimizer(ours), optimizer(theirs)
+    opt, sam = optimizer(ours), optimizer(theirs)
     for x, y in batches(10):
-        loss = sample_step(mine, losses_of(ours, x, y))
+        loss = sample_step(opt, losses_of(ours, x, y))
         expected = sam.step(closure_of(theirs, sam, x, y))
         assert not loss.requires_grad
         torch.testing.assert_close(loss, expected.detach(), **EXACT)
     torch.testing.assert_close(flat(ours), flat(theirs), **EXACT)
 
 
-def test_gradients_that_were_there_and_no_grad_mode_change_nothing():
+def test_earlier_gradients_and_no_grad_mode_change_nothing():
     ours, theirs = network(), network()
-    mine, other = optimizer(ours), optimizer(theirs)
+    opt, other = optimizer(ours), optimizer(theirs)
     x, y = next(batches(1))
     losses_of(ours, x, y)(None).sum().backward()
     with torch.no_grad():
-        sample_step(mine, losses_of(ours, x, y))
+        sample_step(opt, losses_of(ours, x, y))
     sample_step(other, losses_of(theirs, x, y))
     assert torch.equal(flat(ours), flat(theirs))
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.5, 8), (0.3, 5), (0.01, 1)])
-def test_esam_goes_down_the_mean_loss_of_the_samples_that_the_ascent_raises_most(fraction, count):
+def test_esam_descends_the_mean_loss_of_the_samples_that_the_ascent_raises_most(fraction, count):
     model, calls = network(), []
     opt, at = optimizer(model), flat(model)
     for x, y in batches(10):
@@ -92,11 +92,11 @@ def test_esam_goes_down_the_mean_loss_of_the_samples_that_the_ascent_raises_most
 
 
 @pytest.mark.parametrize("selection", [ESAM(1), AUSAM(1)])
-def test_a_fraction_of_1_is_sam_and_costs_no_extra_pass(selection):
+def test_a_fraction_of_1_equals_sam_without_an_extra_pass(selection):
     ours, theirs, calls = network(), network(), []
-    mine, other = optimizer(ours), optimizer(theirs)
+    opt, other = optimizer(ours), optimizer(theirs)
     for step, (x, y) in enumerate(batches(5)):
-        sample_step(mine, losses_of(ours, x, y, calls), selection=selection, ids=torch.arange(16) + step)
+        sample_step(opt, losses_of(ours, x, y, calls), selection=selection, ids=torch.arange(16) + step)
         sample_step(other, losses_of(theirs, x, y))
     assert len(calls) == 10
     torch.testing.assert_close(flat(ours), flat(theirs), **EXACT)
@@ -116,12 +116,12 @@ def probabilities(history, ids, fraction, floor):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_ausam_goes_down_its_formula(weighted):
+def test_ausam_follows_its_formula(weighted):
     model, calls, history, certain = network(), [], {}, 0
     opt, at = optimizer(model), flat(model)
     selection = AUSAM(0.5, floor=0.2)
-    there = torch.linspace(0.01, 0.1, 16, dtype=torch.float64) if weighted else uniform(16)
-    weighting = (lambda before: (uniform(16), None, there)) if weighted else None
+    perturbed_weight = torch.linspace(0.01, 0.1, 16, dtype=torch.float64) if weighted else uniform(16)
+    weighting = (lambda before: (uniform(16), None, perturbed_weight)) if weighted else None
     generator = torch.Generator().manual_seed(3)
     for x, y in batches(20):
         ids = torch.randperm(40, generator=generator)[:16]
@@ -135,10 +135,10 @@ def test_ausam_goes_down_its_formula(weighted):
         for i in chosen.tolist():
             history.setdefault(int(ids[i]), []).append(float(change[i]))
         weights = torch.zeros(16, dtype=torch.float64)
-        weights[chosen] = there[chosen] / p[chosen]
+        weights[chosen] = perturbed_weight[chosen] / p[chosen]
         at = at - LR * weighted_gradient(model, moved, x, y, weights)
         torch.testing.assert_close(flat(model), at, **EXACT)
-    assert certain > 0  # some probabilities were capped
+    assert certain > 0  # some probabilities were capped at 1
     assert len(calls) == 40
 
 
@@ -178,7 +178,7 @@ def run(steps, selection, model, opt, start=0):
 def test_ausam_is_determined_by_its_generator():
     def result(seed):
         model = network()
-        torch.seed()  # torch's own generator has no part in it
+        torch.seed()  # torch's global generator must not matter
         run(10, AUSAM(0.5, generator=torch.Generator().manual_seed(seed)), model, optimizer(model))
         return flat(model)
 
@@ -201,13 +201,13 @@ def test_ausam_resumes_to_the_bit():
     assert torch.equal(flat(half), flat(model))
 
 
-def test_ausam_survives_what_has_no_average():
+def test_ausam_handles_samples_without_an_average():
     ids = torch.tensor([3, 3, 0, 9], dtype=torch.int32)
     selection = AUSAM(0.5)
     selection.learn(ids, torch.arange(4), torch.tensor([float("nan"), float("inf"), 0.0, 0.0]))
     half = torch.full((4,), 0.5, dtype=torch.float64)
     assert torch.equal(selection.probabilities(ids), half)
-    selection.learn(ids, torch.tensor([0, 1]), torch.tensor([2.0, 4.0]))  # a sample that is there twice counts twice
+    selection.learn(ids, torch.tensor([0, 1]), torch.tensor([2.0, 4.0]))  # a sample that occurs twice counts twice
     expected = probabilities({3: [2.0, 4.0], 0: [0.0], 9: [0.0]}, ids.tolist(), 0.5, 0.1)
     torch.testing.assert_close(selection.probabilities(ids), expected, **EXACT)
 
@@ -219,36 +219,42 @@ def test_a_selection_without_memory_has_no_state():
 
 
 @pytest.mark.parametrize("selection", [None, ESAM(0.5)])
-def test_weights_enter_where_they_should(selection):
+def test_each_weight_multiplies_the_losses_of_its_pass(selection):
     model, calls = network(), []
     opt, at = optimizer(model), flat(model)
-    ascent, here, there = torch.rand(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weights = torch.rand(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    ascent, clean_weight, perturbed_weight = weights
     for x, y in batches(10):
         moved = at + ascent_of(model, at, x, y, ascent)
         change = sample_losses(model, moved, x, y) - sample_losses(model, at, x, y)
         top = (change >= change.median() + 1e-15).double() if selection else torch.ones(16, dtype=torch.float64)
-        step = weighted_gradient(model, at, x, y, here)
-        step += weighted_gradient(model, moved, x, y, there * top * 16 / top.sum())
+        step = weighted_gradient(model, at, x, y, clean_weight)
+        step += weighted_gradient(model, moved, x, y, perturbed_weight * top * 16 / top.sum())
         at = at - LR * step
         seen = []
-        weighting = lambda before: seen.append(before) or (ascent, here, there)  # noqa: E731, B023
+
+        def weighting(before, seen=seen):
+            seen.append(before)
+            return weights
+
         sample_step(opt, losses_of(model, x, y, calls), selection=selection, weighting=weighting)
         assert not seen[0].requires_grad
         torch.testing.assert_close(flat(model), at, **EXACT)
 
 
-def test_no_weight_here_costs_nothing():
+def test_a_clean_weight_of_none_or_zero_saves_a_backward_pass():
     model = network()
     opt, backwards = optimizer(model), []
     model[0].bias.register_post_accumulate_grad_hook(backwards.append)
     x, y = next(batches(1))
-    for here, passes in ((None, 2), (torch.zeros(16), 2), (uniform(16), 3)):
+    for clean_weight, passes in ((None, 2), (torch.zeros(16), 2), (uniform(16), 3)):
         backwards.clear()
-        sample_step(opt, losses_of(model, x, y), weighting=lambda before, here=here: (uniform(16), here, uniform(16)))
+        weights = (uniform(16), clean_weight, uniform(16))
+        sample_step(opt, losses_of(model, x, y), weighting=lambda before, weights=weights: weights)
         assert len(backwards) == passes
 
 
-def test_a_parameter_that_only_the_first_pass_uses_gets_the_weights_there():
+def test_a_parameter_used_only_at_x_gets_the_gradient_with_the_clean_weight():
     a, b = (torch.nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
     opt = SAM(torch.optim.SGD([a, b], lr=0.1), rho=0.0)
     one = torch.ones(2, dtype=torch.float64)
@@ -265,7 +271,7 @@ def test_a_parameter_that_only_the_first_pass_uses_gets_the_weights_there():
     assert b.item() == pytest.approx(1 - 0.1 * 5, abs=1e-15)
 
 
-def test_the_focal_sam_of_the_docs_is_the_papers():
+def test_focal_sam_in_the_docs_follows_the_paper():
     setup, steps = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "samples.md").read_text(), flags=re.DOTALL)
     names = {}
     exec(setup, names)
@@ -298,7 +304,7 @@ class Broken(Selection):
 
 
 @pytest.mark.parametrize("where", ["selection", "losses", "backward", "shape"])
-def test_a_second_pass_that_fails_leaves_the_parameters_as_they_were(where):
+def test_parameters_are_restored_when_the_second_pass_fails(where):
     model, calls = network(), []
     opt, before = optimizer(model), flat(model)
     x, y = next(batches(1))
@@ -323,7 +329,7 @@ def test_a_second_pass_that_fails_leaves_the_parameters_as_they_were(where):
         sample_step(opt, losses, selection=Broken(0.5) if where == "selection" else None)
     assert len(calls) == 1 or not torch.equal(calls[1], before)
     assert torch.equal(flat(model), before)
-    sample_step(opt, good)  # and goes on
+    sample_step(opt, good)  # the next step works
     other = network()
     sample_step(optimizer(other), losses_of(other, x, y))
     assert torch.equal(flat(model), flat(other))
@@ -333,7 +339,7 @@ def test_a_second_pass_that_fails_leaves_the_parameters_as_they_were(where):
 @pytest.mark.parametrize(
     ("name", "make"), [("fraction", ESAM), ("fraction", AUSAM), ("floor", lambda v: AUSAM(0.5, floor=v))]
 )
-def test_refuses_shares_out_of_range(name, make, fraction):
+def test_refuses_fractions_out_of_range(name, make, fraction):
     with pytest.raises(InputError) as caught:
         make(fraction)
     assert str(caught.value) == f"{name}: expected a number > 0 and <= 1, found {fraction!r}"
@@ -354,11 +360,11 @@ IDS = "ids: expected 16 dataset indices >= 0 in a 1-D tensor, found "
         ),
         (
             {"weighting": lambda before: (before, None, before[1:])},
-            "weighting: expected weights of shape (16,), found there of shape (15,)",
+            "weighting: expected weights of shape (16,), found perturbed_weight of shape (15,)",
         ),
         (
             {"weighting": lambda before: (before, before[:, None], before)},
-            "weighting: expected weights of shape (16,), found here of shape (16, 1)",
+            "weighting: expected weights of shape (16,), found clean_weight of shape (16, 1)",
         ),
         (
             {"weighting": lambda before: (before.mean(), None, before)},
@@ -366,7 +372,7 @@ IDS = "ids: expected 16 dataset indices >= 0 in a 1-D tensor, found "
         ),
     ],
 )
-def test_says_what_is_wrong_with_the_arguments(options, message):
+def test_refuses_wrong_arguments(options, message):
     model = network()
     x, y = next(batches(1))
     before = flat(model)
@@ -384,7 +390,7 @@ def test_says_what_is_wrong_with_the_arguments(options, message):
         (lambda v: v[:0], "losses: expected one loss per sample in a 1-D tensor, found shape (0,)"),
     ],
 )
-def test_says_what_is_wrong_with_the_losses(change, message):
+def test_refuses_losses_of_a_wrong_shape(change, message):
     model = network()
     losses = losses_of(model, *next(batches(1)))
     with pytest.raises(InputError) as caught:
@@ -392,7 +398,7 @@ def test_says_what_is_wrong_with_the_losses(change, message):
     assert str(caught.value) == message
 
 
-def test_losses_that_ignore_the_choice_are_found_out():
+def test_refuses_losses_that_ignore_the_selection():
     model = network()
     losses = losses_of(model, *next(batches(1)))
     with pytest.raises(InputError, match=r"^losses: expected 8 losses in a 1-D tensor, found shape \(16,\)$"):

@@ -10,7 +10,7 @@ from lsam_hpc.optim.smoothed import SmoothedLoss
 
 
 @pytest.mark.parametrize("kind", [float, torch.tensor])
-def test_an_exponential_mean_that_leaves_out_what_is_not_finite(kind):
+def test_is_an_exponential_mean_of_the_finite_losses(kind):
     losses = [3.0, math.inf, 1.0, math.nan, 2.0, 0.5]
     mean = SmoothedLoss()
     assert math.isnan(mean.value)
@@ -26,9 +26,9 @@ def test_an_exponential_mean_that_leaves_out_what_is_not_finite(kind):
     assert mean.value == pytest.approx(7.1)
 
 
-def test_a_loss_that_has_a_gradient_is_taken_without_a_warning(recwarn):
+def test_a_loss_that_requires_a_gradient_gives_no_warning(recwarn):
     before = torch.is_warn_always_enabled()
-    torch.set_warn_always(True)  # else torch warns once in a process
+    torch.set_warn_always(True)  # without this torch warns only once per process
     try:
         SmoothedLoss().add(torch.ones((), requires_grad=True) * 2)
     finally:

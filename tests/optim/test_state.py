@@ -1,4 +1,4 @@
-"""A run that goes on from its saved state is the run that was never broken, to the bit."""
+"""A run resumed from a saved state equals the uninterrupted run, to the bit."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lsam_hpc import SAM
-from lsam_hpc.optim import LSAM, LocalCenter, masks
+from lsam_hpc.optim import LocalCenter, LocalLSAM, masks
 from tests.helpers.problems import batches, closure_of, flat, network
 
 
@@ -16,10 +16,18 @@ def make(kind, model, center, mask):
     if center is None:
         return SAM(base, lambda t: 0.01 * t, **options)
     with pytest.warns(UserWarning, match="exact Langevin"):
-        return LSAM(
-            base, center, lambda t: 0.01 * t, coupling=kind[2], temperature=1e-3, period=4, pull=0.3,
-            center_momentum=0.5, seed=3, **options,
-        )  # fmt: skip
+        return LocalLSAM(
+            base,
+            center,
+            lambda t: 0.01 * t,
+            coupling=kind[2],
+            temperature=1e-3,
+            period=4,
+            pull=0.3,
+            center_momentum=0.5,
+            seed=3,
+            **options,
+        )
 
 
 ASCENTS = list(itertools.product(["exact", "stale", "parallel"], ["l2", "adaptive"]))
@@ -40,7 +48,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, kind, mask):
     center = LocalCenter(flat(model)) if kind[2] else None
     opt = make(kind, model, center, mask())
     go(model, opt, 0, 10)
-    # The center is not the chain's own: here it is saved beside it.
+    # The state of a chain does not include the center: the test saves it separately.
     torch.save(
         {"model": model.state_dict(), "opt": opt.state_dict(), "y": center and center.vector.clone()}, tmp_path / "s.pt"
     )
@@ -54,7 +62,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, kind, mask):
     go(again, other, 10, 20)
     assert torch.equal(flat(again), flat(model))
     assert other.local_step == opt.local_step == 20
-    assert other.total_step == opt.total_step
+    assert other.global_step == opt.global_step
 
 
 def test_a_plain_base_state_can_be_loaded():
@@ -71,13 +79,13 @@ def test_a_plain_base_state_can_be_loaded():
 
 def test_a_chain_refuses_another_chains_state():
     model = network()
-    opt = LSAM(torch.optim.SGD(model.parameters(), lr=0.1), LocalCenter(flat(model)))
+    opt = LocalLSAM(torch.optim.SGD(model.parameters(), lr=0.1), LocalCenter(flat(model)))
     for wrong in ({}, SAM(torch.optim.SGD(network().parameters(), lr=0.1)).state_dict()):
         with pytest.raises(ValueError, match="state_dict: expected the state of a chain of 83 elements, found none"):
             opt.load_state_dict(wrong)
 
 
-def test_a_mask_s_state_is_checked_before_anything_is_loaded():
+def test_the_mask_state_is_checked_before_anything_is_loaded():
     x, y = next(batches(1))
     opts = []
     for mask in (masks.Mask(), masks.Random(0.5, 3)):
@@ -88,7 +96,9 @@ def test_a_mask_s_state_is_checked_before_anything_is_loaded():
     for one, other, names in ((opts[0], opts[1], ("Mask", "Random")), (opts[1], opts[0], ("Random", "Mask"))):
         state = other.state_dict()
         state["param_groups"][0]["lr"] = 7.0
-        with pytest.raises(ValueError, match=f"state_dict: expected the state of a mask {names[0]}, found {names[1]}"):
+        with pytest.raises(
+            ValueError, match=f"state_dict: expected the state of the mask {names[0]}, found {names[1]}"
+        ):
             one.load_state_dict(state)
         assert one.param_groups[0]["lr"] == 0.1
 
@@ -99,47 +109,47 @@ def test_a_saved_state_does_not_change_with_the_next_steps():
     data = list(batches(3))
     opt.step(closure_of(model, opt, *data[0]))
     state = opt.state_dict()["sam"]
-    kept = [g.clone() for g in state["last"].values()], [m.clone() for m in state["mask"]["masks"].values()]
+    copies = [g.clone() for g in state["last"].values()], [m.clone() for m in state["mask"]["masks"].values()]
     for x, y in data[1:]:
         opt.step(closure_of(model, opt, x, y))
-    assert all(torch.equal(a, b) for a, b in zip(state["last"].values(), kept[0], strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(state["mask"]["masks"].values(), kept[1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(state["last"].values(), copies[0], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(state["mask"]["masks"].values(), copies[1], strict=True))
 
 
-def test_a_ticket_in_hand_is_saved():
+def test_a_claimed_step_is_saved():
     model = network()
     x, y = next(batches(1))
-    opt = LSAM(torch.optim.SGD(model.parameters(), lr=0.1), LocalCenter(flat(model)))
+    opt = LocalLSAM(torch.optim.SGD(model.parameters(), lr=0.1), LocalCenter(flat(model)))
     taken = []
-    for ticket in opt.steps(10):
-        taken.append(ticket)
-        if ticket == 4:
+    for step in opt.steps(10):
+        taken.append(step)
+        if step == 4:
             state = opt.state_dict()
             break
         opt.step(closure_of(model, opt, x, y))
-    other = LSAM(torch.optim.SGD(model.parameters(), lr=0.1), LocalCenter(flat(model)))
+    other = LocalLSAM(torch.optim.SGD(model.parameters(), lr=0.1), LocalCenter(flat(model)))
     other.load_state_dict(state)
-    for ticket in other.steps(10):
-        taken.append(ticket)
+    for step in other.steps(10):
+        taken.append(step)
         other.step(closure_of(model, other, x, y))
     assert taken == [0, 1, 2, 3, 4, *range(4, 10)]
 
 
-def test_the_anchor_is_saved_where_other_chains_have_moved_the_center_since():
+def test_a_resumed_chain_keeps_its_anchor_after_other_chains_moved_the_center():
     results = []
     for resumed in (False, True):
         models = [network(), network(seed=1)]
         center = LocalCenter(flat(models[0]))
         bases = [torch.optim.SGD(m.parameters(), lr=0.1) for m in models]
-        opts = [LSAM(b, center, coupling="kernel", pull=0.3, period=4) for b in bases]
+        opts = [LocalLSAM(b, center, coupling="kernel", pull=0.3, period=4) for b in bases]
         for step, (x, y) in enumerate(batches(12)):
             for i in (0, 1):
-                if not (step == 6 and i == 1):  # between the exchanges of the two
+                if not (step == 6 and i == 1):  # between the exchanges of the two chains
                     opts[i].step(closure_of(models[i], opts[i], x, y))
             if step == 6 and resumed:
                 state = opts[0].state_dict()
                 center.add(torch.ones_like(center.vector))
-                opts[0] = LSAM(
+                opts[0] = LocalLSAM(
                     torch.optim.SGD(models[0].parameters(), lr=0.1), center, coupling="kernel", pull=0.3, period=4
                 )
                 opts[0].load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Chains driven by events: against numpy recursions worked by hand, and against LSAM with a center of its own."""
+"""Chains driven by events, against numpy recursions worked by hand and against LSAM stepped by hand."""
 
 import itertools
 import re
@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 from lsam_hpc import InputError
 from lsam_hpc.optim.center import LocalCenter
-from lsam_hpc.optim.lsam import LSAM
-from lsam_hpc.replay.chain import Chain, Player, Tickets
-from lsam_hpc.replay.train import play
+from lsam_hpc.optim.lsam import LocalLSAM
+from lsam_hpc.replay.chain import Chain, OrderedSteps, Player
+from lsam_hpc.replay.train import replay
 from lsam_hpc.simulate.describe import Job, Machine
-from lsam_hpc.simulate.events import Event
-from lsam_hpc.simulate.model import Model
+from lsam_hpc.simulate.model import Event, Model
 from tests.helpers.problems import Bowl, batches, closure_of, flat, network
 
 A, LR, PULL = 0.5, 0.25, 0.25
@@ -28,21 +27,21 @@ def bowls(starts, total, **options):
     """Return models, their shared center, players of one chain each, and the exchanges of each chain."""
     models = [Bowl(list(start), A) for start in starts]
     center = LocalCenter(torch.tensor(starts[0], dtype=torch.float64))
-    tickets, records, players = Tickets(total), [[] for _ in starts], []
-    for model, own in zip(models, records, strict=True):
+    counter, records, players = OrderedSteps(total), [[] for _ in starts], []
+    for model, record in zip(models, records, strict=True):
         base = torch.optim.SGD(model.parameters(), lr=LR)
-        chain = Chain(base, center, tickets, **{"rho": 0.0, "pull": PULL, "observer": own.append, **options})
+        chain = Chain(base, center, counter, **{"rho": 0.0, "pull": PULL, "on_exchange": record.append, **options})
         players.append(Player(chain, lambda _, model=model, chain=chain: chain.step(model.closure(chain))))
     return models, center, players, records
 
 
 def order(text):
-    """Return the events that a text lists, as in `0step1 0stage1 1step1`, a second apart."""
-    found = []
+    """Return the events that a text such as `0step1 0stage1 1step1` lists, one second apart."""
+    listed = []
     for time, item in enumerate(text.split()):
         rank, kind, step = re.fullmatch(r"(\d+)([a-z]+)(\d+)", item).groups()
-        found.append(Event(float(time), int(rank), kind, int(step)))
-    return found
+        listed.append(Event(float(time), int(rank), kind, int(step)))
+    return listed
 
 
 def sgd(x):
@@ -50,12 +49,15 @@ def sgd(x):
 
 
 def test_two_chains_in_an_order_worked_by_hand():
-    """EASGD's recursion, Zhang et al. 2015, eq. 2 and 3, with the delays that the events say."""
+    """EASGD's recursion, Zhang et al. 2015, eq. 2 and 3, with the delays of the events."""
     models, center, players, records = bowls([(4.0, -2.0), (4.0, -2.0)], total=8, period=2)
-    play(players, order(
-        "0step1 1step1 0step2 0stage2 0read2 1step2 1stage2 1read2 1add2 0step3 0add2 1apply2 0apply2 1step3 "
-        "0step4 0stage4 1step4 1stage4 1read4 0read4 0add4 0apply4 1add4 1apply4"
-    ))  # fmt: skip
+    replay(
+        players,
+        order(
+            "0step1 1step1 0step2 0stage2 0read2 1step2 1stage2 1read2 1add2 0step3 0add2 1apply2 0apply2 1step3 "
+            "0step4 0stage4 1step4 1stage4 1read4 0read4 0add4 0apply4 1add4 1apply4"
+        ),
+    )
     x0 = x1 = y = np.array([4.0, -2.0])
     x0, x1 = sgd(x0), sgd(x1)
     x0 = sgd(x0)
@@ -63,7 +65,7 @@ def test_two_chains_in_an_order_worked_by_hand():
     x1 = sgd(x1)
     d1 = PULL * (x1 - y)  # 1stage2 1read2
     y = y + d1  # 1add2
-    x0 = sgd(x0)  # nothing to take in yet
+    x0 = sgd(x0)  # no result has arrived yet
     y = y + d0  # 0add2: one add after the read
     x1 = sgd(x1) - d1  # 1step3, after 1apply2
     x0 = sgd(x0) - d0
@@ -73,22 +75,30 @@ def test_two_chains_in_an_order_worked_by_hand():
     d0 = PULL * (s0 - y)
     y = y + d0
     y = y + d1
-    x0, x1 = x0 - d0, x1 - d1  # taken in at the end
+    x0, x1 = x0 - d0, x1 - d1  # results taken in at the end
     for model, expected in zip(models, (x0, x1), strict=True):
         np.testing.assert_allclose(model.value, expected, rtol=0, atol=1e-15)
     np.testing.assert_allclose(center.vector.numpy(), y, rtol=0, atol=1e-15)
-    assert [[r.staleness for r in own] for own in records] == [[1, 0], [0, 1]]
-    assert [[r.delay for r in own] for own in records] == [[2, 0], [1, 0]]
-    assert [[(r.version_read, r.version_added) for r in own] for own in records] == [[(0, 1), (2, 2)], [(0, 0), (2, 3)]]
+    assert [[r.staleness for r in of_chain] for of_chain in records] == [[1, 0], [0, 1]]
+    assert [[r.delay for r in of_chain] for of_chain in records] == [[2, 0], [1, 0]]
+    assert [[(r.version_read, r.version_added) for r in of_chain] for of_chain in records] == [
+        [(0, 1), (2, 2)],
+        [(0, 0), (2, 3)],
+    ]
 
 
 @pytest.mark.parametrize("coupling", ["kernel", "restart"])
 def test_couplings_that_add_before_they_read(coupling):
-    """A gap is taken against the center that was read right after the add before; the result comes a step late."""
+    """A gap is relative to the center read right after the previous add; the result arrives a step late."""
     options = {"coupling": coupling, "stiffness": 0.5, "period": 1}
     models, center, players, records = bowls([(4.0,), (4.0,)], total=4, **options)
-    play(players, order("0step1 0stage1 1step1 1stage1 1add1 1apply1 0add1 0apply1 "
-                        "0step2 0stage2 1step2 1stage2 0add2 0apply2 1add2 1apply2"))  # fmt: skip
+    replay(
+        players,
+        order(
+            "0step1 0stage1 1step1 1stage1 1add1 1apply1 0add1 0apply1 "
+            "0step2 0stage2 1step2 1stage2 0add2 0apply2 1add2 1apply2"
+        ),
+    )
     force = 0.5 if coupling == "kernel" else 0.0
     x0 = x1 = y0 = y1 = y = 4.0
 
@@ -101,7 +111,7 @@ def test_couplings_that_add_before_they_read(coupling):
     y1 = r1 = y
     y += PULL * (s0 - y0)
     y0 = r0 = y
-    x0 = moved(x0, 4.0) + (r0 - s0 if coupling == "restart" else 0.0)  # the force still had the center of before
+    x0 = moved(x0, 4.0) + (r0 - s0 if coupling == "restart" else 0.0)  # the force still uses the previous center
     z0, n0 = x0, y0
     x1 = moved(x1, 4.0) + (r1 - s1 if coupling == "restart" else 0.0)
     z1, n1 = x1, y1
@@ -113,7 +123,7 @@ def test_couplings_that_add_before_they_read(coupling):
     for model, expected in zip(models, (x0, x1), strict=True):
         np.testing.assert_allclose(model.value, [expected], rtol=0, atol=1e-15)
     np.testing.assert_allclose(center.vector.numpy(), [y], rtol=0, atol=1e-15)
-    assert [[r.staleness for r in own] for own in records] == [
+    assert [[r.staleness for r in of_chain] for of_chain in records] == [
         [1, 0],
         [0, 2],
     ]  # rank 1's second add comes after two of rank 0
@@ -121,7 +131,7 @@ def test_couplings_that_add_before_they_read(coupling):
 
 def test_a_chain_that_waits_takes_the_result_in_before_it_stages():
     models, center, players, records = bowls([(4.0,)], total=2, period=1)
-    play(players, order("0step1 0stage1 0read1 0step2 0add1 0apply1 0stage2 0read2 0add2 0apply2"))
+    replay(players, order("0step1 0stage1 0read1 0step2 0add1 0apply1 0stage2 0read2 0add2 0apply2"))
     x = y = 4.0
     x = sgd(x)
     d = PULL * (x - y)
@@ -135,16 +145,16 @@ def test_a_chain_that_waits_takes_the_result_in_before_it_stages():
 def nets(count, total, start, overlap, **options):
     torch.manual_seed(0)
     models = [network() for _ in range(count)]
-    center, tickets, players = LocalCenter(start), Tickets(total), []
+    center, counter, players = LocalCenter(start), OrderedSteps(total), []
     for rank, model in enumerate(models):
         base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        chain = Chain(base, center, tickets, overlap=overlap, seed=rank, **options)
+        chain = Chain(base, center, counter, overlap=overlap, seed=rank, **options)
         data = batches(total, seed=rank)
         players.append(Player(chain, lambda _, m=model, c=chain, d=data: c.step(closure_of(m, c, *next(d)))))
     return models, center, players
 
 
-WAYS = [
+OPTIONS = [
     {"coupling": "elastic", "pull": 0.3},
     {"coupling": "kernel", "pull": 0.3, "stiffness": 0.2},
     {"coupling": "restart", "pull": 0.3},
@@ -152,7 +162,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("options", WAYS)
+@pytest.mark.parametrize("options", OPTIONS)
 def test_inline_in_turn_equals_chains_stepped_in_turn_to_the_bit(options):
     start = flat(network())
     ranks, steps = 3, 12
@@ -162,26 +172,26 @@ def test_inline_in_turn_equals_chains_stepped_in_turn_to_the_bit(options):
         for rank in range(ranks):
             kinds = ["step", "stage", "read", "add", "apply"] if k % 2 == 0 else ["step"]
             events += [Event(0.0, rank, kind, k) for kind in kinds]
-    play(players, events)
+    replay(players, events)
 
-    truth = LocalCenter(start)
+    expected = LocalCenter(start)
     others = [network() for _ in range(ranks)]
     opts, data = [], []
     for rank, model in enumerate(others):
         base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        opts.append(LSAM(base, truth, rho=0.1, period=2, seed=rank, **options))
+        opts.append(LocalLSAM(base, expected, rho=0.1, period=2, seed=rank, **options))
         data.append(batches(steps, seed=rank))
     for _ in range(steps):
-        for model, opt, own in zip(others, opts, data, strict=True):
-            opt.step(closure_of(model, opt, *next(own)))
-    assert torch.equal(center.vector, truth.vector)
-    assert center.version == truth.version == ranks * steps // 2
+        for model, opt, loader in zip(others, opts, data, strict=True):
+            opt.step(closure_of(model, opt, *next(loader)))
+    assert torch.equal(center.vector, expected.vector)
+    assert center.version == expected.version == ranks * steps // 2
     for model, other in zip(models, others, strict=True):
         assert torch.equal(flat(model), flat(other))
 
 
-class Late:
-    """A runner whose jobs are done when the test says so."""
+class LateExecutor:
+    """An executor that runs a job when the test calls `run_next`."""
 
     def __init__(self):
         self.jobs = []
@@ -190,7 +200,7 @@ class Late:
         self.jobs.append((Future(), job))
         return self.jobs[-1][0]
 
-    def do(self):
+    def run_next(self):
         future, job = self.jobs.pop(0)
         future.set_result(job())
 
@@ -199,8 +209,8 @@ class Late:
 
 
 @pytest.mark.parametrize("late", [0, 1, 2])
-@pytest.mark.parametrize("options", WAYS)
-def test_one_chain_equals_lsam_with_a_late_runner_to_the_bit(options, late):
+@pytest.mark.parametrize("options", OPTIONS)
+def test_one_chain_equals_lsam_with_a_late_executor_to_the_bit(options, late):
     start = flat(network())
     models, center, players = nets(1, 12, start, overlap=True, rho=0.1, period=3, **options)
     events = []
@@ -211,29 +221,35 @@ def test_one_chain_equals_lsam_with_a_late_runner_to_the_bit(options, late):
         if k >= 3 and (k - late) % 3 == 0:
             events += [Event(0.0, 0, kind, k - late) for kind in ("add", "apply")]
     events += [Event(0.0, 0, kind, 12) for kind in ("add", "apply") if late]
-    play(players, events)
+    replay(players, events)
 
-    model, truth, runner = network(), LocalCenter(start), Late()
-    opt = LSAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), truth, rho=0.1, period=3, runner=runner,
-               **options)  # fmt: skip
+    model, expected, executor = network(), LocalCenter(start), LateExecutor()
+    opt = LocalLSAM(
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        expected,
+        rho=0.1,
+        period=3,
+        executor=executor,
+        **options,
+    )
     for k, batch in enumerate(batches(12, seed=0), 1):
         opt.step(closure_of(model, opt, *batch))
         if k >= 3 and (k - late) % 3 == 0:
-            runner.do()
+            executor.run_next()
     if late:
-        runner.do()
+        executor.run_next()
     opt.drain()
-    assert torch.equal(center.vector, truth.vector)
+    assert torch.equal(center.vector, expected.vector)
     assert torch.equal(flat(models[0]), flat(model))
 
 
 def random_order(seed, ranks, steps, period, max_delay, elastic=True):
-    """Return an order of events of ranks with random lengths of steps and exchanges."""
+    """Return the events of ranks whose steps and exchanges have random lengths."""
     rng = np.random.default_rng(seed)
-    found, count = [], itertools.count()
+    events, count = [], itertools.count()
 
     def emit(time, rank, kind, step):
-        found.append((time, next(count), Event(time, rank, kind, step)))
+        events.append((time, next(count), Event(time, rank, kind, step)))
 
     for rank in range(ranks):
         now = free = 0.0
@@ -252,7 +268,7 @@ def random_order(seed, ranks, steps, period, max_delay, elastic=True):
                 free += rng.exponential()
                 emit(free, rank, kind, step)
             applied.append(free)
-    return [event for _, _, event in sorted(found, key=lambda item: item[:2])]
+    return [event for _, _, event in sorted(events, key=lambda item: item[:2])]
 
 
 @settings(max_examples=40, deadline=None)
@@ -263,11 +279,11 @@ def test_staleness_and_delay_are_those_of_the_events(seed, ranks, period, max_de
     events = random_order(seed, ranks, 24, period, max_delay, elastic)
     total = 24  # the slowest chain takes at most all of them
     _, center, players, records = bowls([(4.0,)] * ranks, total, period=period, max_delay=max_delay, **options)
-    play(players, events)
+    replay(players, events)
     assert sum(player.chain.local_step for player in players) == total
     assert center.version == sum(map(len, records))
-    # By brute force: whose steps come first, and how many adds there are between a read and its add.
-    steps_of, tickets, adds, read = [0] * ranks, ranks, 0, {rank: [0] for rank in range(ranks)}
+    # Brute force: the order of the steps, and the number of adds between a read and its add.
+    steps_of, begun, adds, read = [0] * ranks, ranks, 0, {rank: [0] for rank in range(ranks)}
     taking = [rank < total for rank in range(ranks)]
     expected = [[] for _ in range(ranks)]
     for event in events:
@@ -275,10 +291,10 @@ def test_staleness_and_delay_are_those_of_the_events(seed, ranks, period, max_de
         if event.kind == "step" and taking[rank]:
             steps_of[rank] += 1
         if event.kind == ("stage" if due else "step") and taking[rank]:
-            taking[rank] = tickets < total
-            tickets += 1
+            taking[rank] = begun < total
+            begun += 1
         if event.step > steps_of[rank]:
-            continue  # of a chain that had ended
+            continue  # an event of a chain that has ended
         if event.kind == "read":
             read[rank] = [adds]
         elif event.kind == "add":
@@ -287,56 +303,56 @@ def test_staleness_and_delay_are_those_of_the_events(seed, ranks, period, max_de
             if not elastic:
                 read[rank] = [adds]
     assert [player.chain.local_step for player in players] == steps_of
-    assert [[r.staleness for r in own] for own in records] == expected
+    assert [[r.staleness for r in of_chain] for of_chain in records] == expected
 
 
 @pytest.mark.parametrize("coupling", ["elastic", "kernel"])
 def test_staleness_is_what_the_simulator_counted(coupling):
-    """Its own counts, of the same run, for those exchanges that the chains came to."""
+    """The simulator's counts of the same run, for the exchanges that the chains did."""
     job = Job(4, 20_000_000, 0.1, distribution="lognormal", sigma=0.3, period=2, coupling=coupling, factors={1: 3.0})
     machine = Machine("slow", ranks_per_node=1, cores=4, copy=1e10, memory=4e10, nic=1e9, rank_rate=5e8, latency=1e-5)
-    told = deque()
-    model = Model(job, machine, 5, told.append)
+    pending = deque()
+    model = Model(job, machine, 5, pending.append)
 
-    def happening():
+    def simulated():
         while True:
-            while told:
-                yield told.popleft()
+            while pending:
+                yield pending.popleft()
             model.env.step()
 
     _, _, players, records = bowls([(4.0,)] * 4, 200, period=2, coupling=coupling)
-    play(players, happening())
-    found = [[r.staleness for r in own] for own in records]
-    assert max(map(max, found)) >= 2
-    for own, counted in zip(found, model.chains, strict=True):
-        assert own == counted.staleness[: len(own)]
+    replay(players, simulated())
+    staleness = [[r.staleness for r in of_chain] for of_chain in records]
+    assert max(map(max, staleness)) >= 2
+    for of_chain, counted in zip(staleness, model.chains, strict=True):
+        assert of_chain == counted.staleness[: len(of_chain)]
 
 
 def test_a_fast_chain_takes_more_of_the_steps():
-    tickets = []
+    taken = []
     _, _, players, _ = bowls([(4.0,)] * 2, total=8, period=100)
     for rank, player in enumerate(players):
         take = player._step
-        player._step = lambda ticket, rank=rank, take=take: (tickets.append((rank, ticket)), take(ticket))
-    play(players, order("0step1 0step2 0step3 1step1 0step4 0step5 0step6 1step2 1step3"))
-    # Rank 1 holds ticket 1 for three of rank 0's steps.
-    assert tickets == [(0, 0), (0, 2), (0, 3), (1, 1), (0, 4), (0, 6), (0, 7), (1, 5)]
+        player._step = lambda step, rank=rank, take=take: (taken.append((rank, step)), take(step))
+    replay(players, order("0step1 0step2 0step3 1step1 0step4 0step5 0step6 1step2 1step3"))
+    # Rank 1 takes global step 1 during three of rank 0's steps.
+    assert taken == [(0, 0), (0, 2), (0, 3), (1, 1), (0, 4), (0, 6), (0, 7), (1, 5)]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0step1 0step2", "expected the stage of rank 0's step, found another step"),
-        ("0stage1", "expected nothing to stage at step 1 of rank 0, found a stage event"),
-        ("0add1", "expected nothing to add at step 1 of rank 0, found a add event"),
-        ("0step1 0stage1 0apply1", "expected nothing to apply at step 1 of rank 0"),
-        ("0step1 0stage1 0read1 0step2 0stage2", "expected the apply of an exchange before"),
-        ("0step1 0stage1", "expected 4 steps and the exchanges of their chains, found 1 steps, and 1 chains"),
+        ("0step1 0step2", "expected a stage event of rank 0 after its step, found another step"),
+        ("0stage1", "expected no stage at step 1 of rank 0, found one"),
+        ("0add1", "expected no add at step 1 of rank 0, found one"),
+        ("0step1 0stage1 0apply1", "expected no apply at step 1 of rank 0, found one"),
+        ("0step1 0stage1 0read1 0step2 0stage2", "expected an apply event before"),
+        ("0step1 0stage1", "expected 4 steps and all exchanges of the chains, found 1 steps, and 1 chains"),
         ("1step1", "expected ranks 0 to 0, found 1"),
     ],
 )
 def test_events_that_do_not_follow(text, message):
     _, _, players, _ = bowls([(4.0,)], total=4, period=1)
     with pytest.raises(InputError) as caught:
-        play(players, order(text))
+        replay(players, order(text))
     assert str(caught.value).startswith(f"events: {message}")

@@ -1,4 +1,4 @@
-"""The training job in a simulated order: against the optimizer stepped by hand."""
+"""Training in a simulated order, against the optimizer stepped by hand."""
 
 import dataclasses
 import itertools
@@ -9,13 +9,13 @@ from torch.nn import functional
 
 from lsam_hpc import InputError
 from lsam_hpc.optim.center import LocalCenter
-from lsam_hpc.optim.lsam import LSAM
+from lsam_hpc.optim.lsam import LocalLSAM
 from lsam_hpc.replay.train import train
-from lsam_hpc.simulate.events import Event
+from lsam_hpc.simulate.model import Event
 from lsam_hpc.train import data
 from lsam_hpc.train.batches import Batches
+from lsam_hpc.train.builders import lr_factor, make_model
 from lsam_hpc.train.config import TrainConfig
-from lsam_hpc.train.parts import lr_factor, make_model
 from tests.helpers.problems import flat
 
 KINDS = ("stage", "read", "add", "apply")
@@ -23,7 +23,7 @@ SMALL = TrainConfig(steps=24, batch_size=16, period=2, seed=3)
 
 
 def in_turn(ranks, period=2):
-    """Yield for ever: each rank in turn takes a step and does its exchange at once."""
+    """Yield endless events: each rank in turn takes a step and does its exchange at once."""
     for step in itertools.count(1):
         for rank in range(ranks):
             for kind in ("step", *KINDS) if step % period == 0 else ("step",):
@@ -33,7 +33,7 @@ def in_turn(ranks, period=2):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_equals_the_optimizer_stepped_in_turn_to_the_bit(ranks):
     config = dataclasses.replace(SMALL, overlap=False)
-    found = train(config, ranks, in_turn(ranks))
+    outcome = train(config, ranks, in_turn(ranks))
 
     digits = data.load("digits", None)
     models = [make_model(config, digits) for _ in range(ranks)]
@@ -41,7 +41,7 @@ def test_equals_the_optimizer_stepped_in_turn_to_the_bit(ranks):
     records, opts, batches = [], [], []
     for rank, model in enumerate(models):
         base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-        opts.append(LSAM(base, center, rho=0.05, pull=0.9 / ranks, period=2, observer=records.append))
+        opts.append(LocalLSAM(base, center, rho=0.05, pull=0.9 / ranks, period=2, on_exchange=records.append))
         batches.append(Batches(digits.train_x, digits.train_y, 16, 3 * ranks + rank))
     for step in range(24):
         rank = step % ranks
@@ -60,18 +60,22 @@ def test_equals_the_optimizer_stepped_in_turn_to_the_bit(ranks):
     with torch.no_grad():
         (images,) = digits.test_x.split(len(digits.test_y))
         wrong = models[0](images).argmax(1) != digits.test_y
-    assert found.center_test_error == 100 * wrong.sum().item() / len(digits.test_y)
-    assert found.steps == [24 // ranks] * ranks
-    assert [r.delta_norm for own in found.exchanges for r in own[:1]] == [r.delta_norm for r in records[:ranks]]
-    assert [own[-1].center_distance for own in found.exchanges] == [r.center_distance for r in records[-ranks:]]
-    assert found.staleness.tolist() == [0] * 12
+    assert outcome.center_test_error == 100 * wrong.sum().item() / len(digits.test_y)
+    assert outcome.steps == [24 // ranks] * ranks
+    assert [r.delta_norm for of_chain in outcome.exchanges for r in of_chain[:1]] == [
+        r.delta_norm for r in records[:ranks]
+    ]
+    assert [of_chain[-1].center_distance for of_chain in outcome.exchanges] == [
+        r.center_distance for r in records[-ranks:]
+    ]
+    assert outcome.staleness.tolist() == [0] * 12
 
 
 def test_chains_of_a_network_with_batchnorm_share_its_statistics():
     config = dataclasses.replace(SMALL, model="cnn", steps=8)
-    found = train(config, 2, in_turn(2))
-    assert found.steps == [4, 4]
-    assert 0 < found.center_train_loss < 10
+    outcome = train(config, 2, in_turn(2))
+    assert outcome.steps == [4, 4]
+    assert 0 < outcome.center_train_loss < 10
 
 
 @pytest.mark.parametrize(
@@ -79,11 +83,11 @@ def test_chains_of_a_network_with_batchnorm_share_its_statistics():
     [
         ("topology", "gossip", "--topology: expected center in a simulated order, found gossip"),
         ("group_size", 2, "--group-size: expected 1 in a simulated order, found 2"),
-        ("schedule", "lockstep", "--schedule: expected async in a simulated order, found lockstep"),
+        ("mode", "lockstep", "--mode: expected async in a simulated order, found lockstep"),
         ("wire_dtype", "bfloat16", "--wire-dtype: expected float32 in a simulated order, found bfloat16"),
     ],
 )
-def test_refuses_what_the_order_is_not_known_for(option, value, expected):
+def test_options_that_cannot_be_replayed_are_errors(option, value, expected):
     with pytest.raises(InputError) as caught:
         train(dataclasses.replace(SMALL, **{option: value}), 2, in_turn(2))
     assert str(caught.value) == expected

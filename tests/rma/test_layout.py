@@ -1,4 +1,4 @@
-"""Which rank holds which elements: every element once, at the right place, past 2^31 too."""
+"""Layout: each element belongs to one shard, at the right offset, also beyond 2^31 elements."""
 
 from itertools import pairwise
 
@@ -6,13 +6,13 @@ import pytest
 
 from lsam_hpc.rma.layout import Layout
 
-TURN = 1 << 31  # where 32-bit indices end
+TOP = 1 << 31  # first index that a signed 32-bit integer cannot hold
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 20, 23, 64])
 @pytest.mark.parametrize("chunk", [1, 2, 5, 64])
-def test_every_element_travels_once_and_to_its_place(size, ranks, chunk):
+def test_each_element_is_sent_once_to_its_offset(size, ranks, chunk):
     layout = Layout(size, ranks, chunk)
     shards = [[-1] * (size // ranks + 1) for _ in range(ranks)]
     for rank in range(ranks):
@@ -26,8 +26,8 @@ def test_every_element_travels_once_and_to_its_place(size, ranks, chunk):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 1000])
-@pytest.mark.parametrize("size", [TURN - 1, TURN, TURN + 1, TURN + (1 << 20) + 7, 2 * TURN, 2 * TURN + 1, 5 * TURN + 3])
-def test_indices_go_on_past_two_to_the_31(size, ranks):
+@pytest.mark.parametrize("size", [TOP - 1, TOP, TOP + 1, TOP + (1 << 20) + 7, 2 * TOP, 2 * TOP + 1, 5 * TOP + 3])
+def test_indices_are_right_beyond_two_to_the_31(size, ranks):
     chunk = 1 << 18
     layout = Layout(size, ranks, chunk)
     bounds = [layout.bounds(rank) for rank in range(ranks)]
@@ -43,13 +43,13 @@ def test_indices_go_on_past_two_to_the_31(size, ranks):
     assert len(pieces) == sum(-(-(high - low) // chunk) for low, high in bounds)
     assert all(end - first <= chunk and at == first - bounds[rank][0] for rank, first, end, at in pieces)
 
-    edges = {0, size - 1, TURN - 1, TURN, TURN + 1, 2 * TURN - 1, 2 * TURN, *(e for pair in bounds for e in pair)}
+    edges = {0, size - 1, TOP - 1, TOP, TOP + 1, 2 * TOP - 1, 2 * TOP, *(e for pair in bounds for e in pair)}
     for element in sorted(edges | {e - 1 for e in edges}):
-        found = [(rank, at + element - first) for rank, first, end, at in pieces if first <= element < end]
+        holders = [(rank, at + element - first) for rank, first, end, at in pieces if first <= element < end]
         owners = [(rank, element - low) for rank, (low, high) in enumerate(bounds) if low <= element < high]
-        assert found == owners
-        assert len(found) == (0 <= element < size)
+        assert holders == owners
+        assert len(holders) == (0 <= element < size)
 
 
-def test_visits_all_ranks_from_its_own():
+def test_order_starts_at_the_given_rank():
     assert list(Layout(10, 4, 1).order(2)) == [2, 3, 0, 1]

@@ -1,8 +1,8 @@
-"""For how many looks of the helper an add waits, when the owners are on another host and outside MPI.
+"""Measures how many polls of the helper thread an add waits for, with the owners on another host and outside MPI.
 
     python -m tests.simulate.answers            # as root, see tests/helpers/hosts.py; LSAM_TEST_MPICH for both MPIs
 
-`lsam_hpc.simulate.costs` has its ADD_FLUSHES and ADD_ROUNDS from here.
+ADD_FLUSHES and ADD_ROUNDS of `lsam_hpc.simulate.costs` are from this program.
 """
 
 import statistics
@@ -16,7 +16,7 @@ import numpy as np
 from tests.helpers import mpis
 from tests.helpers.hosts import available, two_hosts
 
-LOOK = 0.05  # seconds between two looks of the helper thread; latency and bytes are nothing beside it
+POLL = 0.05  # seconds between two polls of the helper thread, far above latency and transfer time
 SIZE, REPEATS = 4000, 9
 
 
@@ -28,8 +28,8 @@ def main():
             for ranks in (2, 4, 8):
                 done = Path(folder) / f"{name}-{ranks}"
                 words = (mpi.python, "-m", "mpi4py", "-m", "tests.simulate.answers", str(done))
-                found = hosts.run(mpi, ranks, *words, timeout=120)
-                print(name, ranks, "ranks:", found.stdout.strip() or found.stderr[-300:], flush=True)
+                result = hosts.run(mpi, ranks, *words, timeout=120)
+                print(name, ranks, "ranks:", result.stdout.strip() or result.stderr[-300:], flush=True)
 
 
 def job(done):
@@ -38,19 +38,19 @@ def job(done):
     from lsam_hpc import rma
 
     comm = MPI.COMM_WORLD
-    with rma.Progress(comm, LOOK):
+    with rma.ProgressThread(comm, POLL):
         center, ones = rma.Center(comm, SIZE), np.ones(SIZE, np.float32)
         center.add(ones)
         rma.barrier(comm)
         while comm.rank and not done.exists():
-            time.sleep(LOOK)
+            time.sleep(POLL)
         if comm.rank == 0:
             seconds = []
             for _ in range(REPEATS):
                 began = time.perf_counter()
                 center.add(ones)
                 seconds.append(time.perf_counter() - began)
-            print(f"an add waits for {statistics.median(seconds) / LOOK:.1f} looks")
+            print(f"an add waits for {statistics.median(seconds) / POLL:.1f} polls")
             done.touch()
         center.close()
 

@@ -18,17 +18,17 @@ FAST = ("--ranks", "4", "--parameters", "1000", "--step", "0.1")
 
 
 def test_a_table_and_its_assumptions(capsys, tmp_path):
-    out = tmp_path / "found.json"
+    out = tmp_path / "out.json"
     assert main(["simulate", *FAST, "--straggler", "3:4", "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "staleness: mean" in text
     assert "synchronous SAM" in text
     assert "rank 3 4 times longer" in text
     report = json.loads(out.read_text())
-    own = 3 * 10 + 2.5
-    assert report["LSAM"]["own"] == pytest.approx(own)
-    assert report["LSAM"]["efficiency"] == pytest.approx(report["LSAM"]["rate"] / own)
-    # A million steps: none waits in LSAM, all wait for the slow one in synchronous SAM.
+    own_rates = 3 * 10 + 2.5
+    assert report["LSAM"]["own"] == pytest.approx(own_rates)
+    assert report["LSAM"]["efficiency"] == pytest.approx(report["LSAM"]["rate"] / own_rates)
+    # A million steps: no rank waits in LSAM, all wait for the slow one in synchronous SAM.
     assert report["synchronous SAM"]["rate"] == pytest.approx(4 / 0.4, rel=0.01)
     assert report["synchronous SAM"]["life"]["wall"] == pytest.approx(1e6 / 10, rel=0.01)
 
@@ -36,7 +36,7 @@ def test_a_table_and_its_assumptions(capsys, tmp_path):
 def test_options_from_a_file_and_flags_before_it(capsys, tmp_path):
     config = tmp_path / "job.yaml"
     config.write_text("ranks: 2\nparameters: 1000\nstep: 0.5\nperiod: 2\n")
-    out = tmp_path / "found.json"
+    out = tmp_path / "out.json"
     assert main(["simulate", "--config", str(config), "--step", "0.25", "--json", str(out)]) == 0
     job = json.loads(out.read_text())["job"]
     assert (job["ranks"], job["period"], job["step"]) == (2, 2, 0.25)
@@ -48,7 +48,7 @@ def test_options_from_a_file_and_flags_before_it(capsys, tmp_path):
         (["--ranks", "0"], "ranks: expected a whole number >= 1, found 0"),
         (["--straggler", "x"], "--straggler: expected RANK:FACTOR, as in 3:4, found x"),
         (["--machine", "moon"], "--machine: expected one of juwels-booster, lumi-g, two-cores, or a file, found moon"),
-        (["--calibrate", "none.json"], "none.json: expected what lsam bench exchange --json writes, found"),
+        (["--calibrate", "none.json"], "none.json: expected a file written by lsam bench exchange --json, found"),
         (["--calibrate", "none"], "none: expected a run directory, found nothing"),
         (["--config", "none.yaml"], "--config: expected a readable file, found none.yaml"),
         (["--seconds", "0.001"], "seconds: expected at least one step"),
@@ -61,7 +61,7 @@ def test_bad_input_is_one_line(words, text, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_machines_say_where_their_numbers_are_from():
+def test_machines_have_notes_on_their_sources():
     assert machines.known() == ["juwels-booster", "lumi-g", "two-cores"]
     for name in machines.known():
         machine = machines.load(name)
@@ -82,27 +82,28 @@ def test_a_machine_from_a_file(tmp_path):
         machines.load(str(file))
 
 
-def test_what_an_exchange_benchmark_measured(tmp_path):
+def test_calibration_from_an_exchange_benchmark(tmp_path):
     file = tmp_path / "bench.json"
     rows = [
-        {"": "memcpy", "alone ms": 7.0, "together ms": 8.0}, {"": "read", "alone ms": 7.7, "together ms": 9.0},
+        {"": "memcpy", "alone ms": 7.0, "together ms": 8.0},
+        {"": "read", "alone ms": 7.7, "together ms": 9.0},
         {"": "add", "alone ms": 6.3, "together ms": 9.0},
         {"": "training thread held up", "alone ms": "", "together ms": 12.0},
-    ]  # fmt: skip
+    ]
     file.write_text(json.dumps({"benchmark": "exchange", "machine": {"ranks": "2"}, "rows": rows}))
     job = Job(2, 1000, 0.1)
-    same, found, lines = calibrate(file, job, machines.load("two-cores"))
+    same, measured, lines = calibrate(file, job, machines.load("two-cores"))
     assert same == job
-    assert found.copy == pytest.approx(MODEL / 7e-3)
-    assert found.memory == pytest.approx(2 * MODEL / 8e-3)
-    assert (found.read_factor, found.add_factor, found.held) == pytest.approx((1.1, 0.9, 1.5))
+    assert measured.copy == pytest.approx(MODEL / 7e-3)
+    assert measured.memory == pytest.approx(2 * MODEL / 8e-3)
+    assert (measured.read_factor, measured.add_factor, measured.held) == pytest.approx((1.1, 0.9, 1.5))
     assert lines
     file.write_text(json.dumps({"benchmark": "log", "machine": {}, "rows": []}))
     with pytest.raises(InputError, match="expected the benchmark exchange, found log"):
         calibrate(file, job, machines.load("two-cores"))
 
 
-def test_what_a_run_s_log_holds(monkeypatch):
+def test_calibration_from_the_logs_of_a_run(monkeypatch):
     class Log:
         """Steps of 0.1 s, of rank 1 of 0.4 s; an exchange of 12 ms that holds the training thread for 3 ms."""
 
@@ -122,32 +123,32 @@ def test_what_a_run_s_log_holds(monkeypatch):
     machine = replace(machines.load("two-cores"), copy=4e9, read_factor=1.0, add_factor=1.0)
     from pathlib import Path
 
-    job, found, _ = calibrate(Path("RUN"), Job(4, 10, 1.0), machine)
+    job, measured, _ = calibrate(Path("RUN"), Job(4, 10, 1.0), machine)
     assert job.parameters == 1_000_000
     assert job.distribution == "lognormal"
     assert job.sigma == pytest.approx(0.2, rel=0.08)
     middle = 0.25  # of the two ranks
     assert job.step == pytest.approx(middle * math.exp(0.02), rel=0.03)
     assert job.factors == pytest.approx({0: 0.4, 1: 1.6}, rel=0.03)
-    assert found.arithmetic == pytest.approx(12 - 1 - 1)
-    assert found.held == pytest.approx(3.0)
+    assert measured.arithmetic == pytest.approx(12 - 1 - 1)
+    assert measured.held == pytest.approx(3.0)
 
 
 def test_advice_is_the_smallest_efficient_period():
     machine = replace(machines.load("two-cores"), ranks_per_node=2)
-    # An exchange takes 0.4 s of 0.1 s steps: four steps hide it, one by one.
-    found = advise(Job(2, 1000, 0.1), machine)
-    assert found.job.period == 4
-    assert found.pull == pytest.approx(0.45)
-    assert found.result.efficiency >= EFFICIENT
-    # A slow network between nodes: some longer period or smaller traffic, and what was tried before was not enough.
+    # Four steps of 0.1 s hide an exchange.
+    advice = advise(Job(2, 1000, 0.1), machine)
+    assert advice.job.period == 4
+    assert advice.pull == pytest.approx(0.45)
+    assert advice.result.efficiency >= EFFICIENT
+    # A slow network between nodes: a longer period or less traffic, and smaller periods were not enough.
     slow = replace(machine, nic=1e8, rank_rate=1e8)
-    found = advise(Job(8, 11_000_000, 0.1), slow)
-    assert found.result.efficiency >= EFFICIENT
-    assert (found.job.period, found.job.group_size, found.job.wire_dtype) != (4, 1, "float32")
-    for job, result in found.tried:
-        if (job.group_size, job.wire_dtype) == (found.job.group_size, found.job.wire_dtype):
-            assert (result.efficiency >= EFFICIENT) == (job.period >= found.job.period)
+    advice = advise(Job(8, 11_000_000, 0.1), slow)
+    assert advice.result.efficiency >= EFFICIENT
+    assert (advice.job.period, advice.job.group_size, advice.job.wire_dtype) != (4, 1, "float32")
+    for job, result in advice.tried:
+        if (job.group_size, job.wire_dtype) == (advice.job.group_size, advice.job.wire_dtype):
+            assert (result.efficiency >= EFFICIENT) == (job.period >= advice.job.period)
 
 
 def test_advice_in_words(capsys, tmp_path):

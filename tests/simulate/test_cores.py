@@ -1,4 +1,4 @@
-"""Threads that take turns on cores, against cases worked by hand and what holds of every such order."""
+"""Threads that share cores in turns, against cases worked by hand and against general properties."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ MS = 1e-3
 
 
 class Watched(Thread):
-    """Knows who has a core."""
+    """Records which threads have a core."""
 
     def __init__(self, running, *words):
         super().__init__(*words)
@@ -37,8 +37,10 @@ class Node:
 
     def __init__(self, cores, work=0.0):
         self.env = simpy.Environment()
-        own = np.ones((1, 1, 1))
-        self.fluid = Fluid(self.env, own, 0 * own, np.ones(1), np.array([float(cores)]), np.array([np.inf]))
+        use = np.ones((1, 1, 1))
+        self.fluid = Fluid(
+            self.env, use, 0 * use, weights=np.ones(1), capacity=np.array([float(cores)]), core=np.array([np.inf])
+        )
         self.cores, self.ends, self.running = Cores(self.env, cores, work), {}, set()
 
     def thread(self, waker=None):
@@ -70,12 +72,12 @@ def test_two_threads_take_turns_at_ticks():
 @pytest.mark.parametrize(
     ("first", "second", "ends"),
     [
-        (0, 6.5, {"b": 7.5, "a": 21}),  # its slice is over: at once
-        (0, 0.5, {"b": 5, "a": 21}),  # within it: at the next tick
-        (3.5, 3.6, {"b": 9, "a": 24.5}),  # that tick is within it too: at the one after
+        (0, 6.5, {"b": 7.5, "a": 21}),  # the slice of a is over: at once
+        (0, 0.5, {"b": 5, "a": 21}),  # within the slice: at the next tick
+        (3.5, 3.6, {"b": 9, "a": 24.5}),  # the next tick is within the slice too: at the one after
     ],
 )
-def test_who_wakes_takes_the_core_from_one_whose_slice_is_over(first, second, ends):
+def test_a_waking_thread_preempts_one_whose_slice_is_over(first, second, ends):
     node = Node(1)
     node.work("a", node.thread(), first, 20)
     node.work("b", node.thread(), second, 1)
@@ -83,7 +85,7 @@ def test_who_wakes_takes_the_core_from_one_whose_slice_is_over(first, second, en
 
 
 def test_slices_grow_with_the_cores():
-    # On two cores a slice is 1.4 ms: 1 ms after its start a thread is not put off.
+    # On two cores a slice is 1.4 ms: 1 ms after its start a thread is not preempted.
     node = Node(2)
     first = node.thread()
     node.work("a", first, 0, 20)
@@ -100,11 +102,11 @@ def test_a_woken_thread_takes_an_idle_core_or_that_of_its_waker():
     node.work("a's", node.thread(one), 5, 2)
     node.work("b's", node.thread(other), 12.5, 3)
     node.work("late", node.thread(one), 35, 1)
-    # Each keeps its own trainer from the core, and not the other's; at 35 ms both cores are idle.
+    # Each preempts its own training thread and not the other's; at 35 ms both cores are idle.
     assert node.run() == pytest.approx({"a's": 7, "b's": 15.5, "a": 32, "b": 33, "late": 36})
 
 
-def test_work_that_follows_at_once_goes_on_with_the_same_slice():
+def test_work_that_follows_at_once_stays_in_the_same_slice():
     node = Node(1)
     thread, ends = node.thread(), []
 
@@ -115,12 +117,12 @@ def test_work_that_follows_at_once_goes_on_with_the_same_slice():
         thread.sleep()
 
     node.env.process(process())
-    node.work("b", node.thread(), 1, 1)  # a has used its slice: b's turn, and a is back at 2 ms
+    node.work("b", node.thread(), 1, 1)  # the slice of a is over: b runs, and a again from 2 ms
     node.run()
     assert ends == pytest.approx([4, 7, 10, 13])
 
 
-def test_a_core_that_is_left_takes_from_the_longest_queue():
+def test_a_free_core_takes_from_the_longest_queue():
     node = Node(2)
     one = node.thread()
     node.work("a", one, 0, 6)
@@ -130,7 +132,7 @@ def test_a_core_that_is_left_takes_from_the_longest_queue():
     assert node.run() == pytest.approx({"b": 2, "a": 6, "c": 6})
 
 
-def test_where_steps_are_long_turns_are_short_only_while_an_exchange_wants_some():
+def test_turns_of_long_steps_are_short_only_while_an_exchange_waits():
     node = Node(1, work=20 * 20 * MS)
     one = node.thread()
     node.work("a", one, 0, 50)
@@ -142,17 +144,14 @@ def test_where_steps_are_long_turns_are_short_only_while_an_exchange_wants_some(
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 3),
-    st.lists(st.tuples(st.floats(0, 20), st.floats(0.1, 15)), min_size=1, max_size=8),
-)
+@given(st.integers(1, 3), st.lists(st.tuples(st.floats(0, 20), st.floats(0.1, 15)), min_size=1, max_size=8))
 def test_no_core_idles_while_a_thread_waits(count, pieces):
     node = Node(count)
     for name, (at, milliseconds) in enumerate(pieces):
         node.work(name, node.thread(), at, milliseconds)
     while node.env.peek() < np.inf:
         at = node.env.now
-        if node.env.peek() > at + 1e-12:  # all that happens at this moment has happened
+        if node.env.peek() > at + 1e-12:  # all callbacks of this moment have run
             awake = sum(begin * MS <= at and name not in node.ends for name, (begin, _) in enumerate(pieces))
             assert len(node.running) == min(count, awake)
         node.env.step()

@@ -13,22 +13,22 @@ def fluid(env, own, far=None, capacity=(1.0,), weights=None, core=None):
     nodes = len(own)
     weights = np.full(nodes, 1 / nodes) if weights is None else np.array(weights, float)
     core = np.full(len(capacity), np.inf) if core is None else np.array(core, float)
-    return Fluid(env, own, far, weights, np.array(capacity, float), core)
+    return Fluid(env, own, far, weights=weights, capacity=np.array(capacity, float), core=core)
 
 
 def ends(env, pieces):
-    """Start (time, fluid, node, kind, seconds) and return when each ends."""
-    found = {}
+    """Start pieces (time, fluid, node, kind, seconds), and return the time at which each ends."""
+    times = {}
 
-    def one(i, at, model, *what):
+    def one(i, at, model, *piece):
         yield env.timeout(at)
-        yield model.work(*what)
-        found[i] = env.now
+        yield model.work(*piece)
+        times[i] = env.now
 
     for i, piece in enumerate(pieces):
         env.process(one(i, *piece))
     env.run()
-    return [found[i] for i in range(len(pieces))]
+    return [times[i] for i in range(len(pieces))]
 
 
 def test_equal_pieces_share_equally():
@@ -43,11 +43,11 @@ def test_three_pieces_by_hand():
     model = fluid(env, [[[1.0]]])
     # 0-1: a alone, 1 done. 1-3: a and b, each 1. 3-6: three, each 1: b (2 of 2) ends at 6. a has 3, c has 1 of 2.
     # a needs 1.5 more, c 1: c ends at 8, a at 8.5.
-    found = ends(env, [(0, model, 0, 0, 4.5), (1, model, 0, 0, 2.0), (3, model, 0, 0, 2.0)])
-    assert found == pytest.approx([8.5, 6.0, 8.0])
+    times = ends(env, [(0, model, 0, 0, 4.5), (1, model, 0, 0, 2.0), (3, model, 0, 0, 2.0)])
+    assert times == pytest.approx([8.5, 6.0, 8.0])
 
 
-def test_a_piece_that_is_halted_leaves_its_share_and_knows_what_is_left():
+def test_halting_a_piece_frees_its_share_and_returns_its_remaining_seconds():
     env = simpy.Environment()
     model = fluid(env, [[[1.0]]])
     first, second = model.work(0, 0, 4.0), model.work(0, 0, 2.0)
@@ -62,7 +62,7 @@ def test_a_piece_that_is_halted_leaves_its_share_and_knows_what_is_left():
     assert model.done[0, 0] == 2
 
 
-def test_room_for_all_makes_nobody_slower():
+def test_pieces_below_the_capacity_run_at_full_rate():
     env = simpy.Environment()
     model = fluid(env, [[[1.0]]], capacity=(3.0,))
     assert ends(env, [(0, model, 0, 0, 2.0)] * 3) == pytest.approx([2.0] * 3)
@@ -79,21 +79,21 @@ def test_pieces_share_the_far_end():
 def test_the_network_s_core_is_shared():
     env = simpy.Environment()
     model = fluid(env, [[[0.0]]] * 4, [[[1.0]]] * 4, capacity=(10.0,), core=(0.75,))
-    # Each sends 3/4 of its use to others; four of them ask for 4 of what carries 0.75.
+    # Each piece loads the network's core with 1: the four have a load of 4 on a capacity of 0.75.
     assert ends(env, [(0, model, n, 0, 0.75) for n in range(4)]) == pytest.approx([4.0] * 4)
 
 
-def test_what_one_leaves_another_takes():
+def test_unused_capacity_goes_to_other_pieces():
     env = simpy.Environment()
     # Kind 0 uses the first resource, kind 2 the second, kind 1 both.
     model = fluid(env, [[[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]], capacity=(1.0, 1.0))
-    found = ends(env, [(0, model, 0, 0, 10.0), (0, model, 0, 1, 10.0), (0, model, 0, 2, 10.0)])
-    assert max(found) == pytest.approx(20.0)  # each resource is asked for 20 s in all and is never idle
+    times = ends(env, [(0, model, 0, 0, 10.0), (0, model, 0, 1, 10.0), (0, model, 0, 2, 10.0)])
+    assert max(times) == pytest.approx(20.0)  # each resource has 20 s of work in all and is never idle
 
 
-def test_a_piece_held_back_elsewhere_leaves_its_share():
+def test_a_piece_limited_by_another_resource_frees_its_share():
     env = simpy.Environment()
-    # Kind 1 gets a quarter of the second resource, and so takes a quarter of the first: three quarters are left, of
+    # Kind 1 runs at a quarter of its rate, and so uses a quarter of the first resource: three quarters are free, of
     # which two rounds give 8/11.
     model = fluid(env, [[[1.0, 0.0], [1.0, 4.0]]], capacity=(1.0, 1.0))
     first, _ = ends(env, [(0, model, 0, 0, 1.0), (0, model, 0, 1, 1.0)])
@@ -106,9 +106,9 @@ def test_an_m_d_1_queue_of_processor_sharing():
     env, draw = simpy.Environment(), np.random.default_rng(1)
     model = fluid(env, [[[1.0]]])
     arrivals = np.cumsum(draw.exponential(1 / 0.6, 8000))
-    found = np.array(ends(env, [(at, model, 0, 0, 1.0) for at in arrivals])) - arrivals
+    stays = np.array(ends(env, [(at, model, 0, 0, 1.0) for at in arrivals])) - arrivals
     # Batch means of 40 x 200 pieces: 4 standard errors.
-    batches = found[:8000].reshape(40, 200).mean(1)
+    batches = stays[:8000].reshape(40, 200).mean(1)
     assert abs(batches.mean() - 2.5) < 4 * batches.std(ddof=1) / np.sqrt(40)
     assert batches.std(ddof=1) / np.sqrt(40) < 0.15
 

@@ -1,4 +1,4 @@
-"""The simulated job against closed forms and cases that were worked by hand."""
+"""The simulated job against closed forms and cases worked by hand."""
 
 import itertools
 import math
@@ -20,42 +20,62 @@ from lsam_hpc.simulate.model import Model
 from lsam_hpc.simulate.result import result, simulate
 
 # A copy of the vector takes 0.1 s for one thread, and for two at once too: 1,000 elements are 4,000 bytes.
-HOST = Machine("host", ranks_per_node=4, cores=100, copy=4e4, memory=4e6, nic=4e4, rank_rate=4e4, latency=0.0,
-               read_factor=1.0, add_factor=1.0, arithmetic=1.0, held=1.0)  # fmt: skip
+HOST = Machine(
+    "host",
+    ranks_per_node=4,
+    cores=100,
+    copy=4e4,
+    memory=4e6,
+    nic=4e4,
+    rank_rate=4e4,
+    latency=0.0,
+    read_factor=1.0,
+    add_factor=1.0,
+    arithmetic=1.0,
+    held=1.0,
+)
 JOB = Job(ranks=1, parameters=1000, step=1.0, period=2)
 
 
 def test_one_rank_without_exchanges_takes_a_step_per_step_time():
-    found = simulate(replace(JOB, step=0.25, period=0), HOST, seconds=100.0)
-    assert found.rate == pytest.approx(4.0, rel=1e-12)
-    assert found.efficiency == pytest.approx(1.0, rel=1e-12)
-    assert found.exchanges == 0
-    assert math.isnan(found.staleness.mean)
+    run = simulate(replace(JOB, step=0.25, period=0), HOST, seconds=100.0)
+    assert run.rate == pytest.approx(4.0, rel=1e-12)
+    assert run.efficiency == pytest.approx(1.0, rel=1e-12)
+    assert run.exchanges == 0
+    assert math.isnan(run.staleness.mean)
 
 
 def test_one_chain_by_hand():
-    # Two steps, then 0.05 s to stage; the exchange takes 0.3 s beside the third step; its result takes 0.05 s.
-    told = [(round(e.time, 9), e.kind, e.step) for e in events(JOB, HOST, seconds=4.2)]
-    assert told == [
-        (1.0, "step", 1), (2.0, "step", 2), (2.05, "stage", 2), (2.05, "read", 2), (2.35, "add", 2), (2.35, "apply", 2),
-        (3.05, "step", 3), (4.1, "step", 4), (4.15, "stage", 4), (4.15, "read", 4),
-    ]  # fmt: skip
-    found = simulate(JOB, HOST, seconds=200.0)
-    assert found.rate == pytest.approx(2 / 2.1)
-    assert found.exchange.mean == pytest.approx(0.3)
-    assert found.alone == pytest.approx(0.3)
-    assert found.delay.mean == 1
-    assert found.held == pytest.approx(0.05, rel=0.03)
-    assert found.exchange_bytes == 2 * 4000
+    # Two steps, then 0.05 s to stage; the exchange takes 0.3 s during the third step; applying it takes 0.05 s.
+    order = [(round(e.time, 9), e.kind, e.step) for e in events(JOB, HOST, seconds=4.2)]
+    assert order == [
+        (1.0, "step", 1),
+        (2.0, "step", 2),
+        (2.05, "stage", 2),
+        (2.05, "read", 2),
+        (2.35, "add", 2),
+        (2.35, "apply", 2),
+        (3.05, "step", 3),
+        (4.1, "step", 4),
+        (4.15, "stage", 4),
+        (4.15, "read", 4),
+    ]
+    run = simulate(JOB, HOST, seconds=200.0)
+    assert run.rate == pytest.approx(2 / 2.1)
+    assert run.exchange.mean == pytest.approx(0.3)
+    assert run.alone == pytest.approx(0.3)
+    assert run.delay.mean == 1
+    assert run.held == pytest.approx(0.05, rel=0.03)
+    assert run.exchange_bytes == 2 * 4000
 
 
-def test_a_chain_waits_for_an_exchange_that_takes_longer_than_a_period():
-    # Staged, exchanged and taken in: 0.05 + 9 + 0.05 s from staging to staging, the two steps of 1 s beside it.
+def test_a_chain_waits_for_an_exchange_longer_than_a_period():
+    # Stage, exchange and apply: 0.05 + 9 + 0.05 s between stagings, with the two steps of 1 s in parallel.
     slow = replace(HOST, arithmetic=88.0)
-    found = simulate(JOB, slow, seconds=400.0)
-    assert found.rate == pytest.approx(2 / 9.1)
-    assert found.delay.mean == 2
-    assert found.waited == pytest.approx((9.0 - 2.0) / 2, rel=0.05)
+    run = simulate(JOB, slow, seconds=400.0)
+    assert run.rate == pytest.approx(2 / 9.1)
+    assert run.delay.mean == 2
+    assert run.waited == pytest.approx((9.0 - 2.0) / 2, rel=0.05)
     # Two in flight do not help one exchange thread.
     assert simulate(replace(JOB, max_delay=2), slow, seconds=900.0).rate == pytest.approx(2 / 9.0, rel=0.01)
 
@@ -71,27 +91,27 @@ def test_an_add_waits_for_the_slowest_owner_or_for_one_after_the_other():
     assert simulate(job, fetching, seconds=1000.0).alone == pytest.approx(read + compute + add)
 
 
-def test_messages_are_as_long_as_the_center_s():
+def test_messages_are_as_long_as_those_of_the_center():
     assert MESSAGE == CHUNK_BYTES
 
 
 def test_staleness_of_two_chains_by_hand():
-    # Both stage at the same moments: the second add finds the first.
+    # Both stage at the same moments: the second add comes after the first.
     both = Model(replace(JOB, ranks=2), HOST)
     both.run(60.0)
     assert [sorted(pair) for pair in zip(*(c.staleness for c in both.chains), strict=True)] == [[0, 1]] * 28
-    # Steps of 1 and of 1.3 s: an exchange of 0.3 s meets the other's add in its last or first 0.3 s.
-    told = list(events(replace(JOB, ranks=2, factors={1: 1.3}), HOST, seconds=60.0))
+    # Steps of 1 and 1.3 s: an exchange of 0.3 s sometimes overlaps with the other chain's add.
+    order = list(events(replace(JOB, ranks=2, factors={1: 1.3}), HOST, seconds=60.0))
     version, read, expected = 0, {}, []
-    for event in told:
+    for event in order:
         if event.kind == "read":
             read[event.rank] = version
         if event.kind == "add":
             expected.append(version - read[event.rank])
             version += 1
-    found = simulate(replace(JOB, ranks=2, factors={1: 1.3}), HOST, seconds=60.0)
-    assert found.histogram == tuple(np.bincount(expected))
-    assert 0 < found.staleness.mean < 0.5
+    run = simulate(replace(JOB, ranks=2, factors={1: 1.3}), HOST, seconds=60.0)
+    assert run.histogram == tuple(np.bincount(expected))
+    assert 0 < run.staleness.mean < 0.5
 
 
 @pytest.mark.parametrize("coupling", ["kernel", "restart"])
@@ -112,22 +132,22 @@ def test_results_are_taken_in_within_the_wait():
 
 
 def test_cores_are_shared_by_steps_that_need_them():
-    # Eight ranks on two cores: a quarter of a core each, in turns of 50 ms; up to one of each is not counted.
+    # Eight ranks on two cores: a quarter of a core each, in turns of 50 ms; one turn of each may not be counted.
     job = Job(ranks=8, parameters=1, step=1.0, work=1.0, period=0)
     crowded = replace(HOST, ranks_per_node=8, cores=2)
     assert simulate(job, crowded, seconds=100.0).rate == pytest.approx(2.0, rel=8 * 0.05 / 2 / 100)
-    # Half of the step idles: the cores never do, at best; at worst they all do at the same time.
+    # Half of a step needs no core. At best the cores never idle; at worst all ranks need them at the same time.
     assert 8 / (0.5 + 0.5 * 4) < simulate(replace(job, work=0.5), crowded, 100.0).rate < 4.0
 
 
 def test_an_exchange_takes_turns_with_ranks_that_compute():
     # Four ranks compute on one core; an exchange, 0.3 s alone, gets every fifth turn.
     job = Job(ranks=4, parameters=1000, step=1.0, work=1.0, period=3, distribution="lognormal", sigma=0.5)
-    found = simulate(job, replace(HOST, cores=1, held=0.0), seconds=400.0)
-    assert found.exchange.median == pytest.approx(0.3 * 5, rel=0.03)
-    assert found.alone == pytest.approx(0.3)
-    # The core does all: steps of 1 s, and 0.3 s for every third.
-    assert found.rate == pytest.approx(1 / 1.1, rel=0.03)
+    run = simulate(job, replace(HOST, cores=1, held=0.0), seconds=400.0)
+    assert run.exchange.median == pytest.approx(0.3 * 5, rel=0.03)
+    assert run.alone == pytest.approx(0.3)
+    # The core does all the work: steps of 1 s, and 0.3 s for every third.
+    assert run.rate == pytest.approx(1 / 1.1, rel=0.03)
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,26 +160,37 @@ def test_an_exchange_takes_turns_with_ranks_that_compute():
     st.sampled_from([1.0, 1.5, 2.0]),
     st.integers(0, 2),
 )
-def test_who_has_a_core_uses_it(coupling, in_flight, group_size, device, work, cores, period):
+def test_threads_use_the_cores_that_they_have(coupling, in_flight, group_size, device, work, cores, period):
     # Eight ranks on two nodes with few cores. A copy of the vector takes 1 ms.
-    machine = replace(HOST, cores=cores, copy=4e6, memory=8e6, nic=4e6, rank_rate=4e6, host_link=4e6 * device,
-                      device_copy=4e6)  # fmt: skip
+    machine = replace(
+        HOST, cores=cores, copy=4e6, memory=8e6, nic=4e6, rank_rate=4e6, host_link=4e6 * device, device_copy=4e6
+    )
     in_flight = in_flight if coupling == "elastic" else 1
-    job = Job(ranks=8, parameters=1000, step=0.02, work=work, distribution="lognormal", sigma=0.3, period=period,
-              coupling=coupling, max_delay=in_flight, group_size=group_size)  # fmt: skip
-    having, working = set(), {}
+    job = Job(
+        ranks=8,
+        parameters=1000,
+        step=0.02,
+        work=work,
+        distribution="lognormal",
+        sigma=0.3,
+        period=period,
+        coupling=coupling,
+        max_delay=in_flight,
+        group_size=group_size,
+    )
+    running, working = set(), {}
 
     class Watched(Thread):
         def start(self):
-            having.add(self)
+            running.add(self)
             super().start()
 
         def stop(self):
-            having.discard(self)
+            running.discard(self)
             super().stop()
 
         def sleep(self):
-            having.discard(self)
+            running.discard(self)
             super().sleep()
 
     class Counted(Fluid):
@@ -178,10 +209,10 @@ def test_who_has_a_core_uses_it(coupling, in_flight, group_size, device, work, c
         model = Model(job, machine)
         while model.env.now < 1.0:
             at = model.env.now
-            if model.env.peek() > at + 1e-12:  # all that happens at this moment has happened
+            if model.env.peek() > at + 1e-12:  # all callbacks of this moment have run
                 for event in [event for event in working if event.triggered]:
                     del working[event]
-                assert len(having) == len(working)
+                assert len(running) == len(working)
                 assert max(list(working.values()).count(node) for node in (0, 1)) <= math.ceil(cores)
             model.env.step()
     assert all(chain.steps >= 5 for chain in model.chains)
@@ -193,10 +224,10 @@ def test_bytes_are_two_vectors_an_exchange():
     # Two nodes of two: half of each vector crosses; both ranks of a node, and the others' through the same card.
     model = Model(replace(job, wire_dtype="float32"), replace(HOST, ranks_per_node=2))
     model.run(102.0)
-    found = result(model)
-    assert found.nodes == 2
-    one_way = 4000 / 2 * 2  # of a node's own reads, each round; its adds to the other come in there as well
-    assert found.busiest_link * 102.0 == pytest.approx(2 * one_way * (found.exchanges / 4), rel=0.1)
+    run = result(model)
+    assert run.nodes == 2
+    one_way = 4000 / 2 * 2  # bytes of a node's reads in a round; as many enter with the other node's adds
+    assert run.busiest_link * 102.0 == pytest.approx(2 * one_way * (run.exchanges / 4), rel=0.1)
 
 
 def test_synchronous_sam_waits_for_the_slowest():
@@ -205,13 +236,13 @@ def test_synchronous_sam_waits_for_the_slowest():
     assert simulate(job, machine, 400.0).rate == pytest.approx(64 / 4)
     # The mean of the largest of n exponential lengths is the n-th harmonic number.
     harmonic = sum(1 / k for k in range(1, 65))
-    found = simulate(replace(job, factors={}, distribution="exponential"), machine, 40_000.0)
-    steps = found.rate * 40_000 / 64
+    run = simulate(replace(job, factors={}, distribution="exponential"), machine, 40_000.0)
+    steps = run.rate * 40_000 / 64
     deviation = math.sqrt(sum(1 / k**2 for k in range(1, 65)) / steps) / harmonic
-    assert found.rate == pytest.approx(64 / harmonic, rel=4 * deviation)  # 4 sigmas: once in 16,000 seeds
+    assert run.rate == pytest.approx(64 / harmonic, rel=4 * deviation)  # 4 sigmas: once in 16,000 seeds
 
 
-def test_an_allreduce_is_a_ring_less_what_hides():
+def test_an_allreduce_is_a_ring_minus_the_overlap():
     job = Job(ranks=4, parameters=1000, step=1.0, period=0, group_size=4)
     machine = replace(HOST, link=6000.0)
     assert simulate(job, machine, 100.0).rate == pytest.approx(4 / (1 + 2 * 3 / 4 * 4000 / 6000))
@@ -223,16 +254,16 @@ def test_groups_exchange_as_one():
     job = Job(ranks=4, parameters=1000, step=1.0, period=2, group_size=2)
     model = Model(job, HOST)
     model.run(50.0)
-    found = result(model)
+    run = result(model)
     assert len(model.chains) == 2
-    assert found.staleness.most <= 1
-    assert found.delay.mean == 2  # a group takes a result in at its next exchange
+    assert run.staleness.most <= 1
+    assert run.delay.mean == 2  # a group takes a result in at its next exchange
 
 
 def test_lognormal_steps_keep_their_mean():
     job = Job(ranks=16, parameters=1, step=1.0, period=0, distribution="lognormal", sigma=0.5)
-    found = simulate(job, HOST, 1000.0)
-    assert found.rate == pytest.approx(16, rel=4 * math.sqrt(math.exp(0.25) - 1) / math.sqrt(16_000))
+    run = simulate(job, HOST, 1000.0)
+    assert run.rate == pytest.approx(16, rel=4 * math.sqrt(math.exp(0.25) - 1) / math.sqrt(16_000))
     paused = simulate(replace(job, pause_every=10.0, pause=5.0), HOST, 4000.0)
     assert paused.rate == pytest.approx(16 / 1.5, rel=0.05)
 
@@ -240,14 +271,14 @@ def test_lognormal_steps_keep_their_mean():
 @pytest.mark.parametrize("topology", ["gossip", "leader"])
 def test_other_topologies_have_no_staleness_of_a_center(topology):
     job = Job(ranks=8, parameters=1000, step=1.0, period=2, topology=topology)
-    found = simulate(job, replace(HOST, ranks_per_node=2))
-    assert found.exchanges > 0
-    assert found.staleness.most == 0
+    run = simulate(job, replace(HOST, ranks_per_node=2))
+    assert run.exchanges > 0
+    assert run.staleness.most == 0
     with pytest.raises(InputError, match="topology: expected center"):
         next(events(job, HOST))
 
 
-def test_a_leader_s_card_is_shared_by_all_who_read_it():
+def test_all_readers_share_the_network_card_of_the_leader():
     job = Job(ranks=8, parameters=1000, step=1.0, period=1, topology="leader")
     model = Model(job, replace(HOST, ranks_per_node=1, arithmetic=0.0))
     model.run(40.0)
@@ -259,16 +290,18 @@ def test_a_leader_s_card_is_shared_by_all_who_read_it():
 @given(st.integers(0, 2**32), st.sampled_from(["lognormal", "exponential"]), st.integers(1, 5), st.integers(1, 3))
 def test_seeds_reproduce_and_events_are_in_order(seed, distribution, ranks, max_delay):
     job = Job(ranks=ranks, parameters=1000, step=1.0, period=2, distribution=distribution, max_delay=max_delay)
-    told = list(events(job, HOST, steps=30, seed=seed))
-    assert told == list(events(job, HOST, steps=30, seed=seed))
-    assert told != list(events(job, HOST, steps=30, seed=seed + 1))
-    assert [e.time for e in told] == sorted(e.time for e in told)
-    assert sum(e.kind == "step" for e in told) == 30
+    order = list(events(job, HOST, steps=30, seed=seed))
+    assert order == list(events(job, HOST, steps=30, seed=seed))
+    assert order != list(events(job, HOST, steps=30, seed=seed + 1))
+    assert [e.time for e in order] == sorted(e.time for e in order)
+    assert sum(e.kind == "step" for e in order) == 30
     for rank in range(ranks):
-        ours = [e for e in told if e.rank == rank]
-        assert [e.step for e in ours if e.kind == "step"] == list(range(1, 1 + sum(e.kind == "step" for e in ours)))
+        of_rank = [e for e in order if e.rank == rank]
+        assert [e.step for e in of_rank if e.kind == "step"] == list(
+            range(1, 1 + sum(e.kind == "step" for e in of_rank))
+        )
         for before, after in (("stage", "read"), ("read", "add"), ("add", "apply")):
-            first, second = ([e.step for e in ours if e.kind == kind] for kind in (before, after))
+            first, second = ([e.step for e in of_rank if e.kind == kind] for kind in (before, after))
             assert second == first[: len(second)]
 
 
@@ -286,11 +319,11 @@ def test_seeds_reproduce_and_events_are_in_order(seed, distribution, ranks, max_
         ({"shards": 2}, "shards: expected 1 to 1, found 2"),
     ],
 )
-def test_bad_jobs_are_refused(wrong, text):
+def test_invalid_jobs_are_errors(wrong, text):
     with pytest.raises(InputError, match=text):
         simulate(replace(JOB, **wrong), HOST)
 
 
-def test_too_short_a_time_is_refused():
+def test_too_short_a_time_is_an_error():
     with pytest.raises(InputError, match="seconds: expected at least one step"):
         simulate(JOB, HOST, seconds=0.5)

@@ -1,8 +1,8 @@
-"""How many adds a second ranks on two hosts manage together, if they do nothing else.
+"""Measures the adds per second of ranks on two hosts that do nothing else.
 
     python -m tests.simulate.together --rate 1gbit     # as root, see tests/helpers/hosts.py
 
-docs/scaling.md tells of it where the simulator is too fast.
+docs/scaling.md uses it to explain why the simulator is too fast on two hosts.
 """
 
 import sys
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lsam_hpc.arguments import Parser
 from lsam_hpc.errors import InputError
+from lsam_hpc.util.arguments import Parser
 from tests.helpers.hosts import limit, two_hosts
 from tests.simulate.two_hosts import one_line, open_mpi
 
@@ -22,20 +22,20 @@ RANKS, SIZE, SECONDS = 4, 1_000_000, 5.0
 def main(argv: Sequence[str]) -> int:
     """Run the job on two hosts and print what it says; return the exit code."""
     parser = Parser(prog="together", description=__doc__)
-    parser.add_argument("--rate", default="1gbit", help="of the cable, as tc writes it")
+    parser.add_argument("--rate", default="1gbit", help="bandwidth of the cable, in the notation of tc")
     parser.add_argument("--job", action="store_true", help="be a rank of the job")
-    given = parser.parse_args(argv)
-    if given.job:
+    args = parser.parse_args(argv)
+    if args.job:
         job()
         return 0
     mpi = open_mpi()
     with two_hosts() as hosts:
-        limit(hosts, given.rate)
+        limit(hosts, args.rate)
         words = (mpi.python, "-m", "mpi4py", "-m", "tests.simulate.together", "--job")
-        found = hosts.run(mpi, RANKS, *words, timeout=120)
-    if found.returncode:
-        raise InputError(f"together: expected a job of {RANKS} ranks to run, found: {found.stderr.strip()[-300:]}")
-    print(found.stdout.strip())
+        result = hosts.run(mpi, RANKS, *words, timeout=120)
+    if result.returncode:
+        raise InputError(f"together: expected exit code 0 of {RANKS} ranks, found: {result.stderr.strip()[-300:]}")
+    print(result.stdout.strip())
     return 0
 
 
@@ -45,7 +45,7 @@ def job():
     from lsam_hpc import rma
 
     comm = MPI.COMM_WORLD
-    with rma.Progress(comm), rma.Center(comm, SIZE) as center:
+    with rma.ProgressThread(comm), rma.Center(comm, SIZE) as center:
         delta = np.full(SIZE, 1e-6, np.float32)
         for busy in (1, 2, 4):
             rma.barrier(comm)

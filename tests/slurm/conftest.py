@@ -1,4 +1,4 @@
-"""One Slurm for all tests of this folder, and what they do with jobs."""
+"""One Slurm for all tests of this folder, and helpers for its jobs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _slurm() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(_slurm: Cluster) -> Iterator[Cluster]:
-    """A Slurm of three nodes without jobs."""
+    """A Slurm with three nodes and no jobs."""
     yield _slurm
     _slurm.clear()
 
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def reached(self) -> int:
-        """The last total step in the logs, 0 before there is one."""
+        """The last global step in the logs, 0 before the first."""
         try:
             with Run(self.run) as run:
                 return max((int(run.steps(r)["total_iteration"].max(initial=0)) for r in run.ranks), default=0)
@@ -75,7 +75,7 @@ class Job:
         return self.cluster.until(self.number, *states, seconds=seconds, what=lambda: self.said)
 
     def until_step(self, step: int, seconds: float) -> int:
-        """Wait until the logs show a total step; return the one they show."""
+        """Wait until the logs reach a global step; return the last step in the logs."""
         deadline = time.monotonic() + seconds
         while (reached := self.reached) < step:
             self.until("PENDING", "RUNNING", "SIGNALING", "COMPLETING", seconds=0)
@@ -85,15 +85,15 @@ class Job:
 
 
 def edited(name: str, folder: Path, mpi: Mpi, launch: str, command: str, **options: object) -> Path:
-    """Return a copy of a script of jobs/slurm whose marked block is edited, and nothing else.
+    """Return a copy of a script of jobs/slurm with changes in the marked block only.
 
     Args:
         name: of the script.
         folder: for the copy.
         mpi: whose Python is used.
-        launch: what starts the ranks, or mpirun for that of the MPI.
-        command: what they run.
-        options: values of #SBATCH options; None takes the line out.
+        launch: launcher of the ranks; mpirun stands for that of the MPI.
+        command: of the ranks.
+        options: values of #SBATCH options; None removes the line.
     """
     text = (ROOT / "jobs" / "slurm" / f"{name}.sh").read_text()
     head, block, rest = re.fullmatch(r"(.*>>>\n)(.*)(# <<<.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -104,7 +104,7 @@ def edited(name: str, folder: Path, mpi: Mpi, launch: str, command: str, **optio
         )
         assert times == 1, f"{name} has no --{flag}"
     python = Path(mpi.python).parent
-    # Nodes share two cores: mpirun would bind the ranks of all of them to the first.
+    # The nodes share two cores: mpirun would bind the ranks of all nodes to the first core.
     launch = {"openmpi": "mpirun --bind-to none", "mpich": "mpirun"}[mpi.name] if launch == "mpirun" else launch
     for old, new in (
         (r"  source .*", f"  export PATH={python}:$PATH"),
@@ -136,13 +136,13 @@ def mpich() -> Mpi:
 
 def _needed(name: str) -> Mpi:
     if name not in available():
-        pytest.skip(f"no {name} here: tests/run.sh installs it and sets LSAM_TEST_MPICH")
+        pytest.skip(f"no {name}: tests/run.sh installs it and sets LSAM_TEST_MPICH")
     return available()[name]
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that all nodes see, with a short name."""
+    """A folder that all nodes share, with a short name."""
     path = Path(tempfile.mkdtemp(prefix="lsam-jobs-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""`lsam train` that is slow in a job's first attempt: python slow_train.py AFTER SECONDS ...
+"""`lsam train`, slowed down in a job's first attempt: python slow_train.py AFTER SECONDS ...
 
-A rank's mini-batches after the first AFTER take SECONDS more.
+Each mini-batch of a rank after the first AFTER takes SECONDS longer.
 """
 
 import itertools
@@ -8,7 +8,8 @@ import os
 import sys
 import time
 
-from lsam_hpc import cli, preflight
+from lsam_hpc import cli
+from lsam_hpc.util import preflight
 
 if __name__ == "__main__":
     preflight.start()

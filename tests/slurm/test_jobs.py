@@ -1,6 +1,6 @@
-"""The batch scripts under a real Slurm: each launcher, and every way in which a job is ended before its time.
+"""The batch scripts under a real Slurm: each launcher, and every way to end a job early.
 
-LSAM_SLURM_TRIALS sets how often each disturbance is tried, at another moment each time.
+LSAM_SLURM_TRIALS sets the number of trials of each disturbance, each at another moment.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tests.slurm.conftest import Job, edited, submitted
 
 pytestmark = [pytest.mark.slow("needs a Slurm"), pytest.mark.timeout(400)]
 TRIALS = int(os.environ.get("LSAM_SLURM_TRIALS", "1"))
-STEPS, PERIOD = 2400, 400  # of all ranks: of a run, and between checkpoints
-LIMIT = 150.0  # s that anything may take
+STEPS, PERIOD = 2400, 400  # steps of all ranks: per run, between checkpoints
+LIMIT = 150.0  # s, longest wait
 IMAGES = 449  # of the digits' test set
-# A rank's steps between exchanges: over the network of three nodes on two cores an exchange takes tens of steps.
+# --period 20, because an exchange between three nodes on two cores takes as long as tens of steps.
 TRAIN = (
     f"python -m lsam_hpc train --steps {STEPS} --period 20 --checkpoint-every {PERIOD} --flush-seconds 0.2 "
     '--out "$out" --resume auto'
@@ -37,10 +37,10 @@ SRUN = {"openmpi": "srun --mpi=pmix", "mpich": "srun --mpi=pmi2"}
 
 
 def error_of(job: Job) -> float:
-    """Return the center's test error in % that a job has printed."""
-    found = re.findall(r"^center +\S+ +(\S+)", job.said, re.MULTILINE)
-    assert found, job.said
-    return float(found[-1])
+    """Return the center's test error in % as printed by a job."""
+    errors = re.findall(r"^center +\S+ +(\S+)", job.said, re.MULTILINE)
+    assert errors, job.said
+    return float(errors[-1])
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,13 @@ def test_ranks_of_two_nodes_train_together(
 
 
 @pytest.mark.parametrize(("which", "flag", "right"), [("openmpi", "pmi2", "pmix"), ("mpich", "pmix", "pmi2")])
-def test_the_wrong_mpi_flag_is_told(
+def test_the_wrong_mpi_flag_is_reported(
     cluster: Cluster, request: pytest.FixtureRequest, folder: Path, which: str, flag: str, right: str
 ) -> None:
     mpi: Mpi = request.getfixturevalue(which)
     job = submitted(cluster, edited("cpu-node", folder, mpi, f"srun --mpi={flag}", TRAIN, ntasks_per_node=2))
-    found = job.until("FAILED", seconds=LIMIT)
-    assert found["ExitCode"] == "2:0"
+    status = job.until("FAILED", seconds=LIMIT)
+    assert status["ExitCode"] == "2:0"
     lines = [line for line in job.said.splitlines() if line.startswith("lsam train:")]
     assert len(lines) == 1, job.said
     assert f"start it by srun --mpi={right}" in lines[0]
@@ -94,13 +94,13 @@ def usual() -> dict[int, float]:
 
 @pytest.mark.parametrize("trial", range(TRIALS))
 @pytest.mark.parametrize("how", ["nothing", "signal", "time-limit", "requeue", "preemption", "lost-rank", "crash"])
-def test_a_disturbed_job_goes_on(
+def test_a_disturbed_job_resumes(
     cluster: Cluster, openmpi: Mpi, mpich: Mpi, folder: Path, usual: dict[int, float], how: str, trial: int
 ) -> None:
     chance = random.Random(f"{how} {trial}")
     mpi = (openmpi, mpich)[(trial + ("signal", "preemption").count(how)) % 2]
     command, moment = TRAIN, int(PERIOD * chance.uniform(1.2, 3))
-    if how == "time-limit":  # Slurm looks every 30 s whose time is up: what is left of this run must last longer
+    if how == "time-limit":  # Slurm enforces limits every 30 s: the rest of this run must last longer
         seconds = 45 / ((STEPS - moment) / 2)
         command = command.replace("-m lsam_hpc train", f"{ROOT}/tests/slurm/slow_train.py {moment // 2} {seconds:.3f}")
     script = edited("preemptible", folder, mpi, SRUN[mpi.name], command, nodes=2, ntasks_per_node=1, time="00:10:00")
@@ -108,18 +108,18 @@ def test_a_disturbed_job_goes_on(
     if how != "nothing":
         reached = job.until_step(moment, LIMIT)
         disturb(cluster, job, how)
-        went_on = continued(job)
+        resumed = resumed_at(job)
         if how in ("signal", "time-limit"):
-            assert went_on >= reached, job.said  # it wrote a checkpoint before it ended
-        # What is due is written while the chains go on, so that a kill may come before a set is whole.
-        assert went_on >= reached - 2 * PERIOD, job.said
+            assert resumed >= reached, job.said  # it wrote a checkpoint before it ended
+        # Sets are written while training continues: a kill may come before the newest set is complete.
+        assert resumed >= reached - 2 * PERIOD, job.said
     job.until("COMPLETED", seconds=LIMIT)
     assert job.newest is not None
     assert (job.newest.step, job.newest.finished) == (STEPS, True)
     with Run(job.run) as run:
         assert max(run.steps(rank)["total_iteration"].max() for rank in run.ranks) == STEPS - 1
         taken = sum(len(run.steps(rank)["loss"]) for rank in run.ranks)
-    # Ranks write their files of a set one after another: after a kill, the few steps between are taken again or not.
+    # Ranks write their files at different steps: after a kill the steps between are repeated or skipped.
     slack = 0 if how in ("nothing", "signal", "time-limit") else PERIOD // 4
     assert abs(taken - STEPS) <= slack, job.said
     error = error_of(job)
@@ -132,10 +132,10 @@ def test_a_disturbed_job_goes_on(
 
 
 def disturb(cluster: Cluster, job: Job, how: str) -> None:
-    """End a job before its time."""
+    """Disturb a job."""
     if how == "signal":
         cluster.call("scancel", "--batch", "--signal=USR1", job.number)
-    elif how == "time-limit":  # the script is to be told 300 s before its end
+    elif how == "time-limit":  # the script is signalled 300 s before its end
         cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=5")
     elif how == "requeue":
         cluster.call("scontrol", "requeue", job.number)
@@ -145,31 +145,31 @@ def disturb(cluster: Cluster, job: Job, how: str) -> None:
     elif how == "lost-rank":
         os.kill(process_of(job, rank=1), signal.SIGKILL)
     else:
-        cluster.crash("n2")  # not the one with the script: Slurm would start that again by itself
+        cluster.crash("n2")  # not the node of the script: then Slurm itself would restart the job
 
 
 def process_of(job: Job, rank: int) -> int:
-    """Return the id of a rank's process, as seen from outside the nodes."""
-    wanted = {f"SLURM_JOB_ID={job.number}", f"SLURM_PROCID={rank}", "SLURM_STEP_ID=0"}
-    found = []
+    """Return the id of a rank's process outside the nodes' namespaces."""
+    variables = {f"SLURM_JOB_ID={job.number}", f"SLURM_PROCID={rank}", "SLURM_STEP_ID=0"}
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended meanwhile, or is a kernel's
+        with suppress(OSError):  # the process has ended, or belongs to the kernel
             words = (process / "cmdline").read_text().split("\0")
-            if "train" in words and wanted <= set((process / "environ").read_text().split("\0")):
-                found.append(int(process.name))
-    assert len(found) == 1, found
-    return found[0]
+            if "train" in words and variables <= set((process / "environ").read_text().split("\0")):
+                pids.append(int(process.name))
+    assert len(pids) == 1, pids
+    return pids[0]
 
 
-def continued(job: Job) -> int:
-    """Wait until a job has started again; return the total step that it goes on from."""
+def resumed_at(job: Job) -> int:
+    """Wait until a job has restarted; return the global step from which it resumes."""
     deadline = time.monotonic() + LIMIT
-    while not (found := re.search(r"going on from step (\d+)", job.said)):
+    while not (match := re.search(r"resuming from step (\d+)", job.said)):
         job.until("PENDING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED", "NODE_FAIL", "PREEMPTED", seconds=0)
         assert time.monotonic() < deadline, job.said
         time.sleep(0.1)
     assert int(job.cluster.show(job.number)["Restarts"]) == 1
-    return int(found[1])
+    return int(match[1])
 
 
 def test_a_sweep_is_an_array_of_runs(cluster: Cluster, openmpi: Mpi, folder: Path) -> None:
@@ -189,10 +189,26 @@ def test_a_chain_of_jobs_is_one_run(cluster: Cluster, openmpi: Mpi, folder: Path
     site = folder / "site.toml"
     site.write_text('system = "slurm"\nlaunch = "srun --mpi=pmix"\ncpus-per-rank = 1\n')
     done = subprocess.run(
-        [openmpi.python, "-m", "lsam_hpc", "submit", "--site", str(site), "--ranks-per-node", "2", "--chain", "3", "--",
-         *shlex.split("python -m lsam_hpc train --resume auto --out runs/lsam --flush-seconds 0.2 --steps 12000")],
-        capture_output=True, text=True, timeout=60, cwd=folder, env=cluster.environment(PYTHONPATH=str(ROOT)),
-    )  # fmt: skip
+        [
+            openmpi.python,
+            "-m",
+            "lsam_hpc",
+            "submit",
+            "--site",
+            str(site),
+            "--ranks-per-node",
+            "2",
+            "--chain",
+            "3",
+            "--",
+            *shlex.split("python -m lsam_hpc train --resume auto --out runs/lsam --flush-seconds 0.2 --steps 12000"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=folder,
+        env=cluster.environment(PYTHONPATH=str(ROOT)),
+    )
     assert done.returncode == 0, done.stderr
     first, second, third = done.stdout.split()
     job, later = (Job(cluster, number, folder, "lsam") for number in (first, second))
@@ -201,20 +217,20 @@ def test_a_chain_of_jobs_is_one_run(cluster: Cluster, openmpi: Mpi, folder: Path
     assert cluster.until(first, "FAILED", seconds=LIMIT)["ExitCode"] == "3:0", job.said
     for number in (second, third):
         cluster.until(number, "COMPLETED", seconds=LIMIT, what=lambda: later.said)
-    assert "going on from step" in later.said
+    assert "resuming from step" in later.said
     with Run(job.run) as run:
         assert sum(len(run.steps(rank)["loss"]) for rank in run.ranks) == 12_000
 
 
-def test_the_environment_is_copied_to_the_nodes_own_disks(cluster: Cluster, mpich: Mpi, folder: Path) -> None:
-    own, lines = folder / "env", []
-    subprocess.run([mpich.python, "-m", "venv", "--without-pip", str(own)], check=True, timeout=60)
+def test_the_environment_is_copied_to_the_disks_of_the_nodes(cluster: Cluster, mpich: Mpi, folder: Path) -> None:
+    env, lines = folder / "env", []
+    subprocess.run([mpich.python, "-m", "venv", "--without-pip", str(env)], check=True, timeout=60)
     purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    for python in (own / "bin" / "python", Path(mpich.python)):
+    for python in (env / "bin" / "python", Path(mpich.python)):
         done = subprocess.run([python, "-c", purelib], capture_output=True, text=True, check=True, timeout=60)
         lines.append(done.stdout.strip())
     (Path(lines[0]) / "packages.pth").write_text(f"import site; site.addsitedir({lines[1]!r})\n")
-    subprocess.run(["tar", "-C", str(own), "-cf", str(folder / "env.tar"), "."], check=True, timeout=60)
+    subprocess.run(["tar", "-C", str(env), "-cf", str(folder / "env.tar"), "."], check=True, timeout=60)
     command = "python -c 'import socket, sys; print(sys.prefix, socket.gethostname())'"
     options = {"nodes": 2, "ntasks_per_node": 2, "gpus_per_node": None, "gpu_bind": None}
     path = edited("many-nodes", folder, mpich, SRUN["mpich"], command, **options)
@@ -235,9 +251,9 @@ def test_doctor_on_two_nodes(cluster: Cluster, request: pytest.FixtureRequest, f
     mpi: Mpi = request.getfixturevalue(which)
     words = [*SRUN[which].split(), "--nodes=2", "--ntasks-per-node=2", mpi.python, "-m", "lsam_hpc", "doctor", "--json"]
     text = cluster.call(*words, "--run-dir", str(folder), PYTHONPATH=str(ROOT))
-    found = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    assert found["verdict"].startswith("ready"), found
-    texts = {finding["check"]: finding["text"] for finding in found["findings"]}
+    report = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    assert report["verdict"].startswith("ready"), report
+    texts = {finding["check"]: finding["text"] for finding in report["findings"]}
     assert texts["placement"] == "4 ranks on 2 nodes, 2 on each"
     assert "by a helper thread" in texts["progress"]
     print("\n".join(f"{check}: {text}" for check, text in texts.items()))

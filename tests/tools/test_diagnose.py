@@ -62,8 +62,8 @@ def test_diagnose(path, capsys):
 def test_one_rank(tmp_path, capsys):
     path = make_run(tmp_path / "run", 1, 400, states=True)
     assert main(["diagnose", str(path), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["verdicts"][0]["text"].startswith("one chain: this compares its halves and cannot see other basins")
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["verdicts"][0]["text"].startswith("one chain: this compares its halves and cannot see other basins")
 
 
 def test_bad_input(tmp_path, capsys, monkeypatch):

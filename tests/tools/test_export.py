@@ -1,4 +1,4 @@
-"""`lsam export`: what other programs read is what was written."""
+"""`lsam export`: the exported files hold what was logged."""
 
 import json
 import os
@@ -29,16 +29,16 @@ def export(path, *words):
 
 
 def check_long(frame, name, rank):
-    """Compare a table of all ranks, as pandas read it."""
-    own = frame[frame["rank"] == rank]
+    """Compare a rank's rows of an exported table with what was logged."""
+    rows = frame[frame["rank"] == rank]
     i = np.arange(ROWS)
     row = step_row(1) if name == "step" else exchange_row(1)
     assert list(frame.columns) == ["rank", *(c.name for c in schema.TABLES[name])]
     expected = {key: np.array([{**step_row(k), **exchange_row(k)}[key] for k in i]) for key in row if key != "began"}
     for key, values in expected.items():
         if key != "iteration":
-            np.testing.assert_array_equal(own[key].astype("f8"), values.astype("f4" if values.dtype == "f8" else "i8"))
-    np.testing.assert_array_equal(own["iteration"], i)
+            np.testing.assert_array_equal(rows[key].astype("f8"), values.astype("f4" if values.dtype == "f8" else "i8"))
+    np.testing.assert_array_equal(rows["iteration"], i)
 
 
 def test_csv(path, tmp_path, capsys):
@@ -47,9 +47,15 @@ def test_csv(path, tmp_path, capsys):
     out = tmp_path / "run.csv"
     assert capsys.readouterr().out == f"{out}: 2 ranks\n"
     assert {f.name for f in out.iterdir()} == {
-        "step.csv", "exchange.csv", "dropped.csv", "result.csv", "sketch-sample.csv", "sketch-center.csv",
-        "snapshot-sample.csv", "snapshot-center.csv",
-    }  # fmt: skip
+        "step.csv",
+        "exchange.csv",
+        "dropped.csv",
+        "result.csv",
+        "sketch-sample.csv",
+        "sketch-center.csv",
+        "snapshot-sample.csv",
+        "snapshot-center.csv",
+    }
     for name in ("step", "exchange"):
         frame = pd.read_csv(out / f"{name}.csv")
         assert len(frame) == 2 * ROWS
@@ -77,7 +83,7 @@ def test_parquet(path, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["csv", "parquet"])
-def test_what_is_not_known_is_missing(tmp_path, to):
+def test_unknown_values_are_missing(tmp_path, to):
     pd = pytest.importorskip("pandas")
     if to == "parquet":
         pytest.importorskip("pyarrow")
@@ -117,14 +123,14 @@ def test_tensorboard(path, tmp_path):
         if name in ("iteration", "total_iteration"):
             assert f"step/{name}" not in tags
             continue
-        found = events.Scalars(f"step/{name}")
-        assert [event.step for event in found] == list(2 * i)
-        np.testing.assert_array_equal([event.value for event in found], (factor * i).astype("f4"))
-        np.testing.assert_array_equal([event.wall_time for event in found], times)  # the run began at 0 s
-    found = events.Scalars("exchange/delta_norm")
-    assert [event.step for event in found] == list(2 * i)  # of the step that it was before
-    np.testing.assert_array_equal([event.value for event in found], i)
-    np.testing.assert_array_equal([event.wall_time for event in found], i)
+        scalars = events.Scalars(f"step/{name}")
+        assert [event.step for event in scalars] == list(2 * i)
+        np.testing.assert_array_equal([event.value for event in scalars], (factor * i).astype("f4"))
+        np.testing.assert_array_equal([event.wall_time for event in scalars], times)  # the run began at 0 s
+    scalars = events.Scalars("exchange/delta_norm")
+    assert [event.step for event in scalars] == list(2 * i)  # the exchange after that step
+    np.testing.assert_array_equal([event.value for event in scalars], i)
+    np.testing.assert_array_equal([event.wall_time for event in scalars], i)
     (event,) = events.Scalars("result/center_test_error")
     assert (event.value, event.step) == (1.5, 2 * (ROWS - 1))
     assert not {"result/seconds", "exchange/time"} & set(tags)
@@ -155,26 +161,26 @@ def test_a_result_without_steps(tmp_path):
 
 def test_npz(path, tmp_path):
     assert export(path, "--to", "npz") == 0
-    with np.load(tmp_path / "run.npz", allow_pickle=False) as found:
-        assert list(found["ranks"]) == [0, 1]
+    with np.load(tmp_path / "run.npz", allow_pickle=False) as arrays:
+        assert list(arrays["ranks"]) == [0, 1]
         i = np.arange(ROWS)
         for rank in (0, 1):
             part = f"rank-{rank:04d}"
             for name, factor in step_row(1).items():
-                np.testing.assert_array_equal(found[f"{part}/step/{name}"], factor * i)
-            np.testing.assert_array_equal(found[f"{part}/exchange/delta_norm"], i)
-            kept = found[f"{part}/sketch/sample/iteration"]
-            np.testing.assert_array_equal(kept, np.arange(0, ROWS, 10))
-            expected = [SKETCH(k * VECTOR) for k in kept]
-            np.testing.assert_array_equal(found[f"{part}/sketch/sample/values"], expected)
-            np.testing.assert_array_equal(found[f"{part}/snapshot/sample/values"], [0 * VECTOR, 100 * VECTOR])
-            assert found[f"{part}/snapshot/center/values"].shape == (0, 10)
-            assert list(found[f"{part}/layout/name"]) == ["weight", "bias", "scale"]
-            assert list(found[f"{part}/layout/shape"]) == ["2,3", "3", ""]
-            assert list(found[f"{part}/layout/offset"]) == [0, 6, 9]
-            assert json.loads(str(found[f"{part}/attributes"]))["rank"] == rank
-            assert found[f"{part}/step/loss"].dtype == np.float32
-            assert not any("crc" in name and "head" not in name for name in found)
+                np.testing.assert_array_equal(arrays[f"{part}/step/{name}"], factor * i)
+            np.testing.assert_array_equal(arrays[f"{part}/exchange/delta_norm"], i)
+            iterations = arrays[f"{part}/sketch/sample/iteration"]
+            np.testing.assert_array_equal(iterations, np.arange(0, ROWS, 10))
+            expected = [SKETCH(k * VECTOR) for k in iterations]
+            np.testing.assert_array_equal(arrays[f"{part}/sketch/sample/values"], expected)
+            np.testing.assert_array_equal(arrays[f"{part}/snapshot/sample/values"], [0 * VECTOR, 100 * VECTOR])
+            assert arrays[f"{part}/snapshot/center/values"].shape == (0, 10)
+            assert list(arrays[f"{part}/layout/name"]) == ["weight", "bias", "scale"]
+            assert list(arrays[f"{part}/layout/shape"]) == ["2,3", "3", ""]
+            assert list(arrays[f"{part}/layout/offset"]) == [0, 6, 9]
+            assert json.loads(str(arrays[f"{part}/attributes"]))["rank"] == rank
+            assert arrays[f"{part}/step/loss"].dtype == np.float32
+            assert not any("crc" in name and "head" not in name for name in arrays)
 
 
 def test_npz_by_parts(path, tmp_path, monkeypatch):
@@ -182,14 +188,14 @@ def test_npz_by_parts(path, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tool, "BLOCK", 3 * 2 * SKETCH.buckets)
     assert export(path, "--to", "npz", "--tables", "sketch/sample") == 0
-    with np.load(tmp_path / "run.npz", allow_pickle=False) as found:
+    with np.load(tmp_path / "run.npz", allow_pickle=False) as arrays:
         expected = [SKETCH(k * VECTOR) for k in range(0, ROWS, 10)]
-        np.testing.assert_array_equal(found["rank-0001/sketch/sample/values"], expected)
-        assert "rank-0001/step/loss" not in found
+        np.testing.assert_array_equal(arrays["rank-0001/sketch/sample/values"], expected)
+        assert "rank-0001/step/loss" not in arrays
 
 
 def walk(path):
-    """Write two ranks that walk about; return their samples."""
+    """Write random walks of two ranks; return their samples."""
     path.mkdir()
     (path / "config.json").write_text("{}")
     samples = np.random.default_rng(0).standard_normal((2, 6, 10)).cumsum(1).astype(np.float32)
@@ -205,26 +211,26 @@ def test_li2018(tmp_path):
     assert export(tmp_path / "run", "--to", "li2018") == 0
     out = tmp_path / "run.li2018"
     assert {f.name for f in out.iterdir()} == {"directions.h5", "rank-0000_proj.h5", "rank-0001_proj.h5"}
-    # What its plot_trajectory.py makes of these: see tests/landscape/test_li2018.py.
+    # For what loss-landscape's plot_trajectory.py draws from these see tests/landscape/formats/test_loss_landscape.py.
     layout = Run(tmp_path / "run").layout
-    found = read_directions(out / "directions.h5", layout)
+    directions = read_directions(out / "directions.h5", layout)
     matrix = samples.reshape(-1, 10).astype(np.float64)
     _, values, vectors = np.linalg.svd(matrix - matrix.mean(0), full_matrices=False)
-    np.testing.assert_allclose(found.explained, (values**2 / (values**2).sum())[:2], rtol=1e-9)
-    for direction, vector in zip((found.x, found.y), vectors, strict=False):
+    np.testing.assert_allclose(directions.explained, (values**2 / (values**2).sum())[:2], rtol=1e-9)
+    for direction, vector in zip((directions.x, directions.y), vectors, strict=False):
         np.testing.assert_allclose(abs(direction @ vector), 1, rtol=1e-6)
-    np.testing.assert_array_equal(found.origin, samples[1, -1])
+    np.testing.assert_array_equal(directions.origin, samples[1, -1])
     for rank in (0, 1):
         projection = read_projection(out / f"rank-000{rank}_proj.h5")
-        less = samples[rank].astype(np.float64) - samples[1, -1]
-        # Its project_2D, "cos": the dot product over the direction's norm.
-        np.testing.assert_allclose(projection.x, less @ found.x / np.linalg.norm(found.x), atol=1e-5)
-        np.testing.assert_allclose(projection.y, less @ found.y / np.linalg.norm(found.y), atol=1e-5)
+        relative = samples[rank].astype(np.float64) - samples[1, -1]
+        # As loss-landscape's project_2D with "cos": the dot product over the direction's norm.
+        np.testing.assert_allclose(projection.x, relative @ directions.x / np.linalg.norm(directions.x), atol=1e-5)
+        np.testing.assert_allclose(projection.y, relative @ directions.y / np.linalg.norm(directions.y), atol=1e-5)
         np.testing.assert_array_equal(projection.more["iteration"], 2 ** np.arange(6))
 
 
 @pytest.mark.parametrize("to", ["csv", "parquet", "tensorboard", "npz"])
-def test_any_kind_of_run(path, tmp_path, to):
+def test_every_kind_of_run_file(path, tmp_path, to):
     for package in {"csv": ["pandas"], "npz": []}.get(to, [to.replace("parquet", "pyarrow")]):
         pytest.importorskip(package)
     merge(Run(path), tmp_path / "merged.h5")
@@ -232,9 +238,9 @@ def test_any_kind_of_run(path, tmp_path, to):
     for n, target in enumerate((path / "rank-0001.h5", tmp_path / "merged.h5", killed, version_1(tmp_path / "first"))):
         assert export(target, "--to", to, "--out", tmp_path / f"out{n}") == 0, target
         if to == "npz":
-            with np.load(tmp_path / f"out{n}", allow_pickle=False) as found:
+            with np.load(tmp_path / f"out{n}", allow_pickle=False) as arrays:
                 rank = "rank-0001" if n < 2 else "rank-0000"
-                loss = found[f"{rank}/step/loss"]
+                loss = arrays[f"{rank}/step/loss"]
                 np.testing.assert_array_equal(loss, np.arange(ROWS if n < 2 else 10) / 2)
 
 
@@ -244,8 +250,8 @@ def test_a_run_that_is_still_written(tmp_path):
             writer.step(**step_row(i))
         assert writer.flush()
         assert export(writer.path, "--to", "npz", "--out", tmp_path / "out.npz") == 0
-    with np.load(tmp_path / "out.npz") as found:
-        np.testing.assert_array_equal(found["rank-0000/step/loss"], np.arange(10) / 2)
+    with np.load(tmp_path / "out.npz") as arrays:
+        np.testing.assert_array_equal(arrays["rank-0000/step/loss"], np.arange(10) / 2)
 
 
 FORMATS = ["csv", "parquet", "tensorboard", "npz", "li2018"]
@@ -254,7 +260,7 @@ FORMATS = ["csv", "parquet", "tensorboard", "npz", "li2018"]
 def refused(capsys, path, *words):
     before = sorted(path.parent.rglob("*"))
     assert export(path, *words) == 2
-    assert sorted(path.parent.rglob("*")) == before, "something was left behind"
+    assert sorted(path.parent.rglob("*")) == before, "expected no new files"
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -293,7 +299,7 @@ def test_nothing_is_overwritten(path, tmp_path, capsys, to):
 
 
 @pytest.mark.parametrize("to", ["csv", "parquet", "tensorboard", "npz"])
-def test_damage_is_said_and_leaves_nothing(path, tmp_path, capsys, to):
+def test_damage_is_reported_and_no_file_is_left(path, tmp_path, capsys, to):
     with h5py.File(path / "rank-0001.h5", "r+", libver="latest") as file:
         file["exchange/delta_norm"][3] = 77
     line = refused(capsys, path, "--to", to)
@@ -306,10 +312,10 @@ def test_damaged_snapshots_are_left_out(path, tmp_path):
     with h5py.File(path / "rank-0001.h5", "r+", libver="latest") as file:
         file["snapshot/sample/values"][0, 3] = 77
     assert export(path, "--to", "npz", "--partial") == 0
-    with np.load(tmp_path / "run.npz") as found:
-        np.testing.assert_array_equal(found["rank-0001/snapshot/sample/values"], [100 * VECTOR])
-        np.testing.assert_array_equal(found["rank-0001/snapshot/sample/iteration"], [100])
-        assert len(found["rank-0000/snapshot/sample/values"]) == 2
+    with np.load(tmp_path / "run.npz") as arrays:
+        np.testing.assert_array_equal(arrays["rank-0001/snapshot/sample/values"], [100 * VECTOR])
+        np.testing.assert_array_equal(arrays["rank-0001/snapshot/sample/iteration"], [100])
+        assert len(arrays["rank-0000/snapshot/sample/values"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -323,8 +329,8 @@ def test_a_package_that_is_missing(path, capsys, monkeypatch, to, package):
 
 
 @pytest.mark.parametrize("to", ["csv", "npz", "li2018"])
-def test_a_disk_that_is_full(tmp_path, to):
-    """No file may grow over 4 KB: as on a full disk, one line and nothing is left."""
+def test_full_disk(tmp_path, to):
+    """With a limit of 4 KB per file, as on a full disk, the program prints one line and leaves no file."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "import pandas; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"

@@ -33,8 +33,20 @@ def test_a_summary(tmp_path, capsys):
     assert lines[8].split()[:5] == ["rank", "host", "time", "s", "steps"]
     row = lines[10].split()
     assert row[:2] + row[3:4] + row[5:] == [
-        "1", "here", "10", "4.5000", "10", "0", "2.00", "2", "9", "0", "0", "0", "2.25",
-    ]  # fmt: skip
+        "1",
+        "here",
+        "10",
+        "4.5000",
+        "10",
+        "0",
+        "2.00",
+        "2",
+        "9",
+        "0",
+        "0",
+        "0",
+        "2.25",
+    ]
 
 
 def test_states_and_what_was_dropped(tmp_path, capsys):
@@ -51,10 +63,10 @@ def test_states_and_what_was_dropped(tmp_path, capsys):
         == "dropped  10 rows, 200 optional values, 3,000 sketches and snapshots: the disk was slower than the log"
     )
     assert [line.split()[-4:] for line in lines[10:]] == [["11", "2", "0", "-"], ["11", "2", "3210", "-"]]
-    found = json.loads(inspect(capsys, path, "--json")[1])
-    assert found["ranks"][1]["dropped"] == {"rows": 10, "values": 200, "states": 3000}
-    assert found["ranks"][1]["sketches"] == {"sample": 11, "center": 0}
-    assert found["ranks"][0]["snapshots"] == {"sample": 2, "center": 0}
+    summary = json.loads(inspect(capsys, path, "--json")[1])
+    assert summary["ranks"][1]["dropped"] == {"rows": 10, "values": 200, "states": 3000}
+    assert summary["ranks"][1]["sketches"] == {"sample": 11, "center": 0}
+    assert summary["ranks"][0]["snapshots"] == {"sample": 2, "center": 0}
 
 
 def test_a_file_does_not_move_the_cursor(tmp_path, capsys):
@@ -66,21 +78,21 @@ def test_a_file_does_not_move_the_cursor(tmp_path, capsys):
     assert all(line.isprintable() for line in out.splitlines())
 
 
-def test_json_holds_the_same(tmp_path, capsys):
+def test_json_output(tmp_path, capsys):
     path = make_run(tmp_path / "run", result=RESULT)
     code, out = inspect(capsys, path, "--json")
-    found = json.loads(out)
+    summary = json.loads(out)
     assert code == 0
-    assert found["ended"] is True
-    assert found["center"] == {"train_loss": 0.25, "test_error": 1.5}
-    assert found["config"] == {"data": "digits", "rho": 0.1}
-    assert [rank["steps"] for rank in found["ranks"]] == [10, 10]
-    assert found["ranks"][1]["loss"] == 4.5
-    assert found["ranks"][1]["result"]["seconds"] is None
-    assert found["problems"] == []
+    assert summary["ended"] is True
+    assert summary["center"] == {"train_loss": 0.25, "test_error": 1.5}
+    assert summary["config"] == {"data": "digits", "rho": 0.1}
+    assert [rank["steps"] for rank in summary["ranks"]] == [10, 10]
+    assert summary["ranks"][1]["loss"] == 4.5
+    assert summary["ranks"][1]["result"]["seconds"] is None
+    assert summary["problems"] == []
 
 
-def test_what_is_not_known_is_a_dash(tmp_path, capsys):
+def test_unknown_values_are_dashes(tmp_path, capsys):
     with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes()) as writer:
         writer.step(iteration=0, total_iteration=0, loss=np.nan)
     code, out = inspect(capsys, writer.path)

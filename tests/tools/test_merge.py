@@ -2,9 +2,9 @@
 
 import h5py
 import pytest
-from lsam_hpc.tools.merge import main
 
 from lsam_hpc import InputError
+from lsam_hpc.tools.merge import main
 from lsam_hpc.trajectory import Run
 from tests.helpers.logs import assert_rows, make_run
 

@@ -1,4 +1,4 @@
-"""`lsam monitor`: its figures in closed form, and a live writer that is killed."""
+"""`lsam monitor`: figures that are known in closed form, and live writers, one of which is killed."""
 
 import json
 import math
@@ -13,18 +13,18 @@ from queue import Empty, Queue
 from types import SimpleNamespace
 
 import pytest
-from lsam_hpc.tools import monitor
 
 from lsam_hpc import InputError
+from lsam_hpc.tools import monitor
 from lsam_hpc.trajectory import Run, TrajectoryWriter, writer
 from tests.helpers.logs import LAYOUT, attributes, exchange_row, make_run, step_row
 from tests.helpers.mpis import ROOT
 
-START = 1_000_000.0  # of the staged runs, seconds since 1970
+START = 1_000_000.0  # start of the staged runs, seconds since 1970
 
 
 def stage(monkeypatch, path, times, losses=None, stale=(), accepted=None, result=None, **more):
-    """Write a run of one rank per list of times, s after the start."""
+    """Write a run with one rank per list of times in seconds after the start."""
     path.mkdir()
     (path / "config.json").write_text("{}")
     clock = SimpleNamespace(time=lambda: clock.now, monotonic=time.monotonic, now=0.0)
@@ -42,7 +42,7 @@ def stage(monkeypatch, path, times, losses=None, stale=(), accepted=None, result
     return path
 
 
-def look(path, now):
+def statuses_at(path, now):
     with Run(path) as run:
         return monitor.statuses(run, START + now)
 
@@ -61,10 +61,10 @@ def test_figures(tmp_path, monkeypatch):
     times = [i / 10 for i in range(1000)] + [100 + 2 * i for i in range(41)]
     losses = [100.0] * 1021 + list(range(20))
     path = stage(monkeypatch, tmp_path / "run", [times], losses, stale=[0, 1, 5], accepted=[1, 0, 0])
-    (status,) = look(path, now=192.5)
+    (status,) = statuses_at(path, now=192.5)
     assert (status.rank, status.host) == (0, "node0")
     assert status.step == 1041
-    assert status.total_step == 2 * 1040 + 1
+    assert status.global_step == 2 * 1040 + 1
     assert status.loss == 9.5
     assert status.rate == pytest.approx(0.5, rel=1e-12)
     assert status.staleness_mean == 2
@@ -76,8 +76,8 @@ def test_figures(tmp_path, monkeypatch):
 
 
 def test_a_rank_without_steps_or_with_one(tmp_path, monkeypatch):
-    none, one = look(stage(monkeypatch, tmp_path / "run", [[], [4.0]]), now=10)
-    assert (none.step, none.total_step, one.step, one.total_step) == (0, 0, 1, 1)
+    none, one = statuses_at(stage(monkeypatch, tmp_path / "run", [[], [4.0]]), now=10)
+    assert (none.step, none.global_step, one.step, one.global_step) == (0, 0, 1, 1)
     assert all(math.isnan(x) for x in (none.loss, none.rate, one.rate, none.distance, one.staleness_mean))
     assert (none.age, one.age) == (10, 6)
     assert rows(monitor.table("run", [none, one])) == [
@@ -88,24 +88,24 @@ def test_a_rank_without_steps_or_with_one(tmp_path, monkeypatch):
 
 def test_states(tmp_path, monkeypatch):
     path = stage(monkeypatch, tmp_path / "open", [[1.0], [20.0]])
-    assert [s.state for s in look(path, now=30.9)] == ["running", "running"]
-    assert [s.state for s in look(path, now=31.1)] == ["silent", "running"]
-    assert [s.state for s in look(path, now=50.1)] == ["silent", "silent"]
+    assert [s.state for s in statuses_at(path, now=30.9)] == ["running", "running"]
+    assert [s.state for s in statuses_at(path, now=31.1)] == ["silent", "running"]
+    assert [s.state for s in statuses_at(path, now=50.1)] == ["silent", "silent"]
     ended = stage(monkeypatch, tmp_path / "ended", [[1.0]], result={"steps": 1})
-    assert [s.state for s in look(ended, now=1e6)] == ["ended"]
-    assert [s.age for s in look(ended, now=0.5)] == [0]  # a host whose clock is ahead
+    assert [s.state for s in statuses_at(ended, now=1e6)] == ["ended"]
+    assert [s.age for s in statuses_at(ended, now=0.5)] == [0]  # a host whose clock is ahead
 
 
 def test_the_line_on_the_run(tmp_path, monkeypatch):
-    # 4 and 2 steps/s run; the third rank, with 10 steps/s, has been silent.
+    # 4 and 2 steps/s run; the third rank, with 10 steps/s, is silent.
     fast, slow, dead = ([90 + i / rate for i in range(int(10 * rate))] for rate in (4, 2, 10))
     path = stage(monkeypatch, tmp_path / "run", [fast, slow, [t - 60 for t in dead]])
-    text = monitor.table(path, look(path, now=100))
+    text = monitor.table(path, statuses_at(path, now=100))
     assert text.splitlines()[0] == f"{path}: 3 ranks, total step 199, 6.0 steps/s"
     assert [row[-1] for row in rows(text)] == ["running", "running", "silent"]
     assert "from rank" not in text
-    last = monitor.table(path, look(path, now=360)).splitlines()[-1]
-    assert last == "no row for 5 min from rank 2 (node2): stopped, or lost"
+    last = monitor.table(path, statuses_at(path, now=360)).splitlines()[-1]
+    assert last == "no row for 5 min from rank 2 (node2): stopped or failed"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_line_on_the_run(tmp_path, monkeypatch):
 )
 def test_ages_are_in_whole_units(tmp_path, monkeypatch, seconds, text):
     path = stage(monkeypatch, tmp_path / "run", [[0.0]])
-    assert rows(monitor.table(path, look(path, now=seconds)))[0][-2] == text
+    assert rows(monitor.table(path, statuses_at(path, now=seconds)))[0][-2] == text
 
 
 def test_once(tmp_path, capsys):
@@ -125,17 +125,17 @@ def test_once(tmp_path, capsys):
     assert "\x1b" not in out
 
 
-def test_a_run_that_ended_is_shown_once_and_left(tmp_path, capsys):
+def test_a_run_that_ended_is_shown_once(tmp_path, capsys):
     path = make_run(tmp_path / "run", result={"steps": 10})
     assert monitor.main([str(path)]) == 0
     assert [row[-1] for row in rows(capsys.readouterr().out)] == ["ended", "ended"]
 
 
-def test_a_run_whose_ranks_are_all_gone_is_left(tmp_path, capsys):
+def test_the_monitor_ends_when_no_rank_writes_any_more(tmp_path, capsys):
     # start_time is in 1970, and the ranks did not end.
     path = make_run(tmp_path / "run", rows=0)
     assert monitor.main([str(path)]) == 0
-    assert "from rank 0 (here), 1 (here): stopped, or lost" in capsys.readouterr().out
+    assert "from rank 0 (here), 1 (here): stopped or failed" in capsys.readouterr().out
 
 
 def test_a_terminal_is_redrawn_in_place(tmp_path, capsys, monkeypatch):
@@ -163,16 +163,16 @@ def test_bad_usage(tmp_path, capsys, argv, message):
 
 
 class Clock:
-    """Stands for the time module: only rests take time, and events happen in them.
+    """A replacement for the time module in which only sleeps take time, and events happen during sleeps.
 
     Args:
-        events: (seconds, function): what happens at the end of each rest, and how long it took.
+        events: (seconds, function) of each sleep: its length, and a function to call at its end.
     """
 
     def __init__(self, monkeypatch, now, events):
-        self._rest = monitor._rest
+        self._sleep = monitor._sleep
         monkeypatch.setattr(monitor, "time", self)
-        monkeypatch.setattr(monitor, "_rest", self.rest)
+        monkeypatch.setattr(monitor, "_sleep", self.sleep)
         self.now = now
         self.slept = []
         self._events = iter(events)
@@ -183,12 +183,12 @@ class Clock:
     def monotonic(self):
         return self.now
 
-    def rest(self, asked, interrupts):
+    def sleep(self, asked, interrupts):
         self.slept.append(asked)
         seconds, event = next(self._events)
         self.now += seconds
         event()
-        return self._rest(0, interrupts)
+        return self._sleep(0, interrupts)
 
 
 def nothing():
@@ -204,35 +204,30 @@ def test_files_that_stay_missing_are_named(tmp_path, capsys, monkeypatch):
     Clock(monkeypatch, 0.0, [(59.0, nothing), (2.0, nothing)])
     with pytest.raises(InputError, match=message):
         monitor.main([str(path)])
-    # Said at the start, and not again and again.
+    # Printed once, not repeatedly.
     (line,) = capsys.readouterr().out.split("\n\n")[:-1]
     assert line.startswith("waiting for the run's files: ")
     assert line.endswith(message)
 
 
-def test_a_file_may_be_away_for_a_while_later_on(tmp_path, capsys, monkeypatch):
+def test_a_file_may_be_missing_for_a_while(tmp_path, capsys, monkeypatch):
     path = stage(monkeypatch, tmp_path / "run", [[0.0], [0.0]])
     file, aside = path / "rank-0001.h5", tmp_path / "aside"
-    events = [
-        (50.0, nothing),
-        (50.0, lambda: file.rename(aside)),
-        (50.0, lambda: aside.rename(file)),
-        (151.0, nothing),
-    ]
+    events = [(50.0, nothing), (50.0, lambda: file.rename(aside)), (50.0, lambda: aside.rename(file)), (151.0, nothing)]
     Clock(monkeypatch, START, events)
     assert monitor.main([str(path)]) == 0
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert ["waiting" in block for block in blocks] == [False, False, True, False, False]
 
 
-def test_silent_ranks_are_waited_for_for_five_minutes(tmp_path, capsys, monkeypatch):
+def test_the_monitor_waits_five_minutes_for_silent_ranks(tmp_path, capsys, monkeypatch):
     path = stage(monkeypatch, tmp_path / "run", [[0.0], [10.0]])
     Clock(monkeypatch, START + 40, [(250.0, nothing), (15.0, nothing), (10.0, nothing)])
     assert monitor.main([str(path)]) == 0
     blocks = capsys.readouterr().out.strip().split("\n\n")
-    assert [block.count("stopped, or lost") for block in blocks] == [0, 0, 1, 1]
-    assert blocks[2].endswith("from rank 0 (node0): stopped, or lost")
-    assert blocks[3].endswith("from rank 0 (node0), 1 (node1): stopped, or lost")
+    assert [block.count("stopped or failed") for block in blocks] == [0, 0, 1, 1]
+    assert blocks[2].endswith("from rank 0 (node0): stopped or failed")
+    assert blocks[3].endswith("from rank 0 (node0), 1 (node1): stopped or failed")
 
 
 def test_an_interrupt_in_a_destructor_ends_it_quietly(tmp_path, monkeypatch):
@@ -251,13 +246,13 @@ def test_an_interrupt_in_a_destructor_ends_it_quietly(tmp_path, monkeypatch):
 
 @pytest.fixture
 def foreground():
-    """Has Ctrl-C raise; in a background job it would be ignored."""
+    """Make Ctrl-C raise KeyboardInterrupt; a background job would ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_second_interrupt_does_not_wait_for_the_look_to_end(tmp_path, monkeypatch, foreground):
+def test_a_second_interrupt_does_not_wait_for_the_read(tmp_path, monkeypatch, foreground):
     path = stage(monkeypatch, tmp_path / "run", [[0.0]])
     passed = []
 
@@ -274,14 +269,14 @@ def test_a_second_interrupt_does_not_wait_for_the_look_to_end(tmp_path, monkeypa
     assert passed == ["before", "first"]
 
 
-def test_an_interrupt_ends_a_rest():
+def test_an_interrupt_ends_a_sleep():
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     with monitor._interrupts() as interrupts:
         timer.start()
-        assert monitor._rest(60.0, interrupts)
+        assert monitor._sleep(60.0, interrupts)
 
 
-def test_it_rests_for_as_long_as_it_reads(tmp_path, monkeypatch):
+def test_it_sleeps_for_as_long_as_it_reads(tmp_path, monkeypatch):
     path = stage(monkeypatch, tmp_path / "run", [[0.0]])
     clock = Clock(monkeypatch, START, [(100.0, nothing), (201.0, nothing)])
     takes = iter([0.5, 7.0, 0.0])
@@ -297,26 +292,30 @@ def test_it_rests_for_as_long_as_it_reads(tmp_path, monkeypatch):
 
 
 class Live:
-    """`lsam monitor` in a process of its own, and its tables as they come."""
+    """`lsam monitor` in a process of its own, and the tables that it prints."""
 
     def __init__(self, path):
         words = [sys.executable, "-m", "lsam_hpc.tools.monitor", str(path), "--interval", "0.05"]
         self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
-        )  # fmt: skip
+        )
         self._lines = Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def until(self, condition, what):
-        """Return the first block of lines that a condition is true of."""
+    def until(self, condition, expected):
+        """Return the first block of lines for which a condition is true."""
         deadline, block = time.monotonic() + 60, []
         while True:
             try:
                 line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
-                pytest.fail(f"not within 60 s: {what}; last seen: {block}")
-            assert line is not None, f"the monitor ended before: {what}\n{self.process.stderr.read()}"
+                pytest.fail(f"not within 60 s: {expected}; last seen: {block}")
+            assert line is not None, f"the monitor ended before: {expected}\n{self.process.stderr.read()}"
             if line:
                 block.append(line)
             elif block:
@@ -354,7 +353,7 @@ writer.close({"steps": i})
 
 @pytest.fixture
 def start():
-    """Starts processes, and ends those that are left."""
+    """Start writers; kill those that still run at the end."""
     started = []
 
     def go(path, rank):
@@ -370,7 +369,7 @@ def start():
 
 @pytest.fixture
 def live():
-    """Starts monitors, and ends those that are left."""
+    """Start monitors; kill those that still run at the end."""
     started = []
 
     def go(path):
@@ -391,7 +390,7 @@ def steps_of(rank, at_least):
 
 
 def states(text):
-    """Return those of the ranks; none where a file could not be read just then."""
+    """Return the ranks' states; none if a file could not be read at that moment."""
     return [row[-1] for row in rows(text)] if "last row" in text else []
 
 
@@ -400,9 +399,9 @@ def test_from_the_first_file_to_the_last_row(tmp_path, start, live):
     path.mkdir()
     (path / "config.json").write_text(json.dumps({}))
     shown = live(path)
-    shown.until(lambda text: "waiting for the run's files" in text, "a word that there is none")
+    shown.until(lambda text: "waiting for the run's files" in text, "a message that there is no file")
     children = [start(path, 0)]
-    shown.until(lambda text: "found none for rank 1" in text, "a word on the missing rank")
+    shown.until(lambda text: "found none for rank 1" in text, "a message on the missing rank")
     children.append(start(path, 1))
     text = shown.until(steps_of(1, 10), "ten steps of rank 1")
     assert [row[-1] for row in rows(text)] == ["running", "running"]
@@ -414,7 +413,7 @@ def test_from_the_first_file_to_the_last_row(tmp_path, start, live):
     assert shown.ended() == (0, "")
 
 
-def test_a_killed_rank_falls_silent_and_ctrl_c_ends_quietly(tmp_path, start, live):
+def test_a_killed_rank_stops_and_ctrl_c_ends_the_monitor_quietly(tmp_path, start, live):
     path = tmp_path / "run"
     path.mkdir()
     (path / "config.json").write_text(json.dumps({}))
@@ -427,7 +426,7 @@ def test_a_killed_rank_falls_silent_and_ctrl_c_ends_quietly(tmp_path, start, liv
         lambda text: "last row" in text and rows(text)[0][-2] not in ("0 s", "1 s"), "the last row's age to grow"
     )
     seen = int(rows(shown.until(steps_of(1, 1), "rank 1"))[1][2])
-    text = shown.until(steps_of(1, seen + 10), "rank 1 to go on")
+    text = shown.until(steps_of(1, seen + 10), "further steps of rank 1")
     assert [row[-1] for row in rows(text)] == ["running", "running"]
     now = time.time()
     with Run(path) as run:

@@ -1,4 +1,4 @@
-"""`lsam path`: barriers and curves, in files that say the same as the library."""
+"""`lsam path`: barriers and curves, in files equal the library's results."""
 
 import re
 
@@ -8,19 +8,13 @@ import pytest
 import torch
 
 from lsam_hpc.cli import main
+from lsam_hpc.landscape.geometry.path import line, lines
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.path import line, lines
 from tests.helpers.landscapes import WORDS, classifier, images, walks, write_run
 from tests.helpers.mpis import run
 
 MODULE = "tests.helpers.landscapes"
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 @pytest.fixture
@@ -46,27 +40,32 @@ def test_the_matrix_of_all_ranks_and_the_center(path, capsys):
         np.testing.assert_allclose(file["barrier"], expected.barriers, atol=1e-6)
     rows = table(path / "figures" / "path-matrix.csv")
     assert [(str(r["first"]), str(r["second"])) for r in rows] == [
-        ("center", "0"), ("center", "1"), ("center", "2"), ("0", "1"), ("0", "2"), ("1", "2"),
-    ]  # fmt: skip
+        ("center", "0"),
+        ("center", "1"),
+        ("center", "2"),
+        ("0", "1"),
+        ("0", "2"),
+        ("1", "2"),
+    ]
     i, j = np.triu_indices(4, 1)
     np.testing.assert_allclose(rows["barrier"], expected.barriers[i, j], atol=1e-6)
-    said = capsys.readouterr().out
-    assert f"highest barrier: {expected.barriers.max():.4g}"[:22] in said
+    printed = capsys.readouterr().out
+    assert f"highest barrier: {expected.barriers.max():.4g}"[:22] in printed
     assert (path / "figures" / "path-matrix.png").stat().st_size > 5000
 
 
 def test_two_states_and_a_curve(path, capsys):
     assert lsam_path(path, "--between", "0,1@3", "--points", 9, "--curve", "--curve-steps", 100) == 0
     expected = line(Objective(classifier(), images()), walks(3)[0, -1], walks(3)[1, 3], 9)
-    found = table(path / "figures" / "path-0-1@3.csv")
-    np.testing.assert_allclose(found["straight_loss"], expected.loss, rtol=1e-6)
-    np.testing.assert_allclose(found["straight_error"], expected.error)
-    np.testing.assert_allclose(found["bezier_loss"][[0, -1]], expected.loss[[0, -1]], rtol=1e-6)
-    assert found["bezier_loss"].mean() < found["straight_loss"].mean()
+    columns = table(path / "figures" / "path-0-1@3.csv")
+    np.testing.assert_allclose(columns["straight_loss"], expected.loss, rtol=1e-6)
+    np.testing.assert_allclose(columns["straight_error"], expected.error)
+    np.testing.assert_allclose(columns["bezier_loss"][[0, -1]], expected.loss[[0, -1]], rtol=1e-6)
+    assert columns["bezier_loss"].mean() < columns["straight_loss"].mean()
     assert "straight line: barrier" in capsys.readouterr().out
 
 
-def test_nan_losses_are_kept_and_said(path, tmp_path, capsys):
+def test_nan_losses_are_kept_and_reported(path, tmp_path, capsys):
     far = {"weight": torch.full((3, 4), 50.0), "bias": torch.zeros(3)}
     torch.save(far, tmp_path / "far.pt")
     words = ("--loss", f"{MODULE}:diverging", "--between", f"center,{tmp_path / 'far.pt'}", "--points", 5)
@@ -74,22 +73,22 @@ def test_nan_losses_are_kept_and_said(path, tmp_path, capsys):
     losses = table(path / "figures" / "path-center-far.csv")["straight_loss"]
     assert np.isfinite(losses[0])
     assert np.isnan(losses[-1])
-    said = capsys.readouterr().out
-    assert f"loss: not finite at {np.isnan(losses).sum()} of 5 points" in said
-    assert "barrier nan" in said
+    printed = capsys.readouterr().out
+    assert f"loss: not finite at {np.isnan(losses).sum()} of 5 points" in printed
+    assert "barrier nan" in printed
 
 
 @pytest.mark.slow("five jobs; tests/mpi/test_workqueue.py tests the same in one")
 def test_the_same_bits_for_any_number_of_ranks(path, mpi):
-    found = []
+    files = []
     for ranks in (1, 3):
         words = ["path", str(path), *WORDS, "--points", "5", "--name", f"p{ranks}"]
         more = [*words, "--between", "0,2", "--curve", "--name", f"c{ranks}"]
         for command in (words, more):
             done = run(mpi.command(ranks, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *command), timeout=200)
             assert done.returncode == 0, done.stderr
-        found.append([(path / "figures" / f"{kind}{ranks}.csv").read_bytes() for kind in "pc"])
-    assert found[0] == found[1]
+        files.append([(path / "figures" / f"{kind}{ranks}.csv").read_bytes() for kind in "pc"])
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_the_same_bits_for_any_number_of_ranks(path, mpi):
         (("--between", "0"), "--between: expected two states, .*, found 0"),
         (("--between", "0,0"), "0: expected another state than 0, found the same parameters"),
         (("--between", "0,mine"), "state: expected center.*, found 'mine'"),
-        (("--curve",), "--curve: expected two states in --between beside it, found none"),
+        (("--curve",), "--curve: expected two states in --between, found none"),
         (("--points", "2"), "--points: expected 3 or more, found 2"),
         (("--data", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
         (("--between", "0,1", "--curve", "--curve-steps", "0"), "curve: expected steps >= 1"),
@@ -106,14 +105,14 @@ def test_the_same_bits_for_any_number_of_ranks(path, mpi):
 )
 def test_bad_input(path, capsys, words, line):
     assert lsam_path(path, *words) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert re.search(line, said)
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert re.search(line, printed)
 
 
 def test_one_rank_and_no_snapshots(tmp_path, capsys):
     assert lsam_path(write_run(tmp_path / "one", 1)) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.endswith(
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.endswith(
         "expected two ranks or more for a matrix, found 1: name two states, as in --between 0,center or --between 0@0,0"
     )
     assert lsam_path(write_run(tmp_path / "bare", 2, snapshots=False)) == 2

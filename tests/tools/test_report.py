@@ -1,4 +1,4 @@
-"""`lsam report`: one page that needs nothing else, opened in a real browser where there is one."""
+"""`lsam report`: a self-contained page, opened in a real browser if one is installed."""
 
 import json
 import re
@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from lsam_hpc.tools.report import main
 
 from lsam_hpc import InputError
-from lsam_hpc.landscape.li2018 import Surface
-from lsam_hpc.landscape.report import on_surface
+from lsam_hpc.landscape.formats.loss_landscape import Surface
+from lsam_hpc.landscape.report.report import on_surface
+from lsam_hpc.tools.report import main
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.models import mlp
 from lsam_hpc.trajectory import CountSketch, Snapshots, TrajectoryWriter
@@ -22,7 +22,7 @@ RANKS = 2
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of the built-in model whose chains wander about, with a name that a page must not take for its own."""
+    """A run of the built-in model with random chains, and a name that contains HTML."""
     path = tmp_path_factory.mktemp("report") / "run <b>&"
     path.mkdir()
     config = {**vars(TrainConfig()), "note": "</script><script>window.hacked = true</script>"}
@@ -41,9 +41,19 @@ def run(tmp_path_factory):
                 if i % 4 == 3:
                     x += 0.01 * chance.standard_normal(x.size).astype(np.float32)
                     writer.sketch("sample", sketch(x), i + 1)
-                    writer.exchange(began=float(i), iteration=i + 1, seconds=0.01, version_read=i, version_added=i + 1,
-                                    staleness=1, center_distance=float(np.linalg.norm(x - start)), delta_norm=0.1,
-                                    accepted=1, blocked=0.001, delay=1)  # fmt: skip
+                    writer.exchange(
+                        began=float(i),
+                        iteration=i + 1,
+                        seconds=0.01,
+                        version_read=i,
+                        version_added=i + 1,
+                        staleness=1,
+                        center_distance=float(np.linalg.norm(x - start)),
+                        delta_norm=0.1,
+                        accepted=1,
+                        blocked=0.001,
+                        delay=1,
+                    )
                 if i % 100 == 99:
                     writer.snapshot("sample", x, i + 1)
                     writer.snapshot("center", start, i + 1)
@@ -59,7 +69,7 @@ def page(run):
     return run / "report.html"
 
 
-def test_the_page_holds_everything_and_names_nothing_outside(page):
+def test_the_page_is_complete_and_self_contained(page):
     text = page.read_text()
     body = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["'](?!#|data:)""", body)
@@ -67,15 +77,19 @@ def test_the_page_holds_everything_and_names_nothing_outside(page):
     assert "window.hacked" in body
     assert "<script>window.hacked" not in text
     for title in (
-        "Are these chains samples?", "Where the chains went", "The loss around them", "Figures of other programs",
-        "Ranks", "Options and origin",
-    ):  # fmt: skip
+        "Are these chains samples?",
+        "Where the chains went",
+        "The loss around them",
+        "Figures of other programs",
+        "Ranks",
+        "Options and origin",
+    ):
         assert title in body
     assert body.count("<img") == body.count("alt=") == 3
     assert "default-src 'none'" in body
 
 
-def test_without_a_surface_there_is_no_library_in_it(run, tmp_path):
+def test_a_page_without_a_surface_omits_the_plotting_library(run, tmp_path):
     assert main([str(run), "--surface", "0", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "report.html").stat().st_size < 2e6
 
@@ -100,8 +114,8 @@ def test_bad_input(run, tmp_path):
 def test_the_loss_under_a_chain_is_linear_between_the_grid_s_points():
     x, y = np.array([0.0, 1, 3]), np.array([-1.0, 0, 5, 6])
     plane = 2 + 3 * x[None, :] - 0.5 * y[:, None]
-    found = on_surface(Surface(x, y, {"loss": plane}), np.array([[0, -1], [0.25, 3], [3, 6], [2.9, -0.1]]))
-    np.testing.assert_allclose(found, [2.5, 2 + 0.75 - 1.5, 2 + 9 - 3, 2 + 8.7 + 0.05], rtol=1e-12)
+    losses = on_surface(Surface(x, y, {"loss": plane}), np.array([[0, -1], [0.25, 3], [3, 6], [2.9, -0.1]]))
+    np.testing.assert_allclose(losses, [2.5, 2 + 0.75 - 1.5, 2 + 9 - 3, 2 + 8.7 + 0.05], rtol=1e-12)
     np.testing.assert_allclose(on_surface(Surface(x, y, {"loss": plane}), np.array([[9.0, 9.0]])), [8])
 
 
@@ -114,10 +128,19 @@ def browser(page, tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for word in (
-        "headless=new", "no-sandbox", "disable-gpu", "use-angle=swiftshader", "enable-unsafe-swiftshader",
-        "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync",
-        "window-size=1200,900", f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "use-angle=swiftshader",
+        "enable-unsafe-swiftshader",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "window-size=1200,900",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
         options.add_argument(f"--{word}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
@@ -147,9 +170,12 @@ def test_in_a_browser_every_control_works_and_nothing_leaves_the_machine(browser
     assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
     for button in browser.find_elements(By.CSS_SELECTOR, "[data-turn], [data-zoom], [data-reset]"):
         before = eye()
-        button.send_keys(Keys.ENTER)  # by the keyboard
-        wait(browser, f"return JSON.stringify(document.getElementById('space')._fullLayout.scene.camera.eye) != "
-                      f"'{json.dumps(before, separators=(',', ':'))}'")  # fmt: skip
+        button.send_keys(Keys.ENTER)  # with the keyboard
+        wait(
+            browser,
+            f"return JSON.stringify(document.getElementById('space')._fullLayout.scene.camera.eye) != "
+            f"'{json.dumps(before, separators=(',', ':'))}'",
+        )
         assert button.text in browser.find_element(By.ID, "space-said").text
     assert eye() == {"x": 1.5, "y": 1.5, "z": 1.1}
     chains = Select(browser.find_element(By.ID, "chains"))
@@ -169,22 +195,26 @@ def test_in_a_browser_every_control_works_and_nothing_leaves_the_machine(browser
         colours.append((theme.text, browser.execute_script(paper)))
     assert [text for text, _ in colours] == ["Colours: dark", "Colours: light", "Colours: as the system"]
     assert colours[0][1] != light == colours[1][1] == colours[2][1]
-    assert browser.execute_script("window.dispatchEvent(new Event('beforeprint')); "
-                                  "return [...document.querySelectorAll('details')].every(d => d.open)")  # fmt: skip
+    assert browser.execute_script(
+        "window.dispatchEvent(new Event('beforeprint')); "
+        "return [...document.querySelectorAll('details')].every(d => d.open)"
+    )
     browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
     assert not browser.execute_script("return [...document.querySelectorAll('details')].some(d => d.open)")
     assert browser.execute_script("return window.hacked") is None
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    asked = [s["request"]["url"] for s in sent if s["documentURL"].startswith("file:")]  # not the browser's first tab
+    asked = [
+        s["request"]["url"] for s in sent if s["documentURL"].startswith("file:")
+    ]  # not requests of the browser's first tab
     assert asked
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 @pytest.mark.slow("needs a browser")
 def test_the_page_is_built_for_screen_readers(browser):
-    found = browser.execute_script("""
+    page = browser.execute_script("""
         const named = e => e.getAttribute("aria-label") || e.textContent.trim() || (e.labels && e.labels.length);
         const tables = [...document.querySelectorAll("table")];
         return {lang: document.documentElement.lang,
@@ -195,7 +225,7 @@ def test_the_page_is_built_for_screen_readers(browser):
                 heads: tables.every(t => t.caption && t.querySelector("th[scope=col]")),
                 ids: [...document.querySelectorAll("nav a")].every(a => document.querySelector(a.hash))};
     """)
-    assert found["lang"] == "en"
-    assert found["levels"][0] == "H1"
-    assert set(found["levels"][1:]) == {"H2"}
-    assert (found["unnamed"], found["alts"], found["heads"], found["ids"]) == ([], 0, True, True)
+    assert page["lang"] == "en"
+    assert page["levels"][0] == "H1"
+    assert set(page["levels"][1:]) == {"H2"}
+    assert (page["unnamed"], page["alts"], page["heads"], page["ids"]) == ([], 0, True, True)

@@ -1,4 +1,4 @@
-"""`lsam sharpness` on a small model and run: files, numbers, and one clear line for what is wrong."""
+"""`lsam sharpness` on a small model and run: files, numbers, and one line per input error."""
 
 import json
 
@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 
 from lsam_hpc.cli import main
-from lsam_hpc.landscape.andriushchenko2023 import RHOS, sharpness
+from lsam_hpc.landscape.curvature.sharpness import RHOS, sharpness
 from lsam_hpc.landscape.objective import Objective
 from tests.helpers.small_model import read, setting
 
@@ -17,8 +17,15 @@ def test_sharpness(setting, tmp_path, capsys):
     path, options, states = setting
     words = ["--at", "center,1@0", "--steps", "5", "--m", "15", "--double", "--out", str(tmp_path), "--quiet"]
     assert main(["sharpness", str(path), *options, *words]) == 0
-    assert capsys.readouterr().out.splitlines()[0].split() == ["state", "case", "norm", "rho", "sharpness",
-                                                               "standard_error", "loss"]  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[0].split() == [
+        "state",
+        "case",
+        "norm",
+        "rho",
+        "sharpness",
+        "standard_error",
+        "loss",
+    ]
     rows = read(tmp_path / "sharpness.csv")
     assert len(rows) == 2 * 4 * 4
     import spectrum_model
@@ -26,10 +33,10 @@ def test_sharpness(setting, tmp_path, capsys):
     f = Objective(spectrum_model.model().double(), [(x.double(), y) for x, y in spectrum_model.loader()])
     x = f.vector(states[1, 0])
     for case, norm in (("worst", "linf"), ("average", "l2")):
-        own = [row for row in rows if (row["state"], row["case"], row["norm"]) == ("1@0", case, norm)]
-        assert tuple(float(row["rho"]) for row in own) == RHOS[case, norm, True]
+        chosen = [row for row in rows if (row["state"], row["case"], row["norm"]) == ("1@0", case, norm)]
+        assert tuple(float(row["rho"]) for row in chosen) == RHOS[case, norm, True]
         expected = [sharpness(f, x, rho, case, norm, m=15, steps=5).value for rho in RHOS[case, norm, True]]
-        np.testing.assert_allclose([float(row["sharpness"]) for row in own], expected, rtol=1e-9)
+        np.testing.assert_allclose([float(row["sharpness"]) for row in chosen], expected, rtol=1e-9)
     with h5py.File(tmp_path / "sharpness.h5") as file:
         assert len(file["rho"]) == len(rows)
         assert json.loads(file.attrs["lsam_hpc"])["m"] == 15

@@ -1,4 +1,4 @@
-"""`lsam spectrum` on a small model and run: files, numbers, and one clear line for what is wrong."""
+"""`lsam spectrum` on a small model and run: files, numbers, and one line per input error."""
 
 import json
 import sys
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lsam_hpc.cli import main
+from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.spectrum import eigenpairs
 from tests.helpers.logs import make_run
 from tests.helpers.small_model import LAYOUT, read, setting
 
@@ -23,21 +23,33 @@ def test_spectrum(setting, tmp_path, capsys):
     assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path), "--double"]) == 0
     out, err = capsys.readouterr()
     assert "lsam spectrum: 6 of 6" in err
-    assert out.splitlines()[0].split() == ["matrix", "layer", "parameters", "largest", "second", "trace", "+-",
-                                           "smallest", "node"]  # fmt: skip
+    assert out.splitlines()[0].split() == [
+        "matrix",
+        "layer",
+        "parameters",
+        "largest",
+        "second",
+        "trace",
+        "+-",
+        "smallest",
+        "node",
+    ]
     import spectrum_model
 
     model = spectrum_model.model().double()
     f = Objective(model, [(x.double(), y) for x, y in spectrum_model.loader()])
     values, vectors = eigenpairs(f, f.vector(states[0, 2] / 2), 3)
-    rows = [row for row in read(tmp_path / "spectrum-center-eigenvalues.csv")
-            if (row["matrix"], row["layer"]) == ("hessian", "all")]  # fmt: skip
+    rows = [
+        row
+        for row in read(tmp_path / "spectrum-center-eigenvalues.csv")
+        if (row["matrix"], row["layer"]) == ("hessian", "all")
+    ]
     np.testing.assert_allclose([float(row["eigenvalue"]) for row in rows], values)
     traces = {
         (row["matrix"], row["layer"]): float(row["trace"]) for row in read(tmp_path / "spectrum-center-traces.csv")
     }
     assert len(traces) == 6
-    # Blocks are small enough to be summed up exactly; of the whole it is an estimate.
+    # The traces of the blocks are exact, since the blocks are small; that of the whole is an estimate.
     assert traces["ggn", "0"] + traces["ggn", "2"] == pytest.approx(traces["ggn", "all"], rel=0.2)
     with h5py.File(tmp_path / "spectrum-center.h5") as file:
         np.testing.assert_allclose(file["hessian/all/eigenvectors"][:], vectors, atol=1e-6)
@@ -95,16 +107,15 @@ def test_a_missing_package(setting, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.mpi(np=[2])
 def test_ranks_share_the_work(comm, tmp_path):
+    from lsam_hpc import InputError
     from lsam_hpc.tools.jobs import share
     from lsam_hpc.tools.ranks import Ranks
-
-    from lsam_hpc import InputError
 
     ranks = Ranks()
     ranks.comm = comm
     done = []
-    found = share(ranks, [lambda i=i: (done.append(i), i**2)[1] for i in range(5)], None)
-    assert found == [0, 1, 4, 9, 16]
+    squares = share(ranks, [lambda i=i: (done.append(i), i**2)[1] for i in range(5)], None)
+    assert squares == [0, 1, 4, 9, 16]
     assert done == list(range(comm.rank, 5, comm.size))
 
     def bad():

@@ -1,4 +1,4 @@
-"""`lsam surface`: files that say the same as the library, whatever the number of ranks, and through a kill."""
+"""`lsam surface`: files equal the library's results, for any number of ranks and after a kill."""
 
 import json
 import os
@@ -16,21 +16,15 @@ import torch
 
 from lsam_hpc.cli import main
 from lsam_hpc.landscape import read_directions, read_surface
+from lsam_hpc.landscape.geometry.surface import Settings, scan
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.surface import Settings, scan
 from lsam_hpc.trajectory import Run
 from tests.helpers.landscapes import WORDS, classifier, images, walks, write_run
 from tests.helpers.mpis import ROOT, run
 
 GRID = ("--x=-1:1:5", "--y=-2:1:4")
 MODULE = "tests.helpers.landscapes"
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 @pytest.fixture
@@ -51,26 +45,26 @@ def test_files_hold_what_the_library_returns(path, capsys):
     out = path / "figures"
     assert {f.name for f in out.iterdir()} == {
         f"surface-center-random{end}" for end in (".png", ".h5", ".csv", "-directions.h5")
-    }  # fmt: skip
+    }
     directions = read_directions(out / "surface-center-random-directions.h5", Run(path).layout)
     np.testing.assert_array_equal(directions.origin, walks()[0, -1] / 2)
     # Of the run: rho 0.1, stiffness 2.
     settings = Settings(("loss", "sam", "smoothed"), 0.1, 0.5, 2.0, 3)
     f = Objective(classifier(), images())
     x, y = np.linspace(-1, 1, 5), np.linspace(-2, 1, 4)
-    expected = scan(f, directions.origin, np.stack([directions.x, directions.y]), x, y, settings)
-    found = read_surface(out / "surface-center-random.h5")
-    assert found.directions == "surface-center-random-directions.h5"
+    expected = scan(f, directions.origin, np.stack([directions.x, directions.y]), x, y, settings=settings)
+    written = read_surface(out / "surface-center-random.h5")
+    assert written.directions == "surface-center-random-directions.h5"
     for name, values in expected.values.items():
-        theirs = 100 - found.values["train_acc"] if name == "error" else found.values[f"train_{name}"]
-        np.testing.assert_allclose(theirs, values, rtol=1e-6, atol=1e-9)
+        values_written = 100 - written.values["train_acc"] if name == "error" else written.values[f"train_{name}"]
+        np.testing.assert_allclose(values_written, values, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(table(out / "surface-center-random.csv")[name], values.reshape(-1), rtol=1e-6)
     np.testing.assert_array_equal(table(out / "surface-center-random.csv")["x"][:6], [*x, x[0]])
     with h5py.File(out / "surface-center-random.h5") as file:
         notes = json.loads(file.attrs["lsam_hpc"])
     assert (notes["rho"], notes["temperature"], notes["stiffness"]) == (0.1, 0.5, 2.0)
-    said = capsys.readouterr().out
-    assert "smoothed: F(y) = -T log E[exp(-f_SAM(x)/T)], x ~ N(y, T/lambda I), T = 0.5, lambda = 2" in said
+    printed = capsys.readouterr().out
+    assert "smoothed: F(y) = -T log E[exp(-f_SAM(x)/T)], x ~ N(y, T/lambda I), T = 0.5, lambda = 2" in printed
 
 
 @pytest.mark.parametrize(
@@ -85,17 +79,17 @@ def test_files_hold_what_the_library_returns(path, capsys):
 )
 def test_other_lines_and_planes(path, words, shape):
     assert surface(path, *words, *(GRID if len(shape) == 2 else ()), "--name", "s", "--format", "svg") == 0
-    found = read_surface(path / "figures" / "s.h5")
+    written = read_surface(path / "figures" / "s.h5")
     split = "test" if "test" in words else "train"
-    assert found.values[f"{split}_loss"].shape == shape
-    assert np.isfinite(found.values[f"{split}_loss"]).all()
+    assert written.values[f"{split}_loss"].shape == shape
+    assert np.isfinite(written.values[f"{split}_loss"]).all()
     assert (path / "figures" / "s.svg").read_text().startswith("<?xml")
 
 
 def test_eigenvectors(path):
     pytest.importorskip("curvlinops")
     assert surface(path, "--directions", "eigenvector", "--double", "--line", "--x=-0.1:0.1:3", "--name", "s") == 0
-    found = read_surface(path / "figures" / "s.h5")
+    written = read_surface(path / "figures" / "s.h5")
     f = Objective(classifier().double(), [(x.double(), y) for x, y in images()])
     at = torch.from_numpy(walks()[0, -1] / 2).double()
     x, y = (torch.cat(parts) for parts in zip(*images(), strict=True))
@@ -104,9 +98,9 @@ def test_eigenvectors(path):
         return torch.nn.functional.cross_entropy(x.double() @ w[:12].reshape(3, 4).T + w[12:], y)
 
     top = float(torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, at))[-1])
-    low, middle, high = found.values["train_loss"]
+    low, middle, high = written.values["train_loss"]
     assert middle == pytest.approx(f(at).loss, rel=1e-12)
-    assert (low + high - 2 * middle) / 0.01 == pytest.approx(top, rel=0.02)  # but for the fourth order
+    assert (low + high - 2 * middle) / 0.01 == pytest.approx(top, rel=0.02)  # up to the fourth order
 
 
 def test_the_ends_of_a_line_are_the_states(path):
@@ -119,11 +113,11 @@ def test_the_ends_of_a_line_are_the_states(path):
 def test_the_default_temperature_is_as_wide_as_the_chains(path, capsys):
     assert surface(path, "--line", "--x=0:1:2", "--kinds", "smoothed") == 0
     # lambda d^2 / P = 2 * 0.25 / 15
-    said = capsys.readouterr().out
-    assert "T = 0.03333, lambda = 2" in said
+    printed = capsys.readouterr().out
+    assert "T = 0.03333, lambda = 2" in printed
 
 
-def test_nan_losses_are_kept_and_said(path, capsys):
+def test_nan_losses_are_kept_and_reported(path, capsys):
     assert surface(path, *GRID, "--loss", f"{MODULE}:diverging", "--name", "s", "--x=-9:9:5") == 0
     values = read_surface(path / "figures" / "s.h5").values["train_loss"]
     lost = int(np.isnan(values).sum())
@@ -140,19 +134,19 @@ def test_no_mpi_without_a_launcher(path):
 
 @pytest.mark.slow("five jobs; tests/mpi/test_workqueue.py tests the same in one")
 def test_the_same_bits_for_any_number_of_ranks(path, mpi):
-    found = {}
+    files = {}
     words = ["surface", str(path), *WORDS, *GRID, "--kinds", "loss,sam,smoothed", "--samples", "2"]
     for ranks in (0, 1, 2, 4):
         command = [mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *words, "--name", f"s{ranks}"]
         done = run(mpi.command(ranks, *command) if ranks else command, timeout=200)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("smoothed: F(y)") == 1
-        found[ranks] = (path / "figures" / f"s{ranks}.csv").read_bytes()
-    assert len(set(found.values())) == 1
+        files[ranks] = (path / "figures" / f"s{ranks}.csv").read_bytes()
+    assert len(set(files.values())) == 1
     assert not list((path / "figures").glob("*.part"))
 
 
-def test_killed_and_started_again_it_evaluates_only_the_rest(path, tmp_path, mpi):
+def test_after_a_kill_only_the_remaining_points_are_evaluated(path, tmp_path, mpi):
     calls, part = tmp_path / "calls", path / "figures" / "s.part"
     slow = ("--model", f"{MODULE}:slow_classifier", "--data", f"{MODULE}:images")
     words = ["surface", str(path), *slow, "--quiet", "--x=-1:1:8", "--y=-1:1:8", "--name", "s"]
@@ -164,20 +158,20 @@ def test_killed_and_started_again_it_evaluates_only_the_rest(path, tmp_path, mpi
     with ThreadPoolExecutor() as pool:
         first = pool.submit(run, command, 200, LSAM_TEST_CALLS=str(calls))
         deadline = time.monotonic() + 120
-        while done() < 20 or not _holders(part):
+        while done() < 20 or not _processes_using(part):
             assert time.monotonic() < deadline
             assert not first.done()
             time.sleep(0.01)
-        os.kill(_holders(part)[0], signal.SIGKILL)  # one rank: its MPI ends the others
+        os.kill(_processes_using(part)[0], signal.SIGKILL)  # MPI then ends the other rank
         assert first.result().returncode != 0
-    while _holders(part):
+    while _processes_using(part):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     settled = done()
     calls.write_text("")
     again = run(command, timeout=200, LSAM_TEST_CALLS=str(calls))
     assert again.returncode == 0, again.stderr
-    # Four batches at each point that was left; and four gradients' worth of two checks on rank 0.
+    # Four batches at each remaining point, and two checks of four batches on rank 0.
     assert len(calls.read_text()) == 4 * (64 - settled) + 4 * 2
     assert 20 <= settled < 64
     values = read_surface(path / "figures" / "s.h5").values["train_loss"]
@@ -185,18 +179,18 @@ def test_killed_and_started_again_it_evaluates_only_the_rest(path, tmp_path, mpi
     np.testing.assert_array_equal(values, read_surface(path / "figures" / "alone.h5").values["train_loss"])
 
 
-def _holders(part):
-    """Return the processes that have a file of the folder open."""
-    found = []
+def _processes_using(part):
+    """Return the processes that hold a file of the folder open."""
+    processes = []
     for process in os.listdir("/proc"):
         if process.isdigit():
             try:
-                links = [os.readlink(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")]
-            except OSError:  # it is gone
+                targets = [os.readlink(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")]
+            except OSError:  # the process has ended
                 continue
-            if any(link.startswith(str(part)) for link in links):
-                found.append(int(process))
-    return found
+            if any(link.startswith(str(part)) for link in targets):
+                processes.append(int(process))
+    return processes
 
 
 def refused(capsys, *words):
@@ -211,20 +205,23 @@ def refused(capsys, *words):
         (("--at", "centre"), r"state: expected center\[@I\], RANK\[@I\] or FILE.pt .*, found 'centre'"),
         (("--at", "9"), "expected a rank of 0, 1, found 9"),
         (("--to", "0,1,2"), "--to: expected one state for a line or two for a plane, found 0,1,2"),
-        (("--to", "0", "--directions", "pca"), "--to: expected neither --directions nor --normalise"),
-        (("--line", "--y=0:1:3"), "--y: expected none for a line, found one"),
+        (("--to", "0", "--directions", "pca"), "--to excludes --directions and --normalise"),
+        (("--line", "--y=0:1:3"), "--y: a line has no second axis"),
         (("--x=0:1",), "--x: expected FROM:TO:POINTS as in --x=-1:1:51, found '0:1'"),
         (("--x=1:0:5",), "--x: expected two points or more from a smaller to a larger number, found '1:0:5'"),
         (("--kinds", "mood"), "kinds: expected some of loss, sam, smoothed, found mood"),
         (("--kinds", "smoothed", "--temperature", "0"), "temperature: expected a number > 0"),
         (("--threads", "0"), "--threads: expected 1 or more, found 0"),
         (("--name", "a/b"), "--name: expected a name without folders, found 'a/b'"),
-        (("--model", f"{MODULE}:other_classifier"), "model: expected the run's parameters, found a difference in "
-         r"weight: \(3, 4\) in the run, \(3, 5\) in the model"),
+        (
+            ("--model", f"{MODULE}:other_classifier"),
+            "model: expected the run's parameters, found a difference in "
+            r"weight: \(3, 4\) in the run, \(3, 5\) in the model",
+        ),
         (("--data", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
         (("--loss", f"{MODULE}:diverging", "--at", "far.pt"), "loss: expected a finite number at the given state"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(path, tmp_path, capsys, monkeypatch, words, line):
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(tmp_path)
@@ -238,7 +235,7 @@ def test_a_run_without_snapshots(tmp_path, capsys):
     assert "expected 3 snapshots" not in refused(capsys, path, *WORDS, "--directions", "pca")
 
 
-def test_files_and_points_that_are_there(path, capsys):
+def test_existing_files_and_points(path, capsys):
     assert surface(path, "--line", "--name", "s") == 0
     assert refused(capsys, path, *WORDS, "--line", "--name", "s").endswith(
         "expected no such file, found one: choose another --name, or --overwrite"

@@ -12,13 +12,7 @@ from lsam_hpc.landscape.objective import Objective
 from tests.helpers.landscapes import SIZE, WORDS, classifier, images, walks, write_run
 
 MODULE = "tests.helpers.landscapes"
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 @pytest.fixture
@@ -40,16 +34,16 @@ def test_snapshots_with_losses_and_a_surface(path, capsys):
     torch.save({"weight": last[:12].reshape(3, 4), "bias": last[12:]}, path / "checkpoints" / "best.pt")
     torch.save({"step": 3}, path / "checkpoints" / "other.pt")
     assert trajectory(path, "--losses", "--surface", 5) == 0
-    found = table(path)
+    columns = table(path)
     samples = walks().reshape(-1, SIZE)
     f = Objective(classifier(), images())
-    np.testing.assert_allclose(found["loss"], [f(torch.from_numpy(x)).loss for x in samples], rtol=1e-6)
+    np.testing.assert_allclose(columns["loss"], [f(torch.from_numpy(x)).loss for x in samples], rtol=1e-6)
     with h5py.File(path / "figures" / "trajectory.h5") as file:
         d, origin = file["directions"][()].astype(np.float64), file["origin"][()]
-        at = np.stack([found["x"], found["y"]], 1)
+        at = np.stack([columns["x"], columns["y"]], 1)
         np.testing.assert_allclose((samples - origin) @ d.T, at, atol=1e-5)
         below = [f(torch.from_numpy(origin + place @ d)).loss for place in at]
-        np.testing.assert_allclose(found["plane_loss"], below, rtol=1e-4)
+        np.testing.assert_allclose(columns["plane_loss"], below, rtol=1e-4)
         x, y = file["surface/x"][2], file["surface/y"][3]
         expected = f(torch.from_numpy(origin + x * d[0] + y * d[1])).loss
         assert file["surface/loss"][3, 2] == pytest.approx(expected, rel=1e-5)
@@ -71,29 +65,29 @@ def test_sketches_where_there_are_no_snapshots(tmp_path, capsys):
     assert trajectory(both) == 0
     assert trajectory(both, "--from", "sketches", "--name", "sketched") == 0
     for name in ("x", "y"):
-        # 15 elements in 32 buckets are kept exactly: the two ways agree, but for the directions' signs.
+        # 15 elements in 32 buckets are exact: snapshots and sketches agree except for the directions' signs.
         np.testing.assert_allclose(np.abs(table(both)[name]), np.abs(table(path)[name]), atol=1e-4)
         np.testing.assert_allclose(table(both, "sketched")[name], table(path)[name], atol=1e-6)
 
 
 def test_a_chosen_plane(path):
     assert trajectory(path, "--through", "center@0,0,1", "--mark", "1@2") == 0
-    found = table(path)
-    ends = found[found["iteration"] == 5]
+    columns = table(path)
+    ends = columns[columns["iteration"] == 5]
     np.testing.assert_allclose(ends["off_plane"], 0, atol=1e-5)
-    assert found["off_plane"].max() > 0.1
-    assert found["center_off_plane"][0] == pytest.approx(0, abs=1e-5)
+    assert columns["off_plane"].max() > 0.1
+    assert columns["center_off_plane"][0] == pytest.approx(0, abs=1e-5)
 
 
-def test_nan_losses_are_kept_and_said(path, capsys):
+def test_nan_losses_are_kept_and_reported(path, capsys):
     assert trajectory(path, "--loss", f"{MODULE}:diverging", "--surface", 5, "--losses") == 0
     with h5py.File(path / "figures" / "trajectory.h5") as file:
         lost = int(np.isnan(file["surface/loss"][()]).sum())
-    found = table(path)
-    said = capsys.readouterr().out
-    along = int(np.isnan(found["loss"]).sum() + np.isnan(found["plane_loss"]).sum())
-    for what, count in (("on the plane", lost), ("along the tracks", along)):
-        assert (f"loss {what}: not finite at {count} points" in said) == (count > 0)
+    columns = table(path)
+    printed = capsys.readouterr().out
+    along = int(np.isnan(columns["loss"]).sum() + np.isnan(columns["plane_loss"]).sum())
+    for where, count in (("on the plane", lost), ("along the tracks", along)):
+        assert (f"loss {where}: not finite at {count} points" in printed) == (count > 0)
     assert lost
 
 
@@ -104,15 +98,15 @@ def test_nan_losses_are_kept_and_said(path, capsys):
         (("--through", "0,1,0"), "0: expected another state than 0, found the same"),
         (("--mark", "best"), "state: expected center.*, found 'best'"),
         (("--surface", "1"), "--surface: expected 2 points or more, found 1"),
-        (("--from", "sketches", "--losses"), "--from sketches: expected none of --surface, --losses and --through"),
+        (("--from", "sketches", "--losses"), "--from sketches excludes --surface, --losses and --through"),
         (("--surface", "4", "--model", f"{MODULE}:other_classifier"), "model: expected the run's parameters"),
         (("--losses", "--data", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
     ],
 )
 def test_bad_input(path, capsys, words, line):
     assert trajectory(path, *words) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert re.search(line, said)
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert re.search(line, printed)
 
 
 def test_a_run_without_states(tmp_path, capsys):

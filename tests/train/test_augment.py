@@ -1,4 +1,4 @@
-"""Augmentation against loops over images, its distributions, and how mini-batches go on after a resume."""
+"""Augmentation: compared with loops over images, its distributions, and resuming mini-batches."""
 
 import numpy as np
 import pytest
@@ -21,19 +21,19 @@ def images(count=64, channels=3, height=6, width=8):
 def crops(image, pad):
     """Every crop of one image and of its mirror image, by (down, right, mirrored)."""
     height, width = image.shape[1:]
-    found = {}
+    by_move = {}
     for mirrored in (0, 1):
         padded = np.pad(image[:, :, ::-1] if mirrored else image, ((0, 0), (pad, pad), (pad, pad)))
         for down in range(2 * pad + 1):
             for right in range(2 * pad + 1):
-                found[down, right, mirrored] = padded[:, down : down + height, right : right + width]
-    return found
+                by_move[down, right, mirrored] = padded[:, down : down + height, right : right + width]
+    return by_move
 
 
 @pytest.mark.parametrize(("pad", "mirror"), [(2, True), (2, False), (0, True)])
 def test_every_image_is_a_crop_of_itself_and_all_crops_are_equally_likely(pad, mirror):
     x = images(6400)
-    out = Augment(6, 8, pad, mirror)(x, chance()).numpy()
+    out = Augment(6, 8, pad, mirror=mirror)(x, chance()).numpy()
     counts = {}
     for before, after in zip(x.numpy(), out, strict=True):
         kinds = [kind for kind, crop in crops(before, pad).items() if np.array_equal(crop, after)]
@@ -56,8 +56,8 @@ def test_a_square_around_any_pixel_is_blanked(cutout):
     for row in range(6):
         for column in range(8):
             mask = np.ones((6, 8), bool)
-            top, left = row - cutout // 2, column - cutout // 2
-            mask[max(top, 0) : top + cutout, max(left, 0) : left + cutout] = False
+            top, start = row - cutout // 2, column - cutout // 2
+            mask[max(top, 0) : top + cutout, max(start, 0) : start + cutout] = False
             squares[mask.tobytes()] = (row, column)
     seen = set()
     for before, after in zip(x.numpy(), out, strict=True):
@@ -69,21 +69,21 @@ def test_a_square_around_any_pixel_is_blanked(cutout):
 
 def test_an_image_of_one_channel_and_odd_sides():
     x = images(50, 1, 7, 5)
-    out = Augment(7, 5, 1, True, 3)(x, chance())
+    out = Augment(7, 5, 1, mirror=True, cutout=3)(x, chance())
     assert out.shape == x.shape
     assert set(out[out != 0].tolist()) <= set(x.flatten().tolist())
 
 
-def test_what_the_options_mean():
+def test_options_of_make_augment():
     digits, cifar = torch.Size((10, 1, 8, 8)), torch.Size((10, 3, 32, 32))
-    assert make_augment("none", 0, cifar, True) is None
+    assert make_augment("none", 0, cifar, mirror=True) is None
     for shape, mirror, pad in ((digits, False, 1), (cifar, True, 4), (torch.Size((1, 1, 28, 28)), True, 4)):
-        made = make_augment("standard", 2, shape, mirror)
-        assert (made._pad, made._mirror, made._cutout) == (pad, mirror, 2)
-    only = make_augment("none", 5, cifar, True)
-    assert (only._pad, only._mirror, only._cutout) == (0, False, 5)
+        augment = make_augment("standard", 2, shape, mirror=mirror)
+        assert (augment._pad, augment._mirror, augment._cutout) == (pad, mirror, 2)
+    cutout_only = make_augment("none", 5, cifar, mirror=True)
+    assert (cutout_only._pad, cutout_only._mirror, cutout_only._cutout) == (0, False, 5)
     with pytest.raises(InputError, match="--cutout: expected at most the images' side, 8, found 9"):
-        make_augment("none", 9, digits, False)
+        make_augment("none", 9, digits, mirror=False)
 
 
 def dataset():
@@ -92,9 +92,9 @@ def dataset():
     return of_arrays((x, y), (x[:10], y[:10]))
 
 
-def test_batches_and_their_augmentation_go_on_where_they_were_saved():
+def test_batches_and_their_augmentation_resume_where_they_were_saved():
     data = dataset()
-    augment = Augment(8, 8, 2, True, 3)
+    augment = Augment(8, 8, 2, mirror=True, cutout=3)
     whole, saved, other = (Batches(data.train_x, data.train_y, 12, seed, augment) for seed in (7, 7, 8))
     order = [next(whole) for _ in range(20)]
     for _ in range(7):
@@ -107,10 +107,10 @@ def test_batches_and_their_augmentation_go_on_where_they_were_saved():
     assert not torch.equal(order[0][0], order[4][0])
 
 
-def test_augmentation_does_not_change_which_images_come():
+def test_augmentation_does_not_change_the_order_of_images():
     data = dataset()
     plain = Batches(data.train_x, data.train_y, 12, 3)
-    changed = Batches(data.train_x, data.train_y, 12, 3, Augment(8, 8, 1, True))
+    changed = Batches(data.train_x, data.train_y, 12, 3, Augment(8, 8, 1, mirror=True))
     for _ in range(9):
         (x, y), (other_x, other_y) = next(plain), next(changed)
         assert torch.equal(y, other_y)
@@ -118,10 +118,10 @@ def test_augmentation_does_not_change_which_images_come():
         assert not torch.equal(x, other_x)
 
 
-def test_ranks_change_the_same_image_in_ways_of_their_own():
+def test_ranks_augment_the_same_image_differently():
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 8, 8), np.uint8).repeat(50, 0)
     data = of_arrays((image, np.arange(50)), (image, np.arange(50)))
-    augment = Augment(8, 8, 2, True)
+    augment = Augment(8, 8, 2, mirror=True)
     first, second, again = (next(Batches(data.train_x, data.train_y, 50, seed, augment))[0] for seed in (0, 1, 0))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)

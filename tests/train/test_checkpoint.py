@@ -1,4 +1,4 @@
-"""Checkpoint sets: complete or not there, whatever happens while they are written."""
+"""Checkpoint sets: only complete sets count, even if a rank is killed while it writes."""
 
 import json
 import os
@@ -15,13 +15,23 @@ from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.checkpoint import Checkpoints, check, clear, load, newest
 
 LAYOUT = [("w", (2, 3)), ("b", ())]
-CONFIG = {"data": "digits", "topology": "center", "center_momentum": 0.0, "coupling": "elastic", "schedule": "async",
-          "budget": "total"}  # fmt: skip
+CONFIG = {
+    "data": "digits",
+    "topology": "center",
+    "center_momentum": 0.0,
+    "coupling": "elastic",
+    "mode": "async",
+    "budget": "total",
+}
 KILLS = int(os.environ.get("LSAM_CHECKPOINT_KILLS", "100"))
 
 
+def make(folder, rank, ranks, keep):
+    return Checkpoints(folder, rank, ranks, layout=LAYOUT, config=CONFIG, keep=keep, flush=lambda: None)
+
+
 def writers(folder, ranks=2, keep=2):
-    return [Checkpoints(folder, rank, ranks, LAYOUT, CONFIG, keep, lambda: None) for rank in range(ranks)]
+    return [make(folder, rank, ranks, keep) for rank in range(ranks)]
 
 
 def state(step):
@@ -37,101 +47,108 @@ def names(folder):
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_a_set_counts_when_all_ranks_have_written_and_not_before(tmp_path):
+def test_a_set_is_complete_only_when_all_ranks_have_written(tmp_path):
     first, second = writers(tmp_path)
     write(first, 10)
-    first.tend(at_once=True)
+    first.write_manifests(at_once=True)
     assert newest(tmp_path) is None
     write(second, 10)
-    second.tend(at_once=True)  # only rank 0 says so
+    second.write_manifests(at_once=True)  # only rank 0 writes the manifest
     assert newest(tmp_path) is None
-    first.tend(at_once=True)
-    found = newest(tmp_path)
-    assert (found.step, found.ranks, found.layout, found.finished) == (10, 2, LAYOUT, False)
-    assert load(tmp_path, found, 1)["step"] == 10
-    assert load(tmp_path, found, 2) is None
+    first.write_manifests(at_once=True)
+    manifest = newest(tmp_path)
+    assert (manifest.step, manifest.ranks, manifest.layout, manifest.finished) == (10, 2, LAYOUT, False)
+    assert load(tmp_path, manifest, 1)["step"] == 10
+    assert load(tmp_path, manifest, 2) is None
 
 
-def test_a_file_is_a_copy_of_the_state_as_it_was(tmp_path):
+def test_the_file_holds_the_state_at_the_call_of_write(tmp_path):
     (writer,) = writers(tmp_path, 1)
-    given = state(1)
-    writer.write(1, given)
-    given["opt"]["x"].fill_(-1)
+    before = state(1)
+    writer.write(1, before)
+    before["opt"]["x"].fill_(-1)
     writer.wait()
-    writer.tend(at_once=True)
+    writer.write_manifests(at_once=True)
     assert (load(tmp_path, newest(tmp_path), 0)["opt"]["x"] == 1).all()
 
 
-def test_a_rank_that_comes_by_late_stands_for_the_sets_it_skipped(tmp_path):
+def test_the_next_file_of_a_slow_rank_serves_for_skipped_sets(tmp_path):
     first, second = writers(tmp_path, keep=9)
     for step in (10, 20, 30):
         write(first, step)
     write(second, 20)
-    first.tend(at_once=True)
+    first.write_manifests(at_once=True)
     assert newest(tmp_path).step == 20
-    found = {file: json.loads((tmp_path / file).read_text())["files"] for file in names(tmp_path) if "set" in file}
-    assert found["set-000000000010.json"] == ["rank-0000-000000000010.pt", "rank-0001-000000000020.pt"]
-    assert len(found) == 2
+    sets = {file: json.loads((tmp_path / file).read_text())["files"] for file in names(tmp_path) if "set" in file}
+    assert sets["set-000000000010.json"] == ["rank-0000-000000000010.pt", "rank-0001-000000000020.pt"]
+    assert len(sets) == 2
 
 
-def test_ranks_that_were_lost_have_no_file(tmp_path):
+def test_failed_ranks_have_no_file(tmp_path):
     writers(tmp_path, 3)
     _, second, third = writers(tmp_path, 3)
     for writer in (second, third):
         write(writer, 5)
-    second.tend(lost=[0], at_once=True)  # the lowest that lives
-    found = newest(tmp_path)
-    assert found.files == [None, "rank-0001-000000000005.pt", "rank-0002-000000000005.pt"]
-    assert load(tmp_path, found, 0) is None
+    second.write_manifests(failed=[0], at_once=True)  # the lowest living rank
+    manifest = newest(tmp_path)
+    assert manifest.files == [None, "rank-0001-000000000005.pt", "rank-0002-000000000005.pt"]
+    assert load(tmp_path, manifest, 0) is None
 
 
-def test_only_the_newest_sets_and_what_they_need_stay(tmp_path):
+def test_only_the_newest_sets_and_their_files_are_kept(tmp_path):
     first, second = writers(tmp_path, keep=2)
     for step in range(10, 60, 10):
         write(first, step)
         if step != 40:
             write(second, step)
-        first.tend(at_once=True)
+        first.write_manifests(at_once=True)
     (tmp_path / "mine.txt").touch()
     assert [n for n in names(tmp_path) if "set" in n] == ["set-000000000040.json", "set-000000000050.json"]
     assert [n for n in names(tmp_path) if n.startswith("rank")] == [
-        "rank-0000-000000000040.pt", "rank-0000-000000000050.pt", "rank-0001-000000000050.pt"]  # fmt: skip
+        "rank-0000-000000000040.pt",
+        "rank-0000-000000000050.pt",
+        "rank-0001-000000000050.pt",
+    ]
     assert "mine.txt" in names(tmp_path)
 
 
-def test_what_is_newer_than_the_set_that_a_job_goes_on_from_is_removed(tmp_path):
+def test_files_newer_than_the_resumed_set_are_removed(tmp_path):
     first, second = writers(tmp_path)
     for step in (10, 20):
         write(first, step)
     write(second, 10)
-    first.tend(at_once=True)
+    first.write_manifests(at_once=True)
     (tmp_path / "rank-0001-000000000020.pt.tmp").touch()
     (tmp_path / "mine.txt").touch()
     clear(tmp_path, newest(tmp_path))
-    assert names(tmp_path) == ["mine.txt", "rank-0000-000000000010.pt", "rank-0001-000000000010.pt",
-                               "set-000000000010.json"]  # fmt: skip
+    assert names(tmp_path) == [
+        "mine.txt",
+        "rank-0000-000000000010.pt",
+        "rank-0001-000000000010.pt",
+        "set-000000000010.json",
+    ]
 
 
-def test_a_disk_that_fails_is_reported_once_and_training_goes_on(tmp_path):
+def test_a_failing_disk_is_reported_once_and_training_continues(tmp_path):
     (writer,) = writers(tmp_path, 1)
     (tmp_path / "rank-0000-000000000001.pt.tmp").mkdir()
     (tmp_path / "rank-0000-000000000002.pt.tmp").mkdir()
-    with pytest.warns(UserWarning, match=r"no checkpoint, and training goes on: .*Is a directory") as caught:
+    with pytest.warns(UserWarning, match=r"checkpoint not written, training continues: .*Is a directory") as caught:
         [write(writer, step) for step in (1, 2)]
     assert len(caught) == 1
     write(writer, 3)
-    writer.tend(at_once=True)
+    writer.write_manifests(at_once=True)
     assert newest(tmp_path).step == 3
 
 
 @pytest.mark.slow("kills 100 writers")
-def test_killed_at_any_moment_of_writing_the_newest_complete_set_is_whole(tmp_path):
+def test_the_newest_set_is_complete_after_a_kill_at_any_moment(tmp_path):
     chance = random.Random(0)
     steps = []
     for trial in range(KILLS):
         folder = tmp_path / str(trial)
         folder.mkdir()
-        ready, told = os.pipe()
+        read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
             try:
@@ -139,24 +156,24 @@ def test_killed_at_any_moment_of_writing_the_newest_complete_set_is_whole(tmp_pa
                 for step in range(1, 10**9):
                     write(second, step)
                     write(first, step)
-                    first.tend(at_once=True)
-                    os.write(told, b".")
+                    first.write_manifests(at_once=True)
+                    os.write(write_end, b".")
             finally:
                 os._exit(1)
-        os.close(told)
+        os.close(write_end)
         for _ in range(chance.randint(1, 8)):
-            assert os.read(ready, 1)
+            assert os.read(read_end, 1)
         time.sleep(chance.uniform(0, 0.02))  # the moment of the kill, not a wait
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        os.close(ready)
-        found = newest(folder)
-        clear(folder, found)
+        os.close(read_end)
+        manifest = newest(folder)
+        clear(folder, manifest)
         for rank in range(2):
-            got = load(folder, found, rank)
-            assert got["step"] == found.step
-            assert (got["opt"]["x"] == found.step).all()
-        steps.append(found.step)
+            loaded = load(folder, manifest, rank)
+            assert loaded["step"] == manifest.step
+            assert (loaded["opt"]["x"] == manifest.step).all()
+        steps.append(manifest.step)
     assert len(set(steps)) > 5  # the kills came at different moments
 
 
@@ -168,7 +185,7 @@ class Code:
 def complete(folder, step=10):
     (writer,) = writers(folder, 1)
     write(writer, step)
-    writer.tend(at_once=True)
+    writer.write_manifests(at_once=True)
     return folder / "rank-0000-000000000010.pt"
 
 
@@ -181,20 +198,20 @@ def test_refuses_damage(tmp_path, capsys):
     flipped = bytearray(data)
     flipped[data.index(torch.full((1000,), 10.0).numpy().tobytes())] ^= 1
     file.write_bytes(flipped)
-    with pytest.raises(InputError, match="expected what was written, found another check sum of"):
+    with pytest.raises(InputError, match="expected the checksums that were written, found another for"):
         load(tmp_path, newest(tmp_path), 0)
     file.unlink()
-    with pytest.raises(InputError, match="found none: remove set-0"):
+    with pytest.raises(InputError, match="found no such file: remove set-0"):
         newest(tmp_path)
     torch.save(Code(), file)
     manifest = tmp_path / "set-000000000010.json"
-    said = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**said, "bytes": [file.stat().st_size]}))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "bytes": [file.stat().st_size]}))
     with pytest.raises(InputError, match=r"pt: expected a checkpoint that torch.load\(weights_only=True\) reads"):
         load(tmp_path, newest(tmp_path), 0)
     assert "code ran" not in capsys.readouterr().out
     torch.save([1, 2], file)
-    with pytest.raises(InputError, match="expected a state of a rank, found something else"):
+    with pytest.raises(InputError, match="expected the state of a rank, found something else"):
         load(tmp_path, newest_unchecked(manifest), 0)
 
 
@@ -213,7 +230,7 @@ def newest_unchecked(manifest):
         ({"layout": 3}, "expected a checkpoint's manifest, found"),
     ],
 )
-def test_refuses_manifests_that_are_not_ours(tmp_path, change, message):
+def test_refuses_other_manifests(tmp_path, change, message):
     complete(tmp_path)
     manifest = tmp_path / "set-000000000010.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **change}))
@@ -226,17 +243,17 @@ def test_refuses_manifests_that_are_not_ours(tmp_path, change, message):
 
 def test_refuses_another_model_and_another_job(tmp_path):
     complete(tmp_path)
-    found = newest(tmp_path)
-    check(found, LAYOUT, CONFIG)
-    with pytest.raises(InputError, match=r"difference in w: \(2, 3\) in the checkpoint, \(3, 2\) here"):
-        check(found, [("w", (3, 2)), ("b", ())], CONFIG)
+    manifest = newest(tmp_path)
+    check(manifest, LAYOUT, CONFIG)
+    with pytest.raises(InputError, match=r"difference in w: \(2, 3\) in the checkpoint, \(3, 2\) in this job"):
+        check(manifest, [("w", (3, 2)), ("b", ())], CONFIG)
     with pytest.raises(InputError, match=r"--center-momentum: expected 0.0, as in the checkpoint, found 0.5"):
-        check(found, LAYOUT, {**CONFIG, "center_momentum": 0.5})
+        check(manifest, LAYOUT, {**CONFIG, "center_momentum": 0.5})
     with pytest.raises(InputError, match=r"--subset: expected None, as in the checkpoint, found 100"):
-        check(found, LAYOUT, {**CONFIG, "subset": 100})
+        check(manifest, LAYOUT, {**CONFIG, "subset": 100})
 
 
-def test_batches_go_on_where_they_were_saved():
+def test_batches_resume_where_they_were_saved():
     x = torch.arange(10.0)[:, None]
     whole, saved, other = (Batches(x, x[:, 0], 3, seed) for seed in (7, 7, 8))
     order = [next(whole)[1].tolist() for _ in range(20)]

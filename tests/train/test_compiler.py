@@ -1,4 +1,4 @@
-"""torch's compiler is imported when it is used, and not before."""
+"""torch's compiler is imported only when it is used."""
 
 import sys
 
@@ -33,7 +33,7 @@ if other:
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(torch.ones(3, 2)), model(torch.ones(3, 2)))
 else:
-    import torch._dynamo.config  # brings what is above it
+    import torch._dynamo.config  # imports the parent module too
 assert loaded() > 50
 assert torch._dynamo is sys.modules["torch._dynamo"]
 assert torch._dynamo.__file__.endswith("_dynamo/__init__.py")
@@ -46,6 +46,6 @@ if other:
 """
 
 
-def test_it_comes_after_optimizers_have_stepped():
+def test_the_compiler_is_imported_after_optimizer_steps():
     done = run([sys.executable, "-c", PROGRAM], timeout=120)
     assert done.stdout == "done\n", done.stderr

@@ -1,4 +1,4 @@
-"""Loaders on small files in the canonical layouts, whole and damaged."""
+"""Loaders on small files in the canonical layouts, intact and damaged."""
 
 import dataclasses
 import gzip
@@ -78,12 +78,12 @@ def test_fashion_mnist_and_mnist(fashion, name):
     # The pixels are the file's, scaled by the training set's mean and deviation.
     raw = np.frombuffer(gzip.decompress((fashion / "train-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
     raw = raw.reshape(30, 1, 28, 28).astype(np.float64)
-    wanted = torch.from_numpy((raw - raw.mean()) / raw.std()).float()
-    for given in (data.train_x[:], torch.cat(list(data.train_x.split(7))), data.train_x[torch.arange(30)]):
-        assert given.dtype == torch.float32
-        torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(data.train_x[torch.tensor([4, 2])], wanted[[4, 2]], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(data.train_x.subset(torch.tensor([4, 2]))[:], wanted[[4, 2]], atol=1e-5, rtol=1e-5)
+    expected = torch.from_numpy((raw - raw.mean()) / raw.std()).float()
+    for images in (data.train_x[:], torch.cat(list(data.train_x.split(7))), data.train_x[torch.arange(30)]):
+        assert images.dtype == torch.float32
+        torch.testing.assert_close(images, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(data.train_x[torch.tensor([4, 2])], expected[[4, 2]], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(data.train_x.subset(torch.tensor([4, 2]))[:], expected[[4, 2]], atol=1e-5, rtol=1e-5)
 
 
 def test_cifar10(cifar):
@@ -158,8 +158,8 @@ def test_svhn(svhn):
     data = load("svhn", str(svhn))
     assert data.train_y.tolist() == [*range(1, 10), 0] * 4  # its label 10 is the digit 0
     x = loadmat(svhn / "train_32x32.mat")["X"].transpose(3, 2, 0, 1).astype(np.float64)
-    wanted = (x - x.mean((0, 2, 3), keepdims=True)) / x.std((0, 2, 3), keepdims=True)
-    np.testing.assert_allclose(data.train_x[:], wanted, atol=1e-5)
+    expected = (x - x.mean((0, 2, 3), keepdims=True)) / x.std((0, 2, 3), keepdims=True)
+    np.testing.assert_allclose(data.train_x[:], expected, atol=1e-5)
     assert not data.mirror
 
 
@@ -167,8 +167,16 @@ def test_svhn(svhn):
 @pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
 def test_matlab_files_are_read_as_scipy_reads_them(tmp_path, compressed, kind):
     values = np.random.default_rng(0).integers(0, 100, (3, 4, 2)).astype(kind)
-    content = {"X": values, "a": values[:1, :1, 0], "none": np.zeros((0, 3)), "words": "text", "i": 1j * values,
-               "cell": np.array([1, "a"], object), "part": {"x": 1}, "a_name_longer_than_four": values[0]}  # fmt: skip
+    content = {
+        "X": values,
+        "a": values[:1, :1, 0],
+        "none": np.zeros((0, 3)),
+        "words": "text",
+        "i": 1j * values,
+        "cell": np.array([1, "a"], object),
+        "part": {"x": 1},
+        "a_name_longer_than_four": values[0],
+    }
     savemat(tmp_path / "m.mat", content, do_compression=compressed)
     ours, theirs = arrays((tmp_path / "m.mat").read_bytes()), loadmat(tmp_path / "m.mat")
     assert set(ours) == {"X", "a", "none", "a_name_longer_than_four"}
@@ -186,10 +194,10 @@ def test_matlab_files_of_big_endian_machines_and_narrow_storage():
     body = element(6, struct.pack(">II", 6, 0)) + element(5, struct.pack(">ii", 2, 3)) + element(1, b"y")
     body += element(4, struct.pack(">6H", 1, 2, 3, 4, 5, 600))
     raw = b"MATLAB 5.0 MAT-file".ljust(124) + b"\1\0MI" + element(14, body)
-    found = arrays(raw)["y"]
-    assert found.dtype == np.float64
-    np.testing.assert_array_equal(found, [[1, 3, 5], [2, 4, 600]])
-    np.testing.assert_array_equal(found, loadmat(io.BytesIO(raw))["y"])
+    y = arrays(raw)["y"]
+    assert y.dtype == np.float64
+    np.testing.assert_array_equal(y, [[1, 3, 5], [2, 4, 600]])
+    np.testing.assert_array_equal(y, loadmat(io.BytesIO(raw))["y"])
 
 
 def picture(path, pixels, **options):
@@ -227,8 +235,8 @@ def test_a_folder_as_tiny_imagenet_s(tiny):
     assert data.test_y.tolist() == [0, 1, 2, 0, 1, 2]
     np.testing.assert_array_equal(stored(data.test_x), [pixels["val", i] for i in range(6)])
     for label, name in enumerate(("n01", "n02", "n03")):
-        mine = stored(data.train_x)[data.train_y.numpy() == label]
-        assert {image.tobytes() for image in mine} == {pixels["train", name, i].tobytes() for i in range(4)}
+        of_class = stored(data.train_x)[data.train_y.numpy() == label]
+        assert {image.tobytes() for image in of_class} == {pixels["train", name, i].tobytes() for i in range(4)}
     for begin in range(0, 12, 3):  # mixed: every three images are of three classes
         assert sorted(data.train_y[begin : begin + 3].tolist()) == [0, 1, 2]
 
@@ -267,7 +275,7 @@ def test_a_folder_with_test_images_in_classes_of_many_formats(tmp_path):
         (lambda d: (d / "val/val_annotations.txt").write_text(""), "annotations.txt: expected a line for each image"),
         (lambda d: (d / "val/val_annotations.txt").unlink(), "val/images: expected a class of .*/train, found another"),
     ],
-)  # fmt: skip
+)
 def test_names_what_is_wrong_in_a_folder(tiny, damage, message):
     directory, _ = tiny
     damage(directory)
@@ -285,7 +293,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        (IMAGES, lambda p: p.unlink(), "expected the file train-images-idx3-ubyte there"),
+        (IMAGES, lambda p: p.unlink(), "expected the file train-images-idx3-ubyte in it"),
         (LABELS, lambda p: p.unlink(), "t10k-labels-idx1-ubyte: expected a readable file"),
         (IMAGES, lambda p: p.write_bytes(p.read_bytes()[:99]), "expected a whole gzip file"),
         (IMAGES, lambda p: p.write_bytes(b"x" * 99), "expected a whole gzip file"),
@@ -294,7 +302,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"
         (LABELS, lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\x63"), "expected labels 0 to 9, found 0 to 99"),
         (LABELS, lambda p: p.write_bytes(b""), "expected an IDX file"),
     ],
-)  # fmt: skip
+)
 def test_names_a_fashion_mnist_file_that_is_missing_or_damaged(fashion, file, damage, message):
     damage(fashion / file)
     with pytest.raises(InputError, match=message) as caught:
@@ -324,7 +332,7 @@ class Evil:
         (lambda p: p.write_bytes(pickle.dumps({b"data": np.zeros((1, 3072), "u1"), b"labels": [10]})), "labels 0 to 9"),
         (lambda p: p.write_bytes(pickle.dumps([1, 2])), "data_batch_3: expected a CIFAR-10 batch"),
     ],
-)  # fmt: skip
+)
 def test_names_a_cifar_file_that_is_missing_or_damaged(cifar, capfd, damage, message):
     damage(cifar / "cifar-10-batches-py" / "data_batch_3")
     with pytest.raises(InputError, match=message) as caught:
@@ -334,7 +342,7 @@ def test_names_a_cifar_file_that_is_missing_or_damaged(cifar, capfd, damage, mes
 
 
 def test_names_a_directory_without_the_files(tmp_path):
-    with pytest.raises(InputError, match="expected the file data_batch_1 there or in cifar-10-batches-py, found none"):
+    with pytest.raises(InputError, match="expected the file data_batch_1 in it or in cifar-10-batches-py, found none"):
         load("cifar10", str(tmp_path))
 
 
@@ -372,7 +380,7 @@ def test_names_a_file_that_is_missing_or_damaged(name, file, damage, message, ci
         ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": [1.0, np.nan]}, "expected labels 1 to 10, found nan"),
         ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": "ab"}, "found: KeyError: 'y'"),
     ],
-)  # fmt: skip
+)
 def test_names_what_is_wrong_in_a_mat_file(svhn, content, message):
     savemat(svhn / "test_32x32.mat", content)
     with pytest.raises(InputError, match=message) as caught:
@@ -413,19 +421,19 @@ def complaint(name, directory):
 
 
 def mutated(data, chance):
-    found = bytearray(data)
-    # Headers are where damage hurts.
-    at = chance.randrange(min(len(found), 300)) if chance.random() < 0.7 else chance.randrange(len(found))
+    content = bytearray(data)
+    # Mostly in the header, where damage is most likely to matter.
+    at = chance.randrange(min(len(content), 300)) if chance.random() < 0.7 else chance.randrange(len(content))
     kind = chance.randrange(4)
     if kind == 0:
-        found[at] = chance.randrange(256)
+        content[at] = chance.randrange(256)
     elif kind == 1:
-        del found[at : at + chance.randint(1, 64)]
+        del content[at : at + chance.randint(1, 64)]
     elif kind == 2:
-        found[at:at] = found[at : at + 16]
+        content[at:at] = content[at : at + 16]
     else:
-        found[at : at + 4] = chance.randbytes(4)
-    return bytes(found)
+        content[at : at + 4] = chance.randbytes(4)
+    return bytes(content)
 
 
 def test_a_copy_on_a_device_is_the_same_data():

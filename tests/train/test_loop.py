@@ -8,10 +8,10 @@ import torch
 from lsam_hpc.errors import InputError
 from lsam_hpc.train import job
 from lsam_hpc.train.batches import Batches
+from lsam_hpc.train.builders import lr_factor
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.train.models import MODELS
-from lsam_hpc.train.parts import lr_factor
 
 
 @pytest.mark.parametrize(("name", "count"), [("mlp", 118_282), ("cnn", 57_130), ("resnet18", 11_173_962)])
@@ -34,7 +34,7 @@ def test_learning_rate_rises_and_falls_as_a_cosine():
     assert lr_factor(TrainConfig(warmup=0.0, lr_schedule="constant"), 500, 1000) == 1
 
 
-def test_each_rank_sees_the_whole_set_in_an_order_of_its_own():
+def test_each_rank_sees_the_whole_set_in_its_own_order():
     images = torch.arange(10.0)[:, None]
     first, second, again = (Batches(images, torch.arange(10), 3, seed) for seed in (0, 1, 0))
     passes = [
@@ -62,7 +62,7 @@ def test_evaluate_counts_errors_and_keeps_the_mode():
 
 
 @pytest.mark.parametrize(
-    ("reduce", "error", "told"),
+    ("reduce", "error", "message"),
     [
         ("auto", ModuleNotFoundError("no horovod"), None),
         (
@@ -74,14 +74,14 @@ def test_evaluate_counts_errors_and_keeps_the_mode():
         ("mpi", AssertionError("mpi needs none"), None),
     ],
 )
-def test_a_horovod_that_is_missing_is_done_without_and_one_that_is_broken_is_told(monkeypatch, reduce, error, told):
+def test_a_missing_horovod_is_ignored_and_a_broken_one_reported(monkeypatch, reduce, error, message):
     def load(name):
         raise error
 
     monkeypatch.setattr(job.importlib, "import_module", load)
     config = TrainConfig(group_size=2, reduce=reduce)
-    if told is None:
+    if message is None:
         job.start_averaging(config)
     else:
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             job.start_averaging(config)

@@ -1,4 +1,4 @@
-"""Models: sizes from the papers, shapes, and that they learn."""
+"""Models: sizes as in the papers, shapes, training."""
 
 import sys
 
@@ -18,19 +18,29 @@ def size(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("depth", "factor", "millions"), [
-    (40, 1, 0.6), (40, 2, 2.2), (40, 4, 8.9), (40, 8, 35.7), (28, 10, 36.5), (28, 12, 52.5), (22, 8, 17.2),
-    (16, 8, 11.0), (16, 10, 17.1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("depth", "factor", "millions"),
+    [
+        (40, 1, 0.6),
+        (40, 2, 2.2),
+        (40, 4, 8.9),
+        (40, 8, 35.7),
+        (28, 10, 36.5),
+        (28, 12, 52.5),
+        (22, 8, 17.2),
+        (16, 8, 11.0),
+        (16, 10, 17.1),
+    ],
+)
 def test_wide_resnets_have_the_paper_s_sizes(depth, factor, millions):
     with torch.device("meta"):
         assert round(size(wide_resnet(CIFAR, 10, depth, factor)) / 1e6, 1) == millions  # its tables 2 and 4
 
 
-def test_a_wide_block_s_shortcut_is_the_image_or_begins_after_the_first_relu():
+def test_a_wide_block_s_shortcut_is_the_input_or_starts_after_the_first_relu():
     torch.manual_seed(0)
     model = wide_resnet(CIFAR, 10, 16, 2).eval()  # BatchNorm is the identity before training
-    negative = -torch.rand(2, 16, 8, 8)  # nothing of it passes a ReLU
+    negative = -torch.rand(2, 16, 8, 8)  # a ReLU sets it to 0
     widens, same = model[1], model[2]
     assert widens(negative).abs().max() == 0
     assert widens(-negative).shape == (2, 32, 8, 8)
@@ -56,19 +66,19 @@ def test_a_vision_transformer_is_torch_s_encoder():
     x = torch.randn(3, 2, 8, 12, dtype=torch.float64)
     layer = torch.nn.TransformerEncoderLayer(24, 3, 96, 0.0, "gelu", batch_first=True, norm_first=True)
     theirs = torch.nn.TransformerEncoder(layer, 2, norm=torch.nn.LayerNorm(24), enable_nested_tensor=False).double()
-    for mine, its in zip(ours.layers, theirs.layers, strict=True):
-        its.self_attn.in_proj_weight.data, its.self_attn.in_proj_bias.data = (
-            mine.attention.qkv.weight,
-            mine.attention.qkv.bias,
+    for ours_layer, theirs_layer in zip(ours.layers, theirs.layers, strict=True):
+        theirs_layer.self_attn.in_proj_weight.data, theirs_layer.self_attn.in_proj_bias.data = (
+            ours_layer.attention.qkv.weight,
+            ours_layer.attention.qkv.bias,
         )
-        its.self_attn.out_proj.load_state_dict(mine.attention.out.state_dict())
+        theirs_layer.self_attn.out_proj.load_state_dict(ours_layer.attention.out.state_dict())
         for name, part in (
-            ("norm1", mine.norm1),
-            ("norm2", mine.norm2),
-            ("linear1", mine.wide),
-            ("linear2", mine.narrow),
+            ("norm1", ours_layer.norm1),
+            ("norm2", ours_layer.norm2),
+            ("linear1", ours_layer.wide),
+            ("linear2", ours_layer.narrow),
         ):
-            getattr(its, name).load_state_dict(part.state_dict())
+            getattr(theirs_layer, name).load_state_dict(part.state_dict())
     theirs.norm.load_state_dict(ours.norm.state_dict())
     squares = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(3, 6, -1)  # row by row
     tokens = squares @ ours.patches.weight.reshape(24, -1).T + ours.patches.bias
@@ -84,10 +94,10 @@ def test_a_vision_transformer_is_torch_s_encoder():
         ("cnn-tiny", 3 * 16 * 9 + 32 + 16 * 32 * 9 + 64 + 32 * 64 * 9 + 128 + 650),
         ("resnet18", 11_173_962),  # in every published implementation for CIFAR
         ("wrn16-8", 10_961_370),  # 11.0 million in the paper
-        ("vgg16", 14_728_266 - 4_224),  # as published, less the convolutions' biases, which BatchNorm takes away
+        ("vgg16", 14_728_266 - 4_224),  # as published, less the convolutions' biases, which BatchNorm cancels
         ("vit", 5_717_416 - 192 * 3 * (16**2 - 4**2) - 192 * (196 - 64) - 193 * 990),  # DeiT-Ti, other patches, classes
     ],
-)  # fmt: skip
+)
 def test_models_have_their_known_size(name, count):
     assert size(MODELS[name](CIFAR, 10)) == count
 
@@ -143,8 +153,8 @@ def test_each_data_set_has_a_model():
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """Writes a module into the working directory; returns its name."""
+def write_module(tmp_path, monkeypatch):
+    """A function that writes a module into the working directory and returns its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -156,7 +166,7 @@ def own(tmp_path, monkeypatch):
     return write
 
 
-OWN = """from torch import nn
+MODULE = """from torch import nn
 def make(shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
 def small(shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(7, classes))
 def other(shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 3))
@@ -166,8 +176,8 @@ number = 3
 """
 
 
-def test_one_s_own_model(own):
-    assert size(build(f"{own(OWN)}:make", "digits", (1, 8, 8), 10)) == 650
+def test_a_user_model(write_module):
+    assert size(build(f"{write_module(MODULE)}:make", "digits", (1, 8, 8), 10)) == 650
 
 
 @pytest.mark.parametrize(
@@ -184,23 +194,23 @@ def test_one_s_own_model(own):
         (":make", "--model: expected MODULE:FUNCTION, found ':make'"),
         ("..:make", "--model: expected a function that can be imported, found "),
     ],
-)  # fmt: skip
-def test_says_what_is_wrong_with_one_s_own_model(own, spec, message):
-    own(OWN)
+)
+def test_a_bad_user_model_is_reported_in_one_line(write_module, spec, message):
+    write_module(MODULE)
     with pytest.raises(InputError, match=message) as caught:
         build(spec, "digits", (1, 8, 8), 10)
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_cannot_be_read(own):
-    own("def f(:\n")
+def test_a_module_that_cannot_be_read(write_module):
+    write_module("def f(:\n")
     with pytest.raises(InputError, match="my_own_model:f: SyntaxError") as caught:
         build("my_own_model:f", "digits", (1, 8, 8), 10)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("cnn", (1, 4, 4)), ("vit", (3, 30, 30))])
-def test_images_that_a_model_cannot_take(name, shape):
+def test_images_that_do_not_fit_a_model(name, shape):
     with pytest.raises(InputError, match=f"--model {name}: expected ") as caught:
         build(name, "any", shape, 10)
     assert "\n" not in str(caught.value)

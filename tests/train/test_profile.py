@@ -1,14 +1,14 @@
-"""`--profile`: which steps it names."""
+"""`--profile`: its syntax, and removal of old traces."""
 
 import pytest
 
 from lsam_hpc import InputError
-from lsam_hpc.rundir import prepare
+from lsam_hpc.rundir.prepare import prepare
 from lsam_hpc.train.config import parse
 from lsam_hpc.train.profile import profiled
 
 
-def test_steps_that_are_named():
+def test_good_steps():
     assert profiled("10:20") == range(10, 20)
     assert not profiled("none")
 
@@ -20,11 +20,11 @@ def test_bad_steps(text):
     assert str(caught.value) == f"--profile: expected FIRST:END, steps as in 10:20, or none, found {text!r}"
 
 
-def test_a_run_that_is_replaced_takes_its_traces_along(tmp_path):
+def test_overwriting_a_run_removes_its_traces(tmp_path):
     (tmp_path / "profile").mkdir()
     for name in ("rank-0000.json.gz", "part-rank-0001.json.gz", "mine.json.gz"):
         (tmp_path / "profile" / name).touch()
     with pytest.raises(InputError, match="expected a directory without a run"):
-        prepare(tmp_path, {}, False, 0)
-    prepare(tmp_path, {}, True, 0)
+        prepare(tmp_path, {}, 0)
+    prepare(tmp_path, {}, 0, overwrite=True)
     assert [file.name for file in (tmp_path / "profile").iterdir()] == ["mine.json.gz"]

@@ -1,4 +1,4 @@
-"""Which images are used and held out, and wrong labels."""
+"""Subsets, validation sets and label noise."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ def test_the_order_gives_each_class_its_share_in_any_part(counts):
     assert sorted(order) == list(range(500))
     for begin in range(0, 500, 20):
         for end in range(begin, 501, 20):
-            found = np.bincount(labels[order[begin:end]], minlength=len(counts))
-            assert np.abs(found - (end - begin) * np.array(counts) / 500).max() <= 2
+            counted = np.bincount(labels[order[begin:end]], minlength=len(counts))
+            assert np.abs(counted - (end - begin) * np.array(counts) / 500).max() <= 2
     assert not np.array_equal(order, balanced_order(labels, 1))
     # Where an image comes is random: its mean place over 400 orders is the middle within 5 standard errors (1e-6).
     places = np.mean([np.argsort(balanced_order(labels, seed))[:3] for seed in range(400)], 0)
@@ -63,7 +63,7 @@ def test_label_noise_replaces_an_exact_part_by_other_classes_evenly():
     assert (select(whole, label_noise=1.0).train_y != whole.train_y).all()
     held = select(whole, validation=100, label_noise=1.0)
     clean = select(whole, validation=100)
-    assert torch.equal(held.test_y, clean.test_y)  # what is held out keeps its labels
+    assert torch.equal(held.test_y, clean.test_y)  # held-out images keep their labels
     assert (held.train_y != clean.train_y).all()
 
 
@@ -78,6 +78,6 @@ def test_label_noise_replaces_an_exact_part_by_other_classes_evenly():
         ({"validation": 1348}, "--validation: expected fewer than the 1348 training images, found 1348"),
     ],
 )
-def test_more_images_than_there_are(options, message):
+def test_refuses_more_images_than_the_set_has(options, message):
     with pytest.raises(InputError, match=message):
         load("digits", None, **options)

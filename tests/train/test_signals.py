@@ -1,4 +1,4 @@
-"""What makes a job end early."""
+"""Signals and time limits that end a job early."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lsam_hpc import InputError
-from lsam_hpc.train.signals import Ending, job_end
+from lsam_hpc.train.signals import StopRequest, job_end
 
 
 @pytest.fixture(autouse=True)
@@ -21,18 +21,18 @@ def _handlers_stay():
 
 
 def test_a_signal_is_noticed():
-    ending = Ending(["USR1", "SIGTERM"], None, 0)
-    assert not ending.asked()
+    stop_request = StopRequest(["USR1", "SIGTERM"], None, 0)
+    assert not stop_request.asked()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert ending.asked()
-    assert ending.reason == "SIGTERM"
+    assert stop_request.asked()
+    assert stop_request.reason == "SIGTERM"
 
 
 def test_a_second_signal_ends_the_process():
     code = (
-        "import os, signal; from lsam_hpc.train.signals import Ending\n"
-        "e = Ending(['USR1', 'TERM'], None, 0)\n"
-        "os.kill(os.getpid(), signal.SIGUSR1); assert e.asked(); print('first', flush=True)\n"
+        "import os, signal; from lsam_hpc.train.signals import StopRequest\n"
+        "request = StopRequest(['USR1', 'TERM'], None, 0)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1); assert request.asked(); print('first', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM); print('second', flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -40,23 +40,23 @@ def test_a_second_signal_ends_the_process():
 
 
 def test_the_same_signal_twice_at_once_counts_once():
-    """As when the batch system signals the ranks and the launcher hands it on."""
-    ending = Ending(["USR1"], None, 0)
+    """As when both the batch system and the launcher deliver it."""
+    stop_request = StopRequest(["USR1"], None, 0)
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert ending.reason == "SIGUSR1"
+        assert stop_request.reason == "SIGUSR1"
 
 
-def test_a_signal_after_the_time_limit_is_the_first_one():
-    ending = Ending(["USR1"], time.time() + 50, 60)
-    assert ending.asked()
+def test_a_signal_after_the_time_limit_does_not_end_the_process():
+    stop_request = StopRequest(["USR1"], time.time() + 50, 60)
+    assert stop_request.asked()
     os.kill(os.getpid(), signal.SIGUSR1)
-    assert ending.reason == "the job's time limit"
+    assert stop_request.reason == "the job's time limit"
 
 
 def test_the_time_limit_is_noticed():
-    assert Ending([], time.time() + 50, 60).asked()
-    assert not Ending([], time.time() + 70, 60).asked()
+    assert StopRequest([], time.time() + 50, 60).asked()
+    assert not StopRequest([], time.time() + 70, 60).asked()
 
 
 def test_the_job_s_end(monkeypatch):
@@ -93,4 +93,4 @@ def test_squeue_and_qstat_are_asked(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["NONSENSE", "KILL", ""])
 def test_bad_names(name):
     with pytest.raises(InputError, match="signals: expected"):
-        Ending([name], None, 0)
+        StopRequest([name], None, 0)

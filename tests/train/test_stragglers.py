@@ -1,4 +1,4 @@
-"""Ranks that are slow on purpose."""
+"""Artificially slow ranks."""
 
 import math
 import time
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes only by sleeping or by hand; what was slept is kept."""
+    """A clock that advances only by sleep or by hand, and records sleeps."""
 
     class Clock:
         now = 0.0
@@ -72,7 +72,7 @@ def test_a_spread_is_drawn_once_for_each_rank_and_never_speeds_up():
 @pytest.mark.parametrize(
     "text", ["fast", "4:2", "-5:2", "1:0.5", "1:nan", "1:inf", "1:2:3", "pause:0.1", "pause:2:1", "spread:-1", "1:", ""]
 )
-def test_says_what_is_wrong_in_one_line(text):
-    with pytest.raises(InputError, match=r"--stragglers: expected .* found") as told:
+def test_bad_text_is_reported_in_one_line(text):
+    with pytest.raises(InputError, match=r"--stragglers: expected .* found") as caught:
         Stragglers(text, 0, 4, 0)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)

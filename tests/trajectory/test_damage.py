@@ -1,4 +1,4 @@
-"""What is wrong with a run is named, and what is right is read when asked for."""
+"""Damaged runs: every error is named, and the intact parts can be read with `partial`."""
 
 import os
 
@@ -8,16 +8,7 @@ import pytest
 
 from lsam_hpc import InputError
 from lsam_hpc.trajectory import Run, Snapshots, TrajectoryWriter, schema, verify
-from tests.helpers.logs import (
-    LAYOUT,
-    SKETCH,
-    assert_rows,
-    attributes,
-    exchange_row,
-    leave_unclosed,
-    make_run,
-    step_row,
-)
+from tests.helpers.logs import LAYOUT, SKETCH, assert_rows, attributes, exchange_row, leave_unclosed, make_run, step_row
 
 
 def edit(path, change):
@@ -34,7 +25,7 @@ def replace(name, make):
 
 
 def flip(name, row):
-    """Overwrite one value of a column where it lies in the file."""
+    """Flip one bit of a column's value in the file's bytes."""
 
     def damage(path):
         with h5py.File(path) as file:
@@ -133,10 +124,7 @@ COLUMNS = {
         "expected the values of loss in this file, found a reference to another file",
     ),
     "virtual": (
-        replace(
-            "step/loss",
-            lambda f: f.create_virtual_dataset("step/loss", virtual("/etc/passwd", (10,), "f4")),
-        ),
+        replace("step/loss", lambda f: f.create_virtual_dataset("step/loss", virtual("/etc/passwd", (10,), "f4"))),
         "step",
         "expected the values of loss in this file, found a reference to another file",
     ),
@@ -187,15 +175,15 @@ def test_a_column_that_is_wrong(tmp_path, damage, table, message):
     assert any(message.split(",")[0][-12:] in text for text in verify(Run(path, partial=True)))
 
 
-def test_rows_that_are_damaged_are_left_out_when_asked_for(tmp_path):
+def test_partial_leaves_out_damaged_rows(tmp_path):
     path = make_run(tmp_path / "run", states=True, rows=30)
     for damage in (flip("step/loss", 4), flip("step/time", 7), flip("sketch/sample/values", 0)):
         damage(path / "rank-0000.h5")
     run = Run(path, partial=True)
     np.testing.assert_array_equal(run.steps(0)["loss"], np.delete(np.arange(30), [4, 7]) / 2)
-    found = run.sketch(0)
-    np.testing.assert_array_equal(found["iteration"], [10, 20])
-    assert len(found["values"]) == 2
+    sketches = run.sketch(0)
+    np.testing.assert_array_equal(sketches["iteration"], [10, 20])
+    assert len(sketches["values"]) == 2
     assert [text.rpartition(": ")[2] for text in run.problems] == [
         "expected whole rows, found 2 damaged from row 4 on",
         "expected whole rows, found 1 damaged from row 0 on",
@@ -203,13 +191,13 @@ def test_rows_that_are_damaged_are_left_out_when_asked_for(tmp_path):
     assert_rows(run, 1, 30)
 
 
-def test_snapshots_after_one_that_is_damaged_keep_their_places(tmp_path):
+def test_partial_numbers_the_intact_snapshots(tmp_path):
     path = make_run(tmp_path / "run", states=True, rows=301)
     flip("snapshot/sample/iteration", 1)(path / "rank-0000.h5")
     run = Run(path, partial=True)
-    kept = run.snapshots(0)["iteration"]
-    np.testing.assert_array_equal(kept, [0, 200, 300])
-    for row, step in enumerate(kept):
+    iterations = run.snapshots(0)["iteration"]
+    np.testing.assert_array_equal(iterations, [0, 200, 300])
+    for row, step in enumerate(iterations):
         np.testing.assert_array_equal(run.snapshot(0, row), step * run.snapshot(0, 1) / 200)
 
 
@@ -230,8 +218,8 @@ def test_an_unclosed_file_that_was_cut(tmp_path):
             read_all(path)
 
 
-def test_an_unclosed_file_whose_metadata_is_damaged_is_no_wait(tmp_path):
-    # HDF5's own SWMR reading waits for ever for the right check sum.
+def test_damaged_metadata_of_an_unclosed_file_is_an_error(tmp_path):
+    # HDF5's SWMR mode waits for ever for the right check sum.
     path = leave_unclosed(tmp_path / "run", 3000)
     with h5py.File(path, libver="latest", swmr=True) as file:
         at = h5py.h5o.get_info(file["step/loss"].id).addr
@@ -243,16 +231,16 @@ def test_an_unclosed_file_whose_metadata_is_damaged_is_no_wait(tmp_path):
         Run(path).steps(0)
 
 
-def test_an_unclosed_file_tells_rows_that_were_not_written(tmp_path):
+def test_unwritten_rows_of_an_unclosed_file_are_left_out(tmp_path):
     path = leave_unclosed(tmp_path / "run", 20)
     with h5py.File(path, "r", libver="latest", swmr=True) as file:
         at = [file["step"][c.name].id.get_chunk_info(0).byte_offset for c in schema.STEP]
     with open(path, "r+b") as stream:
         stream.seek(at[0] + 18 * 8)
-        stream.write(b"\xff" * 16)  # as if the last two were not there yet
+        stream.write(b"\xff" * 16)  # as if the last two were not written yet
     run = Run(path)
     assert len(run.steps(0)["loss"]) == 18
-    assert "step: rows from 18 on are not whole: not written before the end" in run.problems[0]
+    assert "step: rows from 18 on are incomplete: the writer had not finished them" in run.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -268,17 +256,17 @@ def test_an_unclosed_file_tells_rows_that_were_not_written(tmp_path):
         (lambda p: (p.mkdir(), (p / "config.json").write_text("{}")), "expected files rank-NNNN.h5, found none"),
     ],
 )
-def test_the_reader_says_what_is_no_run(tmp_path, make, message):
+def test_errors_for_paths_that_are_no_run(tmp_path, make, message):
     make(tmp_path / "run")
     with pytest.raises(InputError, match=message):
         Run(tmp_path / "run")
 
 
-def test_a_number_of_ranks_that_cannot_be(tmp_path):
+def test_an_impossible_number_of_ranks(tmp_path):
     path = make_run(tmp_path / "run", ranks=1)
     file = path / "rank-0000.h5"
 
-    def change(f):  # version 1 had no check sums
+    def change(f):  # version 1 has no check sums
         f.attrs.modify("schema_version", 1)
         f.attrs.create("ranks", 2**60)
         del f.attrs["head_crc"]
@@ -295,11 +283,11 @@ def test_a_number_of_ranks_that_cannot_be(tmp_path):
         (
             {5: {"iteration": 6}},
             {},
-            "step: iteration: expected a rise by 1 or more, found otherwise in 1 rows from row 6",
+            "step: iteration: expected a rise by 1 or more, found other values in 1 rows from row 6",
         ),
         ({5: {"total_iteration": 3}}, {}, "step: total_iteration: expected a rise by 1 or more"),
-        ({9: {"iteration": 11}}, {}, "step: expected every step, found 2 missing, and 0 rows counted as lost"),
-        ({}, {3: {"staleness": 1}}, "exchange: staleness: expected version_added - version_read, found otherwise in 1"),
+        ({9: {"iteration": 11}}, {}, "step: expected every step, found 2 missing, and 0 rows counted in /dropped"),
+        ({}, {3: {"staleness": 1}}, "staleness: expected version_added - version_read, found other values in 1 rows"),
         ({}, {3: {"staleness": -1, "version_added": 2}}, "exchange: staleness: expected 0 or more"),
         ({}, {3: {"accepted": 2}}, "exchange: accepted: expected 0 or 1"),
         ({}, {3: {"blocked": -1}}, "exchange: blocked: expected 0 or more"),
@@ -312,16 +300,15 @@ def test_verify_compares_the_numbers(tmp_path, steps, exchanges, message):
         for i in range(10):
             writer.step(**{**step_row(i), **steps.get(i, {})})
             writer.exchange(**{**exchange_row(i), **exchanges.get(i, {})})
-    found = verify(Run(writer.path))
-    assert any(message in text for text in found) if message else found == []
+    errors = verify(Run(writer.path))
+    assert any(message in text for text in errors) if message else errors == []
 
 
 def test_verify_compares_the_ranks(tmp_path):
     path = make_run(tmp_path / "run", ranks=1)
     with TrajectoryWriter(path, 1, LAYOUT[:2], attributes(ranks=2, config="{}")):
         pass
-    found = verify(Run(path))
-    assert [text.partition("rank-0001.h5: ")[2] for text in found] == [
+    assert [text.partition("rank-0001.h5: ")[2] for text in verify(Run(path))] == [
         "expected the layout of rank 0, found another",
         "expected the ranks of rank 0, found another",
         "expected the config of rank 0, found another",

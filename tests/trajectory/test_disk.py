@@ -1,4 +1,4 @@
-"""Training goes on when the disk does not."""
+"""Training continues when the disk is full, frozen or slow."""
 
 import json
 import os
@@ -19,37 +19,44 @@ SIZE = 2 * 2**20
 
 
 def privately(script, *words):
-    """Run a shell script in a mount namespace of its own."""
+    """Run a shell script in its own mount namespace."""
     return subprocess.run(
         ["unshare", "-m", "sh", "-ec", script, "sh", *map(str, words)],
-        capture_output=True, text=True, timeout=120, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
 
 
 def can(script, *words):
     return shutil.which("unshare") is not None and privately(script, *words).returncode == 0
 
 
-def check_full(found, path, why):
-    assert 0 < found["flushed"] < 60_000
-    assert len(found["said"]) == 1
-    assert found["said"][0].endswith(f"rank-0000.h5: the log ends here and training goes on: {why}")
+def check_full(report, path, reason):
+    assert 0 < report["flushed"] < 60_000
+    assert len(report["warnings"]) == 1
+    assert report["warnings"][0].endswith(f"rank-0000.h5: the log stops here and training continues: {reason}")
     run = Run(path)
-    count = assert_rows(run, 0, least=found["flushed"])
+    count = assert_rows(run, 0, least=report["flushed"])
     assert count < 60_000
     assert run.result(0) is None
     # Steps and exchanges after the last flush, and the result.
-    assert found["dropped"]["rows"] >= 2 * (60_000 - found["flushed"])
+    assert report["dropped"]["rows"] >= 2 * (60_000 - report["flushed"])
 
 
-def test_a_file_that_may_not_grow(tmp_path):
+def test_a_file_size_limit(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, SIZE))
 
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.bad_disk", str(tmp_path), "full"],
-        capture_output=True, text=True, timeout=120, cwd=ROOT, preexec_fn=limit,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        preexec_fn=limit,
+    )
     assert done.returncode == 0, done.stderr
     check_full(json.loads(done.stdout), tmp_path / "rank-0000.h5", "File too large")
 
@@ -61,14 +68,16 @@ def test_a_full_disk(tmp_path):
     (tmp_path / "disk").mkdir()
     done = privately(
         f'{small}\n"$2" -m tests.helpers.bad_disk $1 full\ncp $1/rank-0000.h5 $3',
-        tmp_path / "disk", sys.executable, tmp_path,
-    )  # fmt: skip
+        tmp_path / "disk",
+        sys.executable,
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     check_full(json.loads(done.stdout), tmp_path / "rank-0000.h5", "No space left on device")
 
 
-def test_a_disk_that_stands_still(tmp_path):
-    """No call of the writer waits for a frozen file system: what does not fit is left out and counted."""
+def test_a_frozen_disk(tmp_path):
+    """No call of the writer waits for a frozen file system: what does not fit into memory is dropped and counted."""
     frozen = "mount -o loop $1/image $1/disk"
     (tmp_path / "disk").mkdir()
     with open(tmp_path / "image", "wb") as image:
@@ -79,25 +88,26 @@ def test_a_disk_that_stands_still(tmp_path):
     done = privately(
         f'{frozen}\n"$2" -m tests.helpers.bad_disk $1/disk frozen || status=$?\n'
         "cp $1/disk/rank-0000.h5 $1\numount $1/disk\nexit ${status:-0}",
-        tmp_path, sys.executable,
-    )  # fmt: skip
+        tmp_path,
+        sys.executable,
+    )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    # The disk stood still for two seconds; a call that waited for it would show that.
-    assert found["longest"] < 1
-    assert len(found["said"]) == 1
-    assert "the disk is too slow: parts of the log are left out, counted in /dropped" in found["said"][0]
-    dropped = found["dropped"]
+    report = json.loads(done.stdout)
+    # The disk was frozen for two seconds: a call that waited for it would take longer than one.
+    assert report["longest"] < 1
+    assert len(report["warnings"]) == 1
+    assert "the disk is too slow: parts of the log are left out, counted in /dropped" in report["warnings"][0]
+    dropped = report["dropped"]
     assert min(dropped.values()) > 0
-    assert dropped == found["before"]  # nothing more once it moves again
+    assert dropped == report["before"]  # nothing is dropped after the disk is thawed
     run = Run(tmp_path / "rank-0000.h5")
     counted = run.logs[0].table("dropped")
     assert {name: counted[name][-1] for name in dropped} == dropped
     steps, exchanges = run.steps(0), run.exchanges(0)
     rows = [table["iteration"] for table in (steps, exchanges)]
-    assert sum(found["rows"] - len(kept) for kept in rows) == dropped["rows"]
-    np.testing.assert_array_equal(rows[0][-100:], np.arange(found["rows"] - 100, found["rows"]))
-    # What is kept is right, and optional values went first.
+    assert sum(report["rows"] - len(iterations) for iterations in rows) == dropped["rows"]
+    np.testing.assert_array_equal(rows[0][-100:], np.arange(report["rows"] - 100, report["rows"]))
+    # The written values are right, and optional values were dropped first.
     np.testing.assert_array_equal(steps["loss"], np.float32(rows[0] / 2))
     lost = np.isnan(steps["lr"])
     np.testing.assert_array_equal(steps["lr"][~lost], rows[0][~lost])
@@ -106,7 +116,7 @@ def test_a_disk_that_stands_still(tmp_path):
     assert dropped["values"] >= missing > 0
 
 
-def test_what_is_left_out_first():
+def test_states_and_optional_values_are_dropped_before_rows():
     backlog = Backlog(20_000)
     state = {"iteration": 0, "time": 0, "version": 0, "values": np.zeros(1000, np.float32)}
     backlog.put("snapshot/sample", state)
@@ -122,22 +132,22 @@ def test_what_is_left_out_first():
     rows = backlog.take("exchange", everything=True)
     assert rows[-1] == (1, 0, None, 1, 3, 2, None, None, None, 1, None, None)
     assert backlog.dropped["values"] == 5 + 6 * (len(rows) + 1)
-    # Room comes back when what was taken is written, not before.
+    # Memory is free again after `release`, not already after `take`.
     backlog.put("exchange", {**{k: v for k, v in exchange_row(1).items() if k != "began"}, "time": 0})
     assert backlog.dropped["rows"] == 2
-    backlog.written(rows)
+    backlog.release(rows)
     backlog.put("exchange", {**{k: v for k, v in exchange_row(1).items() if k != "began"}, "time": 0})
     assert backlog.dropped["rows"] == 2
 
 
-def test_a_snapshot_larger_than_the_room_is_kept_alone():
+def test_a_snapshot_larger_than_the_limit_is_kept_alone():
     backlog = Backlog(1000)
     state = {"iteration": 0, "time": 0, "values": np.zeros(1000, np.float32)}
     backlog.put("snapshot/sample", state)
     backlog.put("snapshot/sample", state)
     backlog.put("snapshot/center", state)
     assert backlog.dropped["states"] == 1
-    assert [len(backlog.take(f"snapshot/{s}", True)) for s in ("sample", "center")] == [1, 1]
+    assert [len(backlog.take(f"snapshot/{s}", everything=True)) for s in ("sample", "center")] == [1, 1]
 
 
 def test_the_thread_wakes_for_full_chunks_only():
@@ -155,7 +165,7 @@ def test_the_thread_wakes_for_full_chunks_only():
     assert len(backlog.take("step", everything=True)) == 2
 
 
-def test_locking_is_handed_to_hdf5(tmp_path, monkeypatch):
+def test_locking_is_passed_to_hdf5(tmp_path):
     code = (
         "import sys, fcntl; from pathlib import Path; from tests.helpers.logs import *\n"
         "writer = TrajectoryWriter(Path(sys.argv[1]), 0, LAYOUT, attributes(), locking=sys.argv[2] == 'True')\n"
@@ -169,8 +179,11 @@ def test_locking_is_handed_to_hdf5(tmp_path, monkeypatch):
         out.mkdir()
         subprocess.run(
             ["strace", "-f", "-e", "trace=flock", "-o", out / "calls", sys.executable, "-c", code, str(out), locking],
-            check=True, timeout=60, cwd=ROOT, env={**os.environ, "HDF5_USE_FILE_LOCKING": ""},
-        )  # fmt: skip
+            check=True,
+            timeout=60,
+            cwd=ROOT,
+            env={**os.environ, "HDF5_USE_FILE_LOCKING": ""},
+        )
         calls[locking] = (out / "calls").read_text().count("LOCK_EX")
     assert calls["True"] > 0
     assert calls["False"] == 0

@@ -1,4 +1,4 @@
-"""Tables for pandas and xarray."""
+"""Tables as pandas and xarray objects."""
 
 import sys
 
@@ -41,7 +41,7 @@ def test_xarray(run):
 
 
 @pytest.mark.parametrize(("package", "read"), [("pandas", Run.frame), ("xarray", Run.dataset)])
-def test_what_is_missing_is_named(run, package, read, monkeypatch):
+def test_unknown_tables_and_missing_packages_are_named(run, package, read, monkeypatch):
     with pytest.raises(InputError, match=r"table: expected one of step, exchange, .*, found 'nothing'"):
         read(run, "nothing")
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,4 +1,4 @@
-"""No kill costs more than the rows that were not flushed."""
+"""A kill loses only rows that were not flushed."""
 
 import json
 import subprocess
@@ -14,8 +14,11 @@ from tests.helpers.mpis import ROOT
 def test_200_kills(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.kills", str(tmp_path), "50", "0"],
-        capture_output=True, text=True, timeout=800, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=800,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
     assert counts["killed"] == 200

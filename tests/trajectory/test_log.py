@@ -1,8 +1,7 @@
-"""Writer and reader together: what was written comes back, also while it is written."""
+"""Writer and reader together: written rows are read back, also while the file is being written."""
 
 import subprocess
 import sys
-import time
 
 import h5py
 import numpy as np
@@ -24,10 +23,11 @@ from tests.helpers.logs import (
     write_rows,
 )
 from tests.helpers.mpis import ROOT
+from tests.helpers.waiting import wait_until
 
 
 @pytest.mark.parametrize("rows", [0, 1, schema.CHUNK_ROWS - 1, schema.CHUNK_ROWS, 2 * schema.CHUNK_ROWS + 5])
-def test_every_row_comes_back(tmp_path, rows):
+def test_every_row_is_read_back(tmp_path, rows):
     run = Run(make_run(tmp_path / "run", rows=rows, states=True))
     assert run.ranks == [0, 1]
     assert run.config == CONFIG
@@ -58,7 +58,7 @@ def test_one_file_is_a_run_of_one_rank(tmp_path):
         run.steps(0)
 
 
-def test_values_that_are_not_known(tmp_path):
+def test_missing_optional_values(tmp_path):
     with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes()) as writer:
         writer.step(**{c.name: 1 for c in schema.STEP if not c.optional and c.name != "time"})
         row = exchange_row(1)
@@ -76,7 +76,7 @@ def test_values_that_are_not_known(tmp_path):
                 assert np.isfinite(table[c.name]).all()
 
 
-def test_the_file_explains_itself_to_plain_h5py(tmp_path):
+def test_plain_h5py_shows_units_and_descriptions(tmp_path):
     make_run(tmp_path / "run", states=True)
     with h5py.File(tmp_path / "run" / "rank-0001.h5") as file:
         for name, attribute in schema.ATTRIBUTES.items():
@@ -91,12 +91,15 @@ def test_the_file_explains_itself_to_plain_h5py(tmp_path):
                     assert file[f"{table}/{c.name}"].attrs["description"] == c.description
         assert list(file["layout/name"].asstr()) == ["weight", "bias", "scale"]
         assert dict(file["sketch"].attrs) | {"description": ""} == {
-            "description": "", "size": 10, "buckets": 16, "seed": 7,
-        }  # fmt: skip
+            "description": "",
+            "size": 10,
+            "buckets": 16,
+            "seed": 7,
+        }
 
 
-def test_the_file_is_for_hdf5_from_1_10_on(tmp_path):
-    # The format's features follow these bounds; HDF5 2's newest are not among them.
+def test_hdf5_1_10_can_read_the_file(tmp_path):
+    # These bounds exclude newer features of the format.
     make_run(tmp_path / "run")
     with h5py.File(tmp_path / "run" / "rank-0000.h5") as file:
         assert file.id.get_create_plist().get_version()[0] == 3  # superblock
@@ -112,12 +115,13 @@ def test_layout(tmp_path):
     assert states.sketcher == SKETCH
 
 
-def test_result_is_there_only_when_the_run_ended(tmp_path):
+def test_only_a_finished_run_has_a_result(tmp_path):
     assert Run(make_run(tmp_path / "open")).result(0) is None
     result = Run(make_run(tmp_path / "ended", result={"steps": 3, "sample_test_error": 1.5})).result(1)
     assert {name: value for name, value in result.items() if not np.isnan(value)} == {
-        "steps": 3, "sample_test_error": 1.5,
-    }  # fmt: skip
+        "steps": 3,
+        "sample_test_error": 1.5,
+    }
     assert result.keys() == {c.name for c in schema.RESULT}
 
 
@@ -137,37 +141,30 @@ def test_snapshots_by_index(tmp_path):
     np.testing.assert_array_equal(run.snapshots(0)["version"], [0, 100, 200])
     np.testing.assert_array_equal(run.snapshot(0, -1), 200 * VECTOR)
     for index in (3, -4):
-        with pytest.raises(InputError, match=f"expected a snapshot of 3 of rank 0, found index {index}"):
+        with pytest.raises(InputError, match=f"expected one of 3 snapshots of rank 0, found index {index}"):
             run.snapshot(0, index)
 
 
-def test_a_reader_sees_rows_while_the_writer_goes_on(tmp_path):
+def test_a_reader_sees_flushed_rows_of_an_open_file(tmp_path):
     with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(), sketch=SKETCH, snapshots=Snapshots()) as writer:
         run = Run(writer.path)
         for start, end in ((0, 10), (10, 1000), (1000, 1030), (1030, 5000)):
             write_rows(writer, start, end)
             assert writer.flush()
             assert assert_rows(run, 0, least=end) == end
-        # Plain h5py needs to be told that the file is being written.
+        # Plain h5py needs SWMR mode for a file that is being written.
         with h5py.File(writer.path, libver="latest", swmr=True) as file:
             assert len(file["step/loss"]) == 5000
 
 
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_rows_come_to_disk_without_being_asked(tmp_path):
+def test_rows_are_flushed_after_flush_seconds(tmp_path):
     with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(), flush_seconds=0.01) as writer:
         writer.step(**step_row(0))
         log = RankLog(writer.path)
-        wait_for(lambda: log.rows("step") == 1)
+        wait_until(lambda: log.rows("step") == 1, "a row on disk", pause=0.01)
 
 
-def test_a_file_that_is_not_closed_is_closed_at_the_end(tmp_path):
+def test_a_file_that_is_not_closed_is_closed_at_exit(tmp_path):
     code = (
         "import sys; from pathlib import Path; from lsam_hpc.trajectory import TrajectoryWriter\n"
         "from tests.helpers.logs import *\n"
@@ -182,7 +179,7 @@ def test_a_file_that_is_not_closed_is_closed_at_the_end(tmp_path):
 def test_the_writer_refuses_what_is_not_in_the_schema(tmp_path):
     with pytest.raises(InputError, match="attributes: expected those of the schema, found a difference in colour"):
         TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(colour="red"))
-    with pytest.raises(InputError, match="sketch: expected one of 10 elements, found one of 9"):
+    with pytest.raises(InputError, match="sketch: expected a map of 10 elements, found one of 9"):
         TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(), sketch=type(SKETCH)(9))
     with pytest.raises(InputError, match="sketched: expected states of sample, center, perturbation, found mood"):
         TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(), sketch=SKETCH, sketched=["mood"])
@@ -192,11 +189,11 @@ def test_the_writer_refuses_what_is_not_in_the_schema(tmp_path):
             writer.step(iteration=1)
         with pytest.raises(InputError, match="row: expected the columns iteration"):
             writer.step(**step_row(1), colour=1)
-        with pytest.raises(InputError, match="sketch: expected a state that the writer was told of, found 'perturba"):
+        with pytest.raises(InputError, match="sketch: expected a state that has a table, found 'perturbation'"):
             writer.sketch("perturbation", SKETCH(VECTOR), 0)
         with pytest.raises(InputError, match=r"sketch/sample: expected shape \(2, 16\), found \(16,\)"):
             writer.sketch("sample", SKETCH(VECTOR).sum(0), 0)
-        with pytest.raises(InputError, match="snapshot: expected a state that the writer was told of, found 'sample'"):
+        with pytest.raises(InputError, match="snapshot: expected a state that has a table, found 'sample'"):
             writer.snapshot("sample", VECTOR, 0)
         with pytest.raises(InputError, match="result: expected keys of the schema, found luck"):
             writer.close({"luck": 1})
@@ -206,7 +203,7 @@ def test_the_writer_refuses_what_is_not_in_the_schema(tmp_path):
         TrajectoryWriter(tmp_path / "nowhere", 0, LAYOUT, attributes())
 
 
-def test_rows_after_the_end_are_refused_quietly(tmp_path):
+def test_rows_after_close_are_dropped_with_a_warning(tmp_path):
     with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes()) as writer:
         writer.step(**step_row(0))
     with pytest.warns(UserWarning, match="left out"):

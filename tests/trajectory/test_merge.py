@@ -1,4 +1,4 @@
-"""One file for a run."""
+"""Merged files and indices: one file for a run."""
 
 import shutil
 import subprocess
@@ -39,7 +39,7 @@ def test_a_merged_file_is_the_run(tmp_path, dtype):
         np.testing.assert_array_equal(file["rank-0001/step/loss"], np.arange(1500) / 2)
 
 
-def test_a_killed_run_is_mended_by_merging(tmp_path):
+def test_a_merged_killed_run_opens_in_plain_h5py(tmp_path):
     path = leave_unclosed(tmp_path / "run", 700, sketch=SKETCH, snapshots=Snapshots())
     with pytest.raises(OSError, match="already open"):
         h5py.File(path)
@@ -49,7 +49,7 @@ def test_a_killed_run_is_mended_by_merging(tmp_path):
         assert len(file["rank-0000/step/loss"]) == 700
 
 
-def test_damage_is_left_out_when_the_run_was_opened_so(tmp_path):
+def test_a_partial_run_is_merged_without_damaged_ranks(tmp_path):
     path = make_run(tmp_path / "run", ranks=3)
     (path / "rank-0001.h5").write_bytes(b"")
     with pytest.raises(InputError, match=r"rank-0001.h5: expected a readable HDF5 file"):
@@ -60,7 +60,7 @@ def test_damage_is_left_out_when_the_run_was_opened_so(tmp_path):
     assert Run(tmp_path / "out.h5", partial=True).ranks == [0, 2]
 
 
-def test_an_index_leads_to_the_files_beside_it(tmp_path):
+def test_an_index_refers_to_the_files_beside_it(tmp_path):
     path = make_run(tmp_path / "run", ranks=3, rows=130, states=True)
     (path / "rank-0002.h5").unlink()
     with TrajectoryWriter(path, 2, LAYOUT, attributes(3), sketch=SKETCH):
@@ -112,7 +112,7 @@ def test_nothing_is_overwritten(tmp_path):
 
 @pytest.mark.parametrize("room", [2000, 20_000, 60_000, 500_000])
 def test_a_disk_that_is_full(tmp_path, room):
-    """No file may grow any more: one line, nothing is left, and HDF5 does not crash the program."""
+    """A write fails: the tool prints one line and leaves no file, and HDF5 does not crash the program."""
     path = make_run(tmp_path / "run", rows=1500, states=True)
     code = (
         "import resource, sys; from lsam_hpc.cli import main; import lsam_hpc.tools.merge;"

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: a clear error or a right answer."""
+"""Damaged and hostile files: readers return a clear error or the right values."""
 
 import json
 import os
@@ -17,10 +17,13 @@ COUNT = int(os.environ.get("LSAM_TEST_MUTATIONS", "200"))  # two minutes; 2,000 
 def test_mutated_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.mutations", str(tmp_path), str(COUNT), "0"],
-        capture_output=True, text=True, timeout=60 + 6 * COUNT, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60 + 6 * COUNT,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
-    # The mutations bite, and not always.
+    # Some mutations cause errors, some do not.
     assert counts["error"] >= COUNT / 4
     assert counts["right"] >= COUNT / 20

@@ -1,4 +1,4 @@
-"""Where a log comes from."""
+"""Commit and launcher of a run."""
 
 import subprocess
 

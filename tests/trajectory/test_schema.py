@@ -1,8 +1,8 @@
-"""The documentation shows the schema as it is."""
+"""The documentation contains the schema's tables."""
 
 from lsam_hpc.trajectory import schema
 from tests.helpers.mpis import ROOT
 
 
-def test_docs_hold_the_tables():
+def test_docs_contain_the_tables():
     assert (ROOT / "docs" / "trajectory.md").read_text().endswith(schema.markdown())

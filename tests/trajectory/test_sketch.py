@@ -1,4 +1,4 @@
-"""Sketches against exact inner products and distances."""
+"""Sketches compared with exact inner products and distances."""
 
 from itertools import pairwise
 
@@ -14,16 +14,16 @@ SIZE = 200_000  # 3 blocks of 65,536 and a part
 
 
 def vectors(kind, rng):
-    """Pairs of states that are hard for one kind of hash or another."""
+    """Return a pair of states that is hard for some kinds of hash functions."""
     x = rng.standard_normal(SIZE).astype(np.float32)
     match kind:
         case "gauss":
             return x, rng.standard_normal(SIZE).astype(np.float32)
         case "near":  # two chains that are close
             return x, x + np.float32(1e-3) * rng.standard_normal(SIZE).astype(np.float32)
-        case "constant":  # BatchNorm's scales: signs must break the coherence
+        case "constant":  # like BatchNorm's scales: only random signs make the elements cancel
             return np.ones(SIZE, np.float32), 1 + np.float32(0.1) * x
-        case "heavy":  # a few elements hold the norm
+        case "heavy":  # a few elements dominate the norm
             return x**5, np.where(rng.random(SIZE) < 1e-3, 100 * x, 0).astype(np.float32)
         case "blocks":  # the same in each block of the map
             y = np.resize(x[:65536], SIZE)
@@ -54,13 +54,13 @@ def test_inner_products_and_distances(kind):
     allowed = scipy.stats.binom.isf(1e-6, 60, 0.085)
     assert np.count_nonzero(np.abs(errors) > limit) <= allowed
     assert np.abs(off).max() <= limit
-    # Unbiased, and no better or worse than the theory: 5 standard errors of a mean of 60, and a factor of 2.
+    # Unbiased to 5 standard errors of a mean of 60, and a standard deviation of at most twice the theory's.
     deviation = np.sqrt((1 + (exact / lengths) ** 2) / 1024)
     assert abs(np.mean(errors)) <= 5 * deviation / np.sqrt(60)
     assert np.std(errors) <= 2 * deviation
 
 
-def test_the_variance_is_that_of_the_theory():
+def test_the_variance_agrees_with_the_theory():
     """Gaussian pairs: |a|^2 |b|^2 / m; 400 seeds give the variance to 7 %, 5 standard errors are 35 %."""
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((2, 20_000)).astype(np.float32)
@@ -71,8 +71,8 @@ def test_the_variance_is_that_of_the_theory():
     assert np.var(values) == pytest.approx((a @ a) * (b @ b) / 64, rel=0.35)
 
 
-def test_it_is_the_map_that_it_says():
-    """Against the definition, element by element: the sign and the bucket of each follow from the map's tables."""
+def test_the_map_follows_its_definition():
+    """The sign and the bucket of each element follow from the map's tables."""
     sketch = CountSketch(700, buckets=4, seed=3)
     matrix = np.stack([sketch(row)[0] for row in np.eye(700, dtype=np.float32)], axis=1)
     assert (np.abs(matrix).sum(0) == 1).all()
@@ -87,7 +87,7 @@ def test_it_is_the_map_that_it_says():
         sign = sketch.bucket_signs.reshape(-1)[at] * sketch.signs[offset]
         expected[at // per] = -sign if negative else sign
         np.testing.assert_array_equal(matrix[:, i], expected)
-    # Buckets, signs: balanced as a random map's (5 standard deviations of a binomial).
+    # Buckets and signs are as balanced as those of a random map (5 standard deviations of a binomial).
     counts = np.abs(matrix).sum(1)
     assert np.abs(counts - 175).max() <= 5 * np.sqrt(700 * 3 / 16)
     assert abs(matrix.sum()) <= 5 * np.sqrt(700)
@@ -99,7 +99,7 @@ def test_parts_and_groups():
     cuts = (0, 7, 65536, 150_001, SIZE)
     groups = tuple(Group(str(i), a, b) for i, (a, b) in enumerate(pairwise(cuts)))
     whole, grouped = CountSketch(SIZE), CountSketch(SIZE, groups)
-    # Rounding in another order: a bucket of about 200 elements of size 1.
+    # Sums of about 200 elements of size 1 are rounded in another order.
     np.testing.assert_allclose(grouped(vector).sum(0), whole(vector)[0], atol=1e-4)
     for i, group in enumerate(groups):
         alone = np.zeros_like(vector)
@@ -113,8 +113,8 @@ def test_parts_and_groups():
 @pytest.mark.parametrize("size", [0, 1, 15, 16])
 def test_small_vectors_are_kept_exactly(size):
     vector = np.arange(1, size + 1, dtype=np.float32)
-    found = CountSketch(size, buckets=16)(vector)[0]
-    np.testing.assert_array_equal(np.sort(np.abs(found)), np.sort(np.pad(vector, (0, 16 - size))))
+    sketch = CountSketch(size, buckets=16)(vector)[0]
+    np.testing.assert_array_equal(np.sort(np.abs(sketch)), np.sort(np.pad(vector, (0, 16 - size))))
 
 
 def test_seeds_differ_and_tables_are_small():
@@ -135,7 +135,7 @@ def test_layer_groups():
         ("b.bias", ()),
         ("c.weight", (399,)),
     ]
-    # By the third of the 1,200 elements that a layer's middle lies in.
+    # A layer belongs to the third of the 1,200 elements that contains its middle.
     expected = (Group("stem - a.conv", 0, 410), Group("a.bn - b", 410, 801), Group("c", 801, 1200))
     assert layer_groups(layout, 3) == expected
     assert layer_groups(layout, 1) == (Group("stem - c", 0, 1200),)

@@ -1,4 +1,4 @@
-"""Snapshots: when, how stored, how read."""
+"""Snapshots: when they are taken, how they are stored and read."""
 
 import sys
 
@@ -26,29 +26,29 @@ def test_due(every, steps):
     ("every", "steps"), [("log", [4, 8, 16, 32]), (1, list(range(4, 40, 4))), (10, [4, 12, 20, 32]), (100, [4])]
 )
 def test_due_among_the_steps_of_exchanges(every, steps):
-    snapshots, last, found = Snapshots(every=every), -1, []
+    snapshots, last, due = Snapshots(every=every), -1, []
     for step in range(4, 40, 4):
         if snapshots.due(step, last):
-            found.append(step)
+            due.append(step)
         last = step
-    assert found == steps
+    assert due == steps
 
 
-def test_bfloat16_is_torchs():
+def test_bfloat16_rounds_like_torch():
     special = np.array([0, -0.0, np.inf, -np.inf, 3.4e38, 1e-40, 1.00390625, 1.01171875], np.float32)
     bits = np.random.default_rng(0).integers(0, 2**32, 3_000_000, np.uint32).view(np.float32)
     values = np.concatenate([special, bits])
-    found = decode(to_bfloat16(values))
+    rounded = decode(to_bfloat16(values))
     expected = torch.from_numpy(values).bfloat16().float().numpy()
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(values))
+    np.testing.assert_array_equal(np.isnan(rounded), np.isnan(values))
     finite = ~np.isnan(values)
-    np.testing.assert_array_equal(found[finite], expected[finite])
+    np.testing.assert_array_equal(rounded[finite], expected[finite])
     assert np.isnan(decode(to_bfloat16(np.array([0x7F800001], np.uint32).view(np.float32)))).all()
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "lzf", "blosc2", "zstd"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_they_come_back(tmp_path, compression, dtype):
+def test_snapshots_are_read_back(tmp_path, compression, dtype):
     if compression in ("blosc2", "zstd"):
         pytest.importorskip("hdf5plugin")
     size = schema.SNAPSHOT_ELEMENTS + 1000  # two chunks

@@ -1,4 +1,4 @@
-"""Files of older versions stay readable."""
+"""Files of older schema versions can be read."""
 
 import h5py
 import numpy as np
@@ -13,7 +13,7 @@ def check(run):
     steps, exchanges = run.steps(0), run.exchanges(0)
     np.testing.assert_array_equal(steps["loss"], np.arange(10, dtype=np.float32) / 2)
     np.testing.assert_array_equal(exchanges["version_added"], np.arange(10) + 2)
-    # Columns that version 1 did not have.
+    # Columns that version 1 lacks.
     np.testing.assert_array_equal(exchanges["delay"], -1)
     assert exchanges["delay"].dtype == np.int64
     assert np.isnan(exchanges["blocked"]).all()
@@ -42,7 +42,7 @@ def test_version_1_merged_is_version_2(tmp_path):
     check(run)
 
 
-def test_a_file_with_check_sums_is_not_read_without_them(tmp_path):
+def test_a_file_with_check_sums_cannot_claim_version_1(tmp_path):
     path = make_run(tmp_path / "run", ranks=1)
     with h5py.File(path / "rank-0000.h5", "r+", libver="latest") as file:
         file.attrs["schema_version"] = 1

@@ -2,7 +2,7 @@
 
 import horovod.torch as hvd
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - as in Horovod's examples
 from torch import nn
 
 hvd.init()

@@ -4,7 +4,7 @@ import argparse
 import os
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - as in Horovod's examples
 from horovod import torch as hvd
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

@@ -5,7 +5,7 @@ import timeit
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - as in Horovod's examples
 from horovod.torch import Compression, DistributedOptimizer, broadcast_optimizer_state, broadcast_parameters, init
 from horovod.torch import rank as hvd_rank
 from horovod.torch import size as hvd_size

@@ -1,0 +1,1 @@
+"""LSAM over MPI: chains, windows and exchanges of all ranks."""

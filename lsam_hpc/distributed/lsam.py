@@ -1,0 +1,282 @@
+"""The package's face: a chain of LSAM on every MPI rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from lsam_hpc import rma
+from lsam_hpc.distributed.communication import Communication
+from lsam_hpc.distributed.steps import STOP, EqualShares, LockstepShares, SharedSteps
+from lsam_hpc.errors import InputError
+from lsam_hpc.optim import Exchange
+from lsam_hpc.optim.arguments import SAMArguments, check_arguments
+from lsam_hpc.optim.batchnorm import shared_tensors
+from lsam_hpc.optim.callback import StateCallback
+from lsam_hpc.optim.flat import FlatVector
+from lsam_hpc.optim.lsam import LocalLSAM
+from lsam_hpc.optim.smoothed import SmoothedLoss
+from lsam_hpc.options.ascent import AscentOptions
+from lsam_hpc.options.communication import CommunicationOptions, check_communication
+from lsam_hpc.options.coupling import CouplingOptions, StepOptions, check_coupling
+from lsam_hpc.options.keywords import documented, takes
+from lsam_hpc.options.option import argument, check, keywords, part
+
+
+@dataclass(frozen=True)
+class LSAMArguments(StepOptions, CommunicationOptions, CouplingOptions, AscentOptions):
+    """The keywords of LSAM: options and objects."""
+
+    comm: MPI.Intracomm | None = argument()
+    model: nn.Module | None = argument()
+    on_exchange: Callable[[Exchange], None] | None = argument()
+    state_callback: StateCallback | None = argument()
+    group_reduce: Callable[[Tensor], None] | None = argument()
+    group_ranks: Sequence[int] | None = argument()
+    group_average: Callable[[list[Tensor]], None] | None = argument()
+
+
+@documented(LSAMArguments)
+class LSAM(LocalLSAM):
+    """Landscape-Smoothed SAM over MPI: every rank's chain meets the others through a center in RMA windows.
+
+    The constructor is collective: it checks that all ranks have the same parameters, and starts all from rank 0's.
+    From then until `close` no rank waits for another. A thread of its own exchanges while the chain computes.
+
+    Examples:
+        >>> with LSAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1) as opt:  # doctest: +SKIP
+        ...     for step in opt.steps(10_000):
+        ...         opt.step(closure)
+
+    Args:
+        base: the optimizer that takes the step.
+        {options}
+        comm: the ranks. Default: COMM_WORLD.
+        model: module whose BatchNorm statistics move at x only, and are averaged by the center.
+        on_exchange: called with the record of each exchange.
+        state_callback: gets the states of each exchange, in the thread that does it.
+        group_reduce: sums a vector over the ranks of a group in place. Default: torch.distributed if it is initialized,
+            else Horovod if it is, else MPI.
+        group_ranks: the ranks of this rank's group, where groups are not neighbours; the groups partition the ranks.
+        group_average: averages gradients over the group in place of `group_reduce`.
+
+    Options that are numbers may be functions of the global step where their type says so. Couplings: see `LocalLSAM`.
+
+    Raises:
+        InputError: an option is out of its range, or the ranks' parameters differ; on all ranks alike.
+
+    Source: Teng & Zhang 2025 (arXiv 2509.03110).
+    """
+
+    @takes(LSAMArguments)
+    def __init__(self, base: Optimizer, arguments: LSAMArguments) -> None:
+        # A communicator of its own keeps this class's barriers from meeting the caller's.
+        comm = (MPI.COMM_WORLD if arguments.comm is None else arguments.comm).Dup()
+        sam = SAMArguments(**keywords(arguments, AscentOptions), model=arguments.model)
+
+        def check_all() -> CommunicationOptions:
+            check_arguments(base, sam)
+            check_coupling(part(arguments, CouplingOptions))
+            options = part(arguments, CommunicationOptions)
+            check_communication(options, comm.size, neighbours=arguments.group_ranks is None)
+            check(part(arguments, StepOptions))
+            return options if arguments.group_ranks is None else replace(options, group_size=len(arguments.group_ranks))
+
+        options = rma.raise_on_all(comm, check_all)
+        params, statistics = shared_tensors(base, arguments.model)
+        shared = [*params, *statistics]
+        _require_equal(comm, arguments, shared)
+        start = FlatVector(shared, device="cpu")
+        host = start.gather(shared).numpy()
+        comm.Bcast(host)
+        start.scatter(shared)
+        self.comm = comm
+        self._closed = False
+        self._loss = SmoothedLoss()
+        self.lockstep = options.mode == "lockstep"
+        self.communication = Communication(
+            comm,
+            host,
+            options,
+            seed=arguments.seed,
+            max_delta_ratio=arguments.max_delta_ratio,
+            **{name: getattr(arguments, name) for name in ("group_reduce", "group_ranks", "group_average")},
+        )
+        del start, host  # a model's size of memory
+        group, counter = self.communication.group, self.communication.counter
+        steps: SharedSteps
+        if self.lockstep:
+            steps = LockstepShares(counter, self._report_step, comm, group)
+        elif arguments.budget == "per-rank":
+            steps = EqualShares(counter, self._report_step, comm, group)
+        else:
+            steps = SharedSteps(counter, self._report_step, group)
+        chains, index = (comm.size, comm.rank) if group is None else (group.chains, group.index)
+        coupling = keywords(arguments, CouplingOptions)
+        if arguments.pull is None:
+            coupling["pull"] = _default_pull(options, comm.size, chains)
+        super().__init__(
+            base,
+            self.communication.center,
+            **keywords(replace(sam, average=group), SAMArguments),
+            **{**coupling, "seed": arguments.seed * comm.size + index},
+            steps=steps,
+            executor=self.communication.executor,
+            publish_perturbed=self.communication.perturbed,
+            fixed_delay=group is not None,
+            on_exchange=arguments.on_exchange,
+            state_callback=arguments.state_callback,
+        )
+        rma.barrier(comm)  # nobody moves the center before all chains are coupled to its start
+
+    @property
+    def failed_ranks(self) -> list[int]:
+        """The ranks that were lost, known after `rendezvous` or `close`."""
+        return self.communication.failed_ranks
+
+    @property
+    def unresponsive_ranks(self) -> list[int]:
+        """The ranks that show no sign of life now."""
+        return self.communication.unresponsive_ranks
+
+    @property
+    def shares_center(self) -> bool:
+        """Whether all ranks have one center."""
+        return self.communication.windows is not None
+
+    def alike(self, number: Callable[[], int]) -> int:
+        """Return a number that is the same on all ranks of a group: its leader's; collective in the group."""
+        group = self.communication.group
+        return number() if group is None else group.draw(number)
+
+    def stop(self) -> None:
+        """Have `steps` end on every rank, each at its next step, in lockstep at the next exchange.
+
+        Any rank may call it, and none waits.
+        """
+        self.communication.counter.add(STOP)
+
+    def rendezvous(self, results: Sequence[float] = ()) -> NDArray[Any]:
+        """Wait until every rank has come here as often as this one, or is lost; nobody needs another's help.
+
+        Args:
+            results: up to 16 numbers for the others to read.
+
+        Returns:
+            The records of all ranks, see `rma.PeerTable`; those of lost ranks as they were last.
+        """
+        self.drain()
+        return self.communication.rendezvous(results)
+
+    def close(self) -> None:
+        """Free the windows, after the last step on every rank; a second call does nothing.
+
+        Collective, unless ranks were lost: then it waits for those that are left, and frees nothing. MPI cannot be
+        finalized then: the process must leave by `os._exit`, as `lsam` does.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self.rendezvous()
+        self.communication.close()
+        if not self.failed_ranks:
+            self.comm.Free()
+
+    def __enter__(self) -> LSAM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    def step(self, closure: Callable[[], Any] | None = None, scaler: GradScaler | None = None) -> Any:  # noqa: ANN401
+        """Take one step, as `SAM.step`, and let the others know the loss."""
+        loss = super().step(closure, scaler)
+        if isinstance(loss, (Tensor, float)):
+            self.observe(loss)
+        return loss
+
+    def _report_step(self, local_step: int, global_step: int) -> None:
+        self.communication.peers.update(local_step, global_step, self._loss.value)
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Tell the others this chain's mini-batch loss; `step` does it, loops in phases do it for topology `leader`."""
+        self._loss.add(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the chain's state and, under "center", y and its counts as they are now."""
+        state = super().state_dict()
+        y = torch.empty(self.communication.center.size, dtype=self._coupler.dtype)
+        self.communication.center.peek(y)
+        state["loss"] = self._loss.value
+        state["center"] = {
+            "y": y,
+            "version": self.communication.center.version,
+            "tickets": self.communication.counter.value % STOP,
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, each rank its own; collective. A shared center becomes rank 0's.
+
+        Raises:
+            InputError: a rank's state does not fit; on all ranks alike.
+        """
+        size = self.communication.center.size
+
+        def check() -> dict[str, Any]:
+            self._coupler.checked(state_dict.get("lsam"))
+            center: dict[str, Any] | None = state_dict.get("center")
+            if center is None or center["y"].numel() != size:
+                found = "none" if center is None else f"one of {center['y'].numel()} elements"
+                raise InputError(f"state_dict: expected a center of {size} elements, found {found}")
+            return center
+
+        def load() -> None:
+            try:
+                super(LSAM, self).load_state_dict(state_dict)
+            except (ValueError, KeyError) as error:  # torch's own, of the base optimizer's state
+                raise InputError(f"state_dict: expected the state of this optimizer, found: {error}") from error
+
+        own = rma.raise_on_all(self.comm, check)
+        rma.raise_on_all(self.comm, load)
+        first = self.comm.bcast(own)
+        self._loss.set(state_dict["loss"])
+        self.communication.load(
+            own if self.communication.windows is None else first, state_dict["lsam"]["sample"], first["tickets"]
+        )
+        self._report_step(self.local_step, self.global_step)
+        rma.barrier(self.comm)
+
+
+def _require_equal(comm: MPI.Intracomm, arguments: LSAMArguments, shared: Sequence[Tensor]) -> None:
+    """Raise InputError on all ranks unless they have the same tensors, and the same options where ranks must agree."""
+    rma.require_equal(comm, "the number of parameters", sum(p.numel() for p in shared))
+    rma.require_equal(comm, "the parameters' shapes and types", [(tuple(p.shape), p.dtype) for p in shared])
+    names = ["coupling", "mode", "budget", "wire_dtype", "topology", "publish", "max_delay", "overlap"]
+    named = arguments.group_ranks is not None
+    if not named:
+        names.append("group_size")
+    for name in names:
+        rma.require_equal(comm, name, getattr(arguments, name))
+    rma.require_equal(comm, "group_ranks (given or not)", named)
+    if (arguments.mode == "lockstep" or named or arguments.group_size > 1) and not callable(arguments.period):
+        rma.require_equal(comm, "period (in lockstep or groups)", arguments.period)
+
+
+def _default_pull(options: CommunicationOptions, ranks: int, chains: int) -> float:
+    """Return 0.9 over the number of chains whose samples move a center."""
+    if options.topology == "gossip":
+        return 0.9 / (1 + min(options.degree, ranks - 1))
+    return 0.9 / (ranks if options.topology == "leader" else chains)

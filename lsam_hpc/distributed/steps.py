@@ -1,0 +1,85 @@
+"""Counters of the steps of all ranks: a shared one, equal shares, and equal shares in lockstep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from mpi4py import MPI
+
+from lsam_hpc import rma
+from lsam_hpc.distributed.groups import Group
+
+STOP = 1 << 40  # added to the shared counter by each rank that stops: more than any budget
+
+
+class SharedSteps:
+    """One number that all ranks draw from: a fast rank takes more of the steps.
+
+    Args:
+        counter: the number.
+        taken: called after each step with this chain's steps and the global step.
+        group: ranks that take each step together. Default: none.
+    """
+
+    def __init__(self, counter: rma.Counter, taken: Callable[[int, int], None], group: Group | None = None) -> None:
+        self.counter, self.taken, self.group = counter, taken, group
+
+    def claim(self, local_step: int, since_exchange: int) -> int | None:
+        """Return the next number; None if a rank has called `stop`."""
+        step = self.alike(self.counter.add)
+        if step < STOP:
+            return step
+        if self.group is None or self.group.leads:
+            self.counter.add(-1)  # nobody takes this step
+        return None
+
+    def limit(self, total: int) -> int:
+        """Return the budget."""
+        return total
+
+    def alike(self, number: Callable[[], int]) -> int:
+        """Return a number that is the same on all ranks of a group: its leader's; collective in the group."""
+        return number() if self.group is None else self.group.draw(number)
+
+
+class EqualShares(SharedSteps):
+    """Every chain takes the same number of steps; the shared number only says when to stop.
+
+    Args:
+        counter: the number.
+        taken: as of `SharedSteps`.
+        comm: all ranks.
+        group: ranks that take each step together. Default: none.
+    """
+
+    def __init__(
+        self, counter: rma.Counter, taken: Callable[[int, int], None], comm: MPI.Intracomm, group: Group | None = None
+    ) -> None:
+        super().__init__(counter, taken, group)
+        self.comm = comm
+        self._index, self._chains = (comm.rank, comm.size) if group is None else (group.index, group.chains)
+
+    def claim(self, local_step: int, since_exchange: int) -> int | None:
+        """Return the global step as if all chains took their steps in turn."""
+        if self._stops(since_exchange):
+            return None
+        return local_step * self._chains + self._index
+
+    def limit(self, total: int) -> int:
+        """Return the budget, rounded up to equal shares: ranks in lockstep need as many exchanges each."""
+        return -(-total // self._chains) * self._chains
+
+    def _stops(self, since_exchange: int) -> bool:
+        return self.alike(lambda: self.counter.value) >= STOP
+
+
+class LockstepShares(EqualShares):
+    """Equal shares in lockstep: ranks check for a stop right after an exchange, so that all see the same."""
+
+    def _stops(self, since_exchange: int) -> bool:
+        if since_exchange:
+            return False
+        latest = np.array([self.counter.value], np.int64)
+        rma.wait_without_spinning(self.comm.Iallreduce(MPI.IN_PLACE, latest, MPI.MAX))
+        return int(latest[0]) >= STOP

@@ -1,0 +1,1 @@
+"""Statistics of chains (mixing, spread) and of their exchanges (staleness, waits)."""

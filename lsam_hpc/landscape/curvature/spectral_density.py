@@ -1,0 +1,128 @@
+"""Stochastic Lanczos quadrature: the spectral density of a matrix, from matrix-vector products alone.
+
+Source: Ubaru, Chen and Saad 2017, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature"; Ghorbani, Krishnan
+and Xiao 2019, "An Investigation into Neural Net Optimization via Hessian Eigenvalue Density", for networks. This is not
+curvlinops' program: that one divides by zero if a matrix has fewer distinct eigenvalues than Lanczos has steps, as for
+small or linear models, and does not report the width of its kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.curvature.products import curvature, seeded
+from lsam_hpc.landscape.objective import Objective
+
+WIDTH = 0.01  # standard deviation of the smoothing kernel / range of the eigenvalues
+
+
+@dataclass(frozen=True)
+class Density:
+    """A spectral density: the share of a matrix's eigenvalues at each node.
+
+    Args:
+        nodes: eigenvalues, ascending, shape (n,).
+        weights: share of the eigenvalues at each node, shape (n,); the sum is 1.
+    """
+
+    nodes: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+    @property
+    def width(self) -> float:
+        """Default standard deviation of the smoothing kernel: `WIDTH` times the range."""
+        scale = max(abs(self.nodes[0]), abs(self.nodes[-1]), 1e-30)
+        return WIDTH * max(float(self.nodes[-1] - self.nodes[0]), 1e-3 * float(scale))
+
+    def grid(self, points: int = 1024) -> NDArray[np.float64]:
+        """Return eigenvalues that cover the smoothed density, shape (points,)."""
+        return np.linspace(self.nodes[0] - 5 * self.width, self.nodes[-1] + 5 * self.width, points)
+
+    def smoothed(self, at: NDArray[np.float64], width: float | None = None) -> NDArray[np.float64]:
+        """Return the density, smoothed with a Gaussian kernel; its integral is 1.
+
+        Args:
+            at: eigenvalues, shape (m,).
+            width: standard deviation. Default: `self.width`.
+        """
+        sigma = width or self.width
+        z = (at[:, None] - self.nodes) / sigma
+        smooth: NDArray[np.float64] = np.exp(-(z**2) / 2) @ self.weights / (sigma * np.sqrt(2 * np.pi))
+        return smooth
+
+
+def density(
+    objective: Objective,
+    x: Tensor,
+    matrix: str = "hessian",
+    *,
+    steps: int = 80,
+    repeats: int = 10,
+    seed: int = 0,
+    params: Sequence[int] | None = None,
+    check: bool = True,
+) -> Density:
+    """Return the spectral density of the Hessian or the Gauss-Newton matrix.
+
+    m steps of Lanczos from a random v of length 1 give a tridiagonal T. Its eigenvalues and the squared first elements
+    of its eigenvectors are the nodes and weights of a Gauss quadrature: sum w_k theta_k^j = v^T A^j v for j < 2 m. The
+    mean over v of that is tr A^j / P. Lanczos vectors are not reorthogonalised, so only three are in memory. The effect
+    is that a node may appear several times, with its weight divided among the copies.
+
+    Args:
+        objective: f on fixed data.
+        x: the point, shape (P,).
+        matrix: `"hessian"` (default) or `"ggn"`.
+        steps: Lanczos steps m: products with the matrix per repeat. Default: 80.
+        repeats: random vectors. The standard error of a share p is below sqrt(2 p / (P repeats)) for P eigenvalues of
+            similar size. Default: 10.
+        seed: of the random vectors.
+        params: indices of parameters: take their diagonal block. Default: the whole matrix.
+        check: see `curvature`.
+
+    Raises:
+        InputError: a number is out of range, or `curvature` raises it.
+    """
+    if steps < 1 or repeats < 1:
+        raise InputError(f"density: expected 1 step and 1 repeat or more, found {steps} and {repeats}")
+    nodes, weights = [], []
+    with curvature(objective, x, matrix, params, check=check) as operator, seeded(seed, objective.device):
+        for _ in range(repeats):
+            start = torch.randn(operator.shape[0], dtype=operator.dtype, device=operator.device)
+            theta, weight = lanczos(operator, start / torch.linalg.vector_norm(start), steps)
+            nodes.append(theta)
+            weights.append(weight / repeats)
+    order = np.argsort(np.concatenate(nodes))
+    return Density(np.concatenate(nodes)[order], np.concatenate(weights)[order])
+
+
+def lanczos(operator: Any, start: Tensor, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # noqa: ANN401 (curvlinops is optional)
+    """Return nodes and weights of the Gauss quadrature of a symmetric operator and a vector of length 1.
+
+    There are fewer than `steps` of them if the vector lies in an invariant subspace.
+    """
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    previous, current = torch.zeros_like(start), start
+    eps = torch.finfo(start.dtype).eps
+    while True:
+        following = operator @ current
+        diagonal.append(float(following @ current))
+        following = following - diagonal[-1] * current - (off_diagonal[-1] if off_diagonal else 0.0) * previous
+        length = float(torch.linalg.vector_norm(following))
+        scale = max(map(abs, [*diagonal, *off_diagonal]))
+        if len(diagonal) == min(steps, len(start)) or length <= 10 * eps * scale:
+            break
+        off_diagonal.append(length)
+        previous, current = current, following / length
+    t = np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
+    theta, vectors = np.linalg.eigh(t)
+    return theta, vectors[0] ** 2

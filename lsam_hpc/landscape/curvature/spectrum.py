@@ -1,0 +1,77 @@
+"""The largest eigenvalues of an objective's Hessian or Gauss-Newton matrix, and their eigenvectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.curvature.products import curvature, dense
+from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.packages import package
+
+SMALL = 64  # largest number of parameters for which the dense matrix is decomposed
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}  # |A v - w v| / |w|; float32 products are no more accurate
+
+
+def eigenpairs(
+    objective: Objective,
+    x: Tensor,
+    k: int,
+    matrix: str = "hessian",
+    *,
+    seed: int = 0,
+    params: Sequence[int] | None = None,
+    check: bool = True,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the k largest eigenvalues, descending, shape (k,), and their vectors of length 1, shape (k, P).
+
+    By Lanczos with implicit restarts (scipy's eigsh on curvlinops' products), with 2 k + 1 vectors, at least 20, in
+    memory. The sign of a vector is such that its largest element is positive.
+
+    Args:
+        objective: f on fixed data.
+        x: the point, shape (P,).
+        k: number of eigenvalues, 1 to P.
+        matrix: `"hessian"` (default) or `"ggn"`.
+        seed: of the start vector.
+        params: indices of parameters, see `products.layers`: take their diagonal block, and P is the block's size.
+            Default: the whole matrix.
+        check: see `curvature`.
+
+    Raises:
+        InputError: k is not in 1 to P, the iteration does not converge, or `curvature` raises it.
+
+    Source: Lehoucq, Sorensen and Yang 1998, "ARPACK Users' Guide".
+    """
+    linalg = package("scipy.sparse.linalg", "spectrum")
+    with curvature(objective, x, matrix, params, check=check) as operator:
+        size = operator.shape[0]
+        if not 1 <= k <= size:
+            raise InputError(f"eigenvalues: expected 1 to {size}, found {k}")
+        if size <= SMALL or k >= size // 2:
+            values, columns = np.linalg.eigh(_symmetric(dense(operator).double().cpu().numpy()))
+        else:
+            dtype = np.dtype(str(operator.dtype).removeprefix("torch."))
+            start = np.random.default_rng(seed).standard_normal(size).astype(dtype)
+            try:
+                values, columns = linalg.eigsh(
+                    operator.to_scipy(dtype), k, which="LA", v0=start, tol=TOLERANCE[dtype.name]
+                )
+            except linalg.ArpackNoConvergence as error:
+                raise InputError(
+                    f"eigenvalues: expected {k} that converge, found {len(error.eigenvalues)}: "
+                    "compute fewer, or use float64 (--double)"
+                ) from error
+    order = np.argsort(values)[::-1][:k]
+    values, vectors = values[order].astype(np.float64), columns.T[order].astype(np.float64)
+    return values, vectors * np.sign(vectors[np.arange(k), np.abs(vectors).argmax(1)])[:, None]
+
+
+def _symmetric(matrix: NDArray[Any]) -> NDArray[Any]:
+    half: NDArray[Any] = (matrix + matrix.T) / 2
+    return half

@@ -1,0 +1,139 @@
+"""Figures of spectra, of sharpness during training, and of sharpness as a function of the radius."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsam_hpc.landscape.curvature.edge_of_stability import Edge
+from lsam_hpc.landscape.curvature.spectral_density import Density
+from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
+
+NAMES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
+
+
+def draw_spectra(spectra: Mapping[str, tuple[NDArray[np.float64], Density]], path: Path, title: str = "") -> Path:
+    """Draw the spectral density of each matrix, with its largest eigenvalues as ticks.
+
+    Args:
+        spectra: name of the matrix -> (largest eigenvalues, density).
+        path: of the figure.
+        title: of the figure.
+    """
+    with figure(5.5 * len(spectra), 3.6, 1, len(spectra)) as (drawing, axes):
+        for ax, (matrix, (values, density)) in zip(np.ravel(axes), spectra.items(), strict=True):
+            at = density.grid()
+            ax.semilogy(at, np.maximum(density.smoothed(at), 1e-300), color=COLOURS[0])
+            top = float(density.smoothed(at).max())
+            ax.set_ylim(top * 1e-7, top * 3)
+            ax.plot(
+                values,
+                np.full(len(values), top * 2e-7),
+                "|",
+                color=COLOURS[4],
+                markersize=12,
+                label=f"{len(values)} largest: {values[0]:.3g} to {values[-1]:.3g}",
+            )
+            ax.axvline(0, color=CENTER, linewidth=0.5)
+            ax.set(title=NAMES[matrix], xlabel="eigenvalue (loss / parameter²)", ylabel="density (share per unit)")
+            ax.legend(loc="upper right")
+        drawing.suptitle(title)
+        return save(drawing, path)
+
+
+def draw_layers(
+    layers: Sequence[str], tops: Mapping[str, NDArray[np.float64]], means: Mapping[str, NDArray[np.float64]], path: Path
+) -> Path:
+    """Draw the largest and the mean eigenvalue (trace / parameters) of each layer's block, one colour per matrix."""
+    with figure(9, 1.4 + 0.3 * len(layers), 1, 2) as (drawing, axes):
+        at = np.arange(len(layers))[::-1]
+        panels = ((tops, "largest eigenvalue of the block"), (means, "mean eigenvalue (trace / parameters)"))
+        for ax, (values, label) in zip(axes[0], panels, strict=True):
+            for i, (matrix, row) in enumerate(values.items()):
+                ax.plot(row, at + 0.12 * i, "os"[i], color=COLOURS[i], label=NAMES[matrix])
+            ax.set_yticks(at, layers)
+            ax.set_xlabel(label)
+            if min(float(np.min(row)) for row in values.values()) > 0:
+                ax.set_xscale("log")
+        axes[0, 1].set_yticklabels([])
+        axes[0, 0].legend()
+        return save(drawing, path)
+
+
+def draw_edge(edge: Edge, path: Path, title: str = "") -> Path:
+    """Draw sharpness against the steps of all ranks, and the stability limit 2 / lr."""
+    with figure(6.5, 4) as (drawing, ax):
+        for i, rank in enumerate(np.unique(edge.rank)):
+            of_rank = edge.rank == rank
+            ax.plot(
+                edge.total_iteration[of_rank],
+                edge.sharpness[of_rank],
+                "o-",
+                markersize=3,
+                linewidth=1,
+                color=COLOURS[i % len(COLOURS)],
+                label=f"rank {rank}" if i < 8 else None,
+            )
+        order = np.argsort(edge.total_iteration)
+        order = order[np.isfinite(edge.lr[order]) & (edge.lr[order] > 0)]
+        x = edge.total_iteration[order]
+        if len(order):
+            ax.plot(x, edge.limit[order], "--", color=CENTER, label="2 / lr")
+            if edge.momentum:
+                ax.plot(
+                    x,
+                    edge.momentum_limit[order],
+                    ":",
+                    color=CENTER,
+                    label=f"2 (1 + {edge.momentum:g}) / lr, with momentum",
+                )
+        if (edge.sharpness > 0).all():
+            ax.set_yscale("log")
+        ax.set_ylim(top=30 * float(edge.sharpness.max()))  # 2 / lr is unbounded where the learning rate falls to 0
+        ax.set_xscale("symlog", linthresh=10)
+        ax.set_xlim(left=0)
+        ax.set(title=title, xlabel="steps of all ranks", ylabel="sharpness: largest eigenvalue (loss / parameter²)")
+        ax.legend(fontsize=8)
+        return save(drawing, path)
+
+
+def draw_sharpness(
+    panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]], path: Path
+) -> Path:
+    """Draw sharpness against the radius, one panel per definition and one line per state.
+
+    Args:
+        panels: definition -> state -> (rho, sharpness, standard error or NaN).
+        path: of the figure.
+    """
+    cols = min(2, len(panels))
+    rows = -(-len(panels) // cols)
+    with figure(4.5 * cols, 3.2 * rows, rows, cols) as (drawing, axes):
+        panel_axes = list(np.ravel(axes))
+        for ax, (name, states) in zip(panel_axes, panels.items(), strict=False):
+            for i, (state, (rho, values, errors)) in enumerate(states.items()):
+                colour = COLOURS[i % len(COLOURS)]
+                ax.errorbar(
+                    rho,
+                    values,
+                    np.where(np.isfinite(errors), errors, 0),
+                    fmt="os^Dv"[i % 5] + "-",
+                    color=colour,
+                    markersize=max(3, 8 - 2 * i),
+                    capsize=2,
+                    label=state,
+                )
+            ax.set_xscale("log")
+            at = np.unique(np.concatenate([rho for rho, _, _ in states.values()]))
+            ax.set_xticks(at, [f"{rho:g}" for rho in at])
+            ax.minorticks_off()
+            if all((values > 0).all() for _, values, _ in states.values()):
+                ax.set_yscale("log")
+            ax.set(title=name, xlabel="radius rho", ylabel="rise of the loss")
+            ax.legend()
+        for ax in panel_axes[len(panels) :]:
+            ax.set_visible(False)
+        return save(drawing, path)

@@ -1,0 +1,1 @@
+"""Lines, planes, paths and trajectories in parameter space."""

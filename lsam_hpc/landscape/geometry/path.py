@@ -1,0 +1,240 @@
+"""Loss between states: on straight lines, with barrier heights, and on Bezier curves of low loss."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.workqueue import evaluate
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Values on a path.
+
+    Args:
+        t: position on the path, from 0 to 1, shape (points,).
+        loss: f at t, shape (points,).
+        error: classification error in %; NaN if targets are not classes.
+    """
+
+    t: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    error: NDArray[np.float64]
+
+    @property
+    def barrier(self) -> float:
+        """Barrier height, see the function `barrier`."""
+        return barrier(self.t, self.loss)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Values on the straight lines between all pairs of states.
+
+    Args:
+        names: of the states.
+        t: position from the first (0) to the second (1) state of a pair, shape (points,).
+        loss: f, shape (states, states, points): loss[i, j] from state i to state j.
+        error: classification error in %, the same shape.
+    """
+
+    names: tuple[str, ...]
+    t: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    error: NDArray[np.float64]
+
+    @property
+    def barriers(self) -> NDArray[np.float64]:
+        """Barrier heights, shape (states, states); 0 on the diagonal."""
+        return np.array([[barrier(self.t, loss) for loss in row] for row in self.loss])
+
+
+def barrier(t: ArrayLike, loss: ArrayLike) -> float:
+    """Return max over t of f(t) - ((1 - t) f(0) + t f(1)); it is at least 0, the value at t = 0 and 1.
+
+    Args:
+        t: position on the path, from 0 to 1, shape (points,).
+        loss: f at t, shape (points,). If one is NaN, the barrier is NaN.
+
+    Source: Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", section 2, with the line
+    between the end values in place of their mean.
+    """
+    at, f = np.asarray(t, np.float64), np.asarray(loss, np.float64)
+    above = f - (f[0] + at * (f[-1] - f[0]))
+    above[[0, -1]] = 0  # removes the rounding errors at the ends
+    return float(above.max())
+
+
+def line(
+    objective: Objective,
+    first: NDArray[Any] | Tensor,
+    second: NDArray[Any] | Tensor,
+    points: int = 25,
+    *,
+    folder: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    comm: MPI.Intracomm | None = None,
+    title: str | None = None,
+) -> Profile:
+    """Return f on the straight line between two states; the objective recalibrates BatchNorm at each point.
+
+    Args:
+        objective: f.
+        first: state at t = 0, shape (P,).
+        second: at t = 1.
+        points: number of values of t, 3 or more, with both ends. Default: 25.
+        folder: see `workqueue.evaluate`, also for the arguments that follow.
+        options: see there.
+        comm: see there.
+        title: see there.
+    """
+    matrix = lines(
+        objective, [first, second], ("0", "1"), points, folder=folder, options=options, comm=comm, title=title
+    )
+    return Profile(matrix.t, matrix.loss[0, 1], matrix.error[0, 1])
+
+
+def lines(
+    objective: Objective,
+    states: Sequence[NDArray[Any] | Tensor],
+    names: Sequence[str],
+    points: int = 25,
+    *,
+    folder: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    comm: MPI.Intracomm | None = None,
+    title: str | None = None,
+) -> Matrix:
+    """Return f on the straight lines between all pairs of states; each state is evaluated once.
+
+    Args:
+        objective: f.
+        states: two or more, shape (P,) each.
+        names: of the states.
+        points: number of values of t, 3 or more, with both ends. Default: 25.
+        folder: see `workqueue.evaluate`, also for the arguments that follow.
+        options: see there.
+        comm: see there.
+        title: see there.
+
+    Raises:
+        InputError: there are fewer than two states or three points.
+    """
+    if len(states) < 2:
+        raise InputError(f"path: expected two states or more, found {len(states)}")
+    if points < 3:
+        raise InputError(f"points: expected 3 or more, found {points}")
+    ends = [objective.vector(state) for state in states]
+    t = np.linspace(0, 1, points)
+    count = len(ends)
+    tasks: list[tuple[int, int, int]] = [(i, i, 0) for i in range(count)]
+    tasks += [(i, j, k) for i, j in itertools.combinations(range(count), 2) for k in range(1, points - 1)]
+
+    def work(index: int) -> tuple[float, float]:
+        i, j, k = tasks[index]
+        return objective(torch.lerp(ends[i], ends[j], float(t[k])))
+
+    results = evaluate(work, len(tasks), 2, folder, options, comm=comm, title=title)
+    values = np.empty((count, count, points, 2))
+    for (i, j, k), value in zip(tasks, results, strict=True):
+        if i == j:
+            values[i, :, 0] = values[:, i, -1] = value
+            values[i, i] = value
+        else:
+            values[i, j, k] = values[j, i, points - 1 - k] = value
+    return Matrix(tuple(names), t, values[..., 0], values[..., 1])
+
+
+def bezier(first: Tensor, middle: Tensor, second: Tensor, t: float) -> Tensor:
+    """Return (1 - t)^2 first + 2 t (1 - t) middle + t^2 second."""
+    return first * (1 - t) ** 2 + middle * (2 * t * (1 - t)) + second * t**2
+
+
+def find_curve(
+    objective: Objective,
+    first: NDArray[Any] | Tensor,
+    second: NDArray[Any] | Tensor,
+    steps: int = 200,
+    lr: float = 0.05,
+    *,
+    momentum: float = 0.9,
+) -> Tensor:
+    """Return the middle control point of a quadratic Bezier curve of low mean loss between two states, shape (P,).
+
+    The search starts at the middle of the straight line. Each step follows the gradient of f at one t, which is
+    2 t (1 - t) grad f by the chain rule. The values of t are a golden-ratio sequence, which covers 0 to 1 evenly at any
+    length and makes the result reproducible. The learning rate falls to 0 along a cosine.
+
+    Args:
+        objective: f; its gradient treats BatchNorm's statistics at the point as constants.
+        first: state at t = 0, shape (P,).
+        second: at t = 1.
+        steps: number of steps, each with one gradient over all data. Default: 200.
+        lr: initial learning rate. Default: 0.05.
+        momentum: heavy-ball momentum. Default: 0.9.
+
+    Raises:
+        InputError: a number is out of range, or the loss or its gradient becomes infinite or NaN.
+
+    Source: Garipov et al. 2018, "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs", section 3, eq. 2 to 4.
+    """
+    if steps < 1 or not 0 < lr < math.inf or not 0 <= momentum < 1:
+        raise InputError(
+            f"curve: expected steps >= 1, lr > 0 and momentum from 0 to below 1, found {steps}, {lr} and {momentum}"
+        )
+    a, b = objective.vector(first), objective.vector(second)
+    middle = torch.lerp(a, b, 0.5)
+    velocity = torch.zeros_like(middle)
+    for step in range(steps):
+        t = (0.5 + step * GOLDEN) % 1
+        loss, grad = objective.gradient(bezier(a, middle, b, t))
+        if not math.isfinite(loss) or not bool(torch.isfinite(grad).all()):
+            raise InputError(
+                f"curve: expected a finite loss and gradient, found the loss {loss} at step {step}: "
+                "use a smaller learning rate"
+            )
+        velocity.mul_(momentum).add_(grad, alpha=2 * t * (1 - t))
+        middle -= lr * (1 + math.cos(math.pi * step / steps)) / 2 * velocity
+    return middle
+
+
+def curve(
+    objective: Objective,
+    first: NDArray[Any] | Tensor,
+    middle: NDArray[Any] | Tensor,
+    second: NDArray[Any] | Tensor,
+    points: int = 25,
+    *,
+    folder: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    comm: MPI.Intracomm | None = None,
+    title: str | None = None,
+) -> Profile:
+    """Return f on the Bezier curve with a given middle control point; for the other arguments see `line`."""
+    if points < 3:
+        raise InputError(f"points: expected 3 or more, found {points}")
+    a, control, b = (objective.vector(state) for state in (first, middle, second))
+    t = np.linspace(0, 1, points)
+
+    def work(index: int) -> tuple[float, float]:
+        return objective(bezier(a, control, b, float(t[index])))
+
+    values = evaluate(work, points, 2, folder, options, comm=comm, title=title)
+    return Profile(t, values[:, 0], values[:, 1])

@@ -1,0 +1,195 @@
+"""Coordinates of samples and center on a plane over training, from snapshots or from sketches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.geometry.axes import Axes
+from lsam_hpc.landscape.geometry.projection import MIN_RATIO, plane
+from lsam_hpc.trajectory import Run
+
+SOURCES = ("snapshots", "sketches")
+MOST_SKETCHES = 2000  # per rank and state; if there are more, evenly spaced ones are used
+
+
+@dataclass(frozen=True)
+class Track:
+    """A rank's samples over training, and the center as the rank read it at the same exchanges.
+
+    Args:
+        iteration: number of the rank's steps before each state, shape (states,).
+        total: number of all ranks' steps before each state.
+        sample: coordinates of the rank's sample, shape (states, 2).
+        off: distances of the sample from the plane, shape (states,).
+        center: coordinates of the center, shape (states, 2); NaN where it was not logged.
+        center_off: distances of the center from the plane, shape (states,).
+    """
+
+    iteration: NDArray[np.int64]
+    total: NDArray[np.int64]
+    sample: NDArray[np.float64]
+    off: NDArray[np.float64]
+    center: NDArray[np.float64]
+    center_off: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """All ranks' tracks on a plane.
+
+    Args:
+        source: one of `SOURCES`.
+        ranks: the track of each rank.
+        labels: of the axes.
+        explained: share of the variance that each of the two directions explains; None for a chosen plane.
+        axes: the plane in parameter space; None for tracks from sketches.
+        rows: each rank's row numbers in its table of samples.
+        marks: coordinates of further states, by name.
+        marks_off: distances of those states from the plane, by name.
+    """
+
+    source: str
+    ranks: dict[int, Track]
+    labels: tuple[str, ...]
+    explained: NDArray[np.float64] | None
+    axes: Axes | None
+    rows: dict[int, list[int]]
+    marks: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    marks_off: Mapping[str, float] = field(default_factory=dict)
+
+
+def from_snapshots(run: Run, axes: Axes | None = None, marks: Mapping[str, NDArray[Any]] | None = None) -> Tracks:
+    """Return tracks from snapshots, on the plane of the samples' principal components or on a given plane.
+
+    Args:
+        run: with snapshots of the samples.
+        axes: a plane with orthogonal directions. Default: `projection.plane` of the samples.
+        marks: further states, such as checkpoints, by name, shape (P,) each.
+
+    Raises:
+        InputError: there are no snapshots, or fewer than three to fit a plane.
+    """
+    if axes is None:
+        fitted = plane(run)
+        axes = Axes(fitted.origin, fitted.directions, principal(fitted.explained), {}, fitted.explained)
+    table = "snapshot/sample"
+    rows = {rank: run.log(rank).whole(table) for rank in run.ranks if table in run.log(rank).tables}
+    rows = {rank: kept for rank, kept in rows.items() if kept}
+    if not rows:
+        raise InputError(f"{run.path}: expected snapshots of the samples, found none: train with --snapshot-every log")
+    tracks = {}
+    for rank, kept in rows.items():
+        columns = run.snapshots(rank)
+        sample, off = _project(run, rank, "sample", kept, axes)
+        center, center_off = np.full((len(kept), 2), np.nan), np.full(len(kept), np.nan)
+        center_rows = _rows_at(run, rank, "snapshot/center", columns["iteration"][kept])
+        logged = center_rows >= 0
+        center[logged], center_off[logged] = _project(run, rank, "center", center_rows[logged].tolist(), axes)
+        tracks[rank] = _track(run, rank, columns["iteration"][kept], sample, off, center, center_off)
+    at, far = _marked({name: axes.coordinates(np.asarray(vector)[None]) for name, vector in (marks or {}).items()})
+    at, far = {**axes.marks, **at}, {**dict.fromkeys(axes.marks, 0.0), **far}
+    return Tracks("snapshots", tracks, axes.labels, axes.explained, axes, rows, at, far)
+
+
+def from_sketches(run: Run, marks: Mapping[str, NDArray[Any]] | None = None) -> Tracks:
+    """Return tracks from sketches, on the plane of the principal components of the samples' sketches.
+
+    A sketch preserves inner products up to an error of about |a| |b| / sqrt(buckets). So the error of coordinates and
+    distances from the plane is about 1 / sqrt(buckets) of the distances between states.
+
+    Args:
+        run: with sketches of the samples.
+        marks: further states by name, shape (P,) each; they are sketched too.
+
+    Raises:
+        InputError: there are fewer than three sketches, they lie on a line, or one is not finite.
+    """
+    samples, rows, iterations = {}, {}, {}
+    for rank in run.ranks:
+        if "sketch/sample" in run.log(rank).tables:
+            table = run.sketch(rank)
+            count = len(table["iteration"])
+            kept = np.unique(np.linspace(0, count - 1, min(count, MOST_SKETCHES)).astype(int))
+            if count:
+                samples[rank], rows[rank] = table["values"][kept].astype(np.float64), kept.tolist()
+                iterations[rank] = table["iteration"][kept]
+    total = sum(map(len, samples.values()))
+    if total < 3:
+        raise InputError(
+            f"{run.path}: expected 3 sketches of the samples or more to lay a plane through, found "
+            f"{total}: train with --sketch-every 1"
+        )
+    matrix = np.concatenate(list(samples.values()))
+    if not np.isfinite(matrix).all():
+        raise InputError(f"{run.path}: expected finite sketches, found NaN or infinite ones")
+    origin = samples[max(samples)][-1]
+    _, singular, directions = np.linalg.svd(matrix - matrix.mean(0), full_matrices=False)
+    if len(singular) < 2 or singular[1] <= MIN_RATIO * singular[0]:
+        raise InputError(f"{run.path}: expected sketches that span a plane, found all on a line")
+    directions = directions[:2]
+    directions *= np.sign(directions[[0, 1], np.abs(directions).argmax(1)])[:, None]
+    explained = (singular**2 / (singular**2).sum())[:2]
+    axes = Axes(origin, directions, principal(explained), {}, explained)
+    tracks = {}
+    for rank, values in samples.items():
+        sample, off = axes.coordinates(values)
+        center, center_off = np.full_like(sample, np.nan), np.full_like(off, np.nan)
+        center_rows = _rows_at(run, rank, "sketch/center", iterations[rank])
+        logged = center_rows >= 0
+        if logged.any():
+            center_sketches = run.sketch(rank, "center")["values"][center_rows[logged]]
+            center[logged], center_off[logged] = axes.coordinates(center_sketches)
+        tracks[rank] = _track(run, rank, iterations[rank], sample, off, center, center_off)
+    sketcher = run.sketcher
+    vectors = {name: np.asarray(vector, np.float32) for name, vector in (marks or {}).items() if sketcher}
+    sketched = {name: sketcher(vector).sum(0)[None] for name, vector in vectors.items() if sketcher}
+    marked = _marked({name: axes.coordinates(vector) for name, vector in sketched.items()})
+    return Tracks("sketches", tracks, axes.labels, explained, None, rows, *marked)
+
+
+def principal(explained: NDArray[np.float64]) -> tuple[str, ...]:
+    """Return axis labels for principal components."""
+    shares = [f"{100 * share:.1f} % of variance" for share in explained]
+    return tuple(f"principal component {i} (distance; {share})" for i, share in enumerate(shares, 1))
+
+
+def _marked(
+    places: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+    return {name: at[0] for name, (at, _) in places.items()}, {name: float(off[0]) for name, (_, off) in places.items()}
+
+
+def _project(
+    run: Run, rank: int, state: str, rows: Sequence[int], axes: Axes
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return coordinates and distances of snapshots; one at a time is in memory."""
+    at, off = np.empty((len(rows), 2)), np.empty(len(rows))
+    for i, row in enumerate(rows):
+        vector = run.snapshot(rank, row, state)
+        if not np.isfinite(vector).all():
+            raise InputError(f"{run.path}: expected finite snapshots of the {state}, found row {row} of rank {rank}")
+        coordinates, distance = axes.coordinates(vector[None])
+        at[i], off[i] = coordinates[0], distance[0]
+    return at, off
+
+
+def _rows_at(run: Run, rank: int, table: str, iterations: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the row of a table for each iteration, -1 where there is none."""
+    log = run.log(rank)
+    if table not in log.tables:
+        return np.full(len(iterations), -1)
+    by_iteration = {int(iteration): row for row, iteration in enumerate(log.table(table)["iteration"])}
+    return np.array([by_iteration.get(int(iteration), -1) for iteration in iterations], np.intp)
+
+
+def _track(run: Run, rank: int, iteration: NDArray[np.int64], *coordinates: NDArray[np.float64]) -> Track:
+    steps = run.steps(rank)
+    known = np.concatenate([steps["total_iteration"], steps["total_iteration"][-1:] + 1])
+    at = np.clip(np.searchsorted(steps["iteration"], iteration), 0, max(len(known) - 1, 0))
+    return Track(iteration, known[at] if len(known) else iteration, *coordinates)

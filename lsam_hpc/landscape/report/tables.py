@@ -1,0 +1,76 @@
+"""Writes the numbers of a figure: CSV for people and spreadsheets, HDF5 for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.util.files import atomic_path
+
+NOTES = "lsam_hpc"  # attribute of HDF5 files: how the numbers were made, as JSON
+
+
+def places(folder: Path, name: str, suffixes: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
+    """Return the paths of files to write, by suffix; check that they may be written.
+
+    Args:
+        folder: folder of the files.
+        name: common name of the files, without suffix.
+        suffixes: of the files, such as ".h5".
+        overwrite: allow existing files.
+
+    Raises:
+        InputError: a file exists and `overwrite` is False, or the name is empty or contains a folder.
+    """
+    if not name or Path(name).name != name:
+        raise InputError(f"--name: expected a name without folders, found {name!r}")
+    paths = {suffix: folder / f"{name}{suffix}" for suffix in suffixes}
+    existing = [path for path in paths.values() if path.exists()]
+    if existing and not overwrite:
+        raise InputError(f"{existing[0]}: expected no such file, found one: choose another --name, or --overwrite")
+    return paths
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> Path:
+    """Write columns of equal length, replacing an existing file; numbers are exact, and NaN is an empty cell."""
+    path.unlink(missing_ok=True)
+    with atomic_path(path) as part, part.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(map(_cell, values) for values in columns.values()), strict=True))
+    return path
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], notes: Mapping[str, Any]) -> Path:
+    """Write arrays under their names, replacing an existing file.
+
+    Args:
+        path: of the file.
+        arrays: numbers, or lists of texts.
+        notes: how they were made, written as JSON into the attribute `lsam_hpc`.
+    """
+    path.unlink(missing_ok=True)
+    with atomic_path(path) as part, h5py.File(part, "w") as file:
+        for name, values in arrays.items():
+            texts = isinstance(values, (list, tuple)) and bool(values) and isinstance(values[0], str)
+            file.create_dataset(name, data=values, dtype=h5py.string_dtype() if texts else None)
+        file.attrs[NOTES] = json.dumps(notes)
+    return path
+
+
+def note(path: Path, notes: Mapping[str, Any]) -> None:
+    """Write notes into an existing HDF5 file, see `write_arrays`."""
+    with h5py.File(path, "r+") as file:
+        file.attrs[NOTES] = json.dumps(notes)
+
+
+def _cell(value: Any) -> Any:  # noqa: ANN401 (any cell)
+    number = isinstance(value, (float, np.floating))
+    return "" if number and np.isnan(value) else (repr(float(value)) if number else value)

@@ -1,0 +1,64 @@
+"""The exact ascent: along the gradient at x, so that a step takes two passes; one where all radii are 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from lsam_hpc.optim.amp import unscale, unscaled
+from lsam_hpc.optim.ascents.base import Ascending, Ascent
+from lsam_hpc.optim.gradients import Gradients, check_dense, present, take
+from lsam_hpc.optim.perturbation import global_norm
+
+
+class Exact(Ascent):
+    """e = e(g), g = grad f(x).
+
+    Source: Foret et al. 2021 (arXiv 2010.01412), algorithm 1.
+    """
+
+    name = "exact"
+    freezes = True
+
+    def passes(self, sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None) -> Any:  # noqa: ANN401
+        """Make the passes at x and at x + e."""
+        if sam.radii_are_0:
+            return _one_pass(sam, closure, scaler)
+        loss = closure()
+        sam.perturb(scaler)
+        try:
+            closure()
+        finally:
+            sam.restore()
+        return loss
+
+    def gradients(self, sam: Ascending, scaler: GradScaler | None) -> tuple[Gradients, bool]:
+        """Take the gradients at x from the parameters."""
+        if unscaled(scaler, sam.base):
+            raise RuntimeError("perturb: the scaler has unscaled opt.base already: do that after restore(), if at all")
+        check_dense(sam.parameters)
+        if sam.average is not None and sam.average.ascent:
+            sam.average(sam.parameters)
+        finite = unscale(scaler, sam)
+        return take(sam.parameters), finite
+
+    def unscaled_by(self, sam: Ascending) -> tuple[object, ...]:
+        """Return the base optimizer: the pass at x has gone by this one."""
+        return (sam.base,)
+
+
+def _one_pass(sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None) -> Any:  # noqa: ANN401
+    """Leave the gradient at x, which that at x + e is: the step is the base optimizer's."""
+    sam.begin_step(scaler)
+    loss = closure()
+    check_dense(sam.parameters)
+    sam.ascend(Gradients([], []))  # nowhere, for those who look at x + e
+    sam.restore()
+    with torch.no_grad():
+        norm = global_norm(present(sam.parameters).grads)
+        sam.perturbation.grad_norm = norm if scaler is None else norm / scaler.get_scale()  # 1 if it is disabled
+        sam.perturbation.norm = torch.zeros_like(norm)
+    return loss

@@ -1,0 +1,38 @@
+"""Hyperparameters that are numbers or functions of the global step."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import TypeAlias
+
+from lsam_hpc.errors import InputError
+
+ScalarOrSchedule: TypeAlias = float | Callable[[int], float]
+CountOrSchedule: TypeAlias = int | Callable[[int], int]
+
+
+def evaluate(name: str, value: ScalarOrSchedule, step: int) -> float:
+    """Return the hyperparameter's value at a global step.
+
+    Raises:
+        InputError: the value is not a finite number >= 0.
+    """
+    number = value(step) if callable(value) else value
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 0 <= number < math.inf:
+        when = f" at global step {step}" if callable(value) else ""
+        raise InputError(f"{name}: expected a finite number >= 0, found {number!r}{when}")
+    return float(number)
+
+
+def evaluate_period(value: ScalarOrSchedule, step: int) -> int:
+    """Return the period, a whole number of steps >= 1, at a global step.
+
+    Raises:
+        InputError: it is not such a number.
+    """
+    number = value(step) if callable(value) else value
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 1 <= number < math.inf or number % 1:
+        raise InputError(f"period: expected a whole number of steps >= 1, found {number!r}")
+    return int(number)

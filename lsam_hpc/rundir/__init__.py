@@ -1,0 +1,1 @@
+"""A run's directory: made, and written while the run trains."""

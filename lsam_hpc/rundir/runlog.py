@@ -1,0 +1,143 @@
+"""A rank's log as a training job keeps it: steps, exchanges, and the states that the options ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+
+from lsam_hpc.optim import Exchange
+from lsam_hpc.options.logging import LOCKING, LoggingOptions, names_of, snapshots_of
+from lsam_hpc.rundir.sketches import StateLog
+from lsam_hpc.trajectory import CountSketch, Earlier, TrajectoryWriter, layer_groups
+from lsam_hpc.trajectory.provenance import git_state, machine
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from lsam_hpc.distributed.lsam import LSAM
+
+
+class RunLog:
+    """The log of one rank's training.
+
+    Args:
+        run_dir: the run directory; it must exist.
+        rank: of this process.
+        layout: (name, shape) of each parameter, in the order of the flat vectors.
+        attributes: what `describe` returns.
+        options: of the logs.
+        earlier: what an attempt before this one logged, which this log goes on from and replaces. Default: none.
+
+    Raises:
+        InputError: the file exists already or cannot be made.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        rank: int,
+        layout: Sequence[tuple[str, Sequence[int]]],
+        attributes: Mapping[str, str | int | float],
+        options: LoggingOptions,
+        *,
+        earlier: Earlier | None = None,
+    ) -> None:
+        groups = layer_groups(layout, options.sketch_groups)
+        snapshots = snapshots_of(options) if rank == 0 or options.snapshot_ranks == "all" else None
+        self.writer = TrajectoryWriter(
+            run_dir,
+            rank,
+            layout,
+            attributes,
+            options.flush_seconds,
+            sketch=CountSketch(groups[-1].stop, groups, options.sketch_buckets, int(attributes["seed"]))
+            if options.sketch_every
+            else None,
+            sketched=names_of(options.sketch_states),
+            snapshots=snapshots,
+            locking=LOCKING[options.hdf5_locking],
+            earlier=earlier,
+        )
+        last = -1 if earlier is None else earlier.steps
+        logs_states = snapshots is not None or options.sketch_every > 0
+        self.state_callback = StateLog(self.writer, options.sketch_every, last) if logs_states else None
+
+    def exchange(self, record: Exchange) -> None:
+        """Log an exchange."""
+        columns = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+        self.writer.exchange(iteration=columns.pop("step"), staleness=record.staleness, **columns)
+
+    def step(self, opt: LSAM, global_step: int, loss: float) -> None:
+        """Log the step that an optimizer has just taken.
+
+        Args:
+            opt: the optimizer.
+            global_step: the step's number among those of all ranks.
+            loss: mini-batch loss.
+        """
+        self.writer.step(
+            iteration=opt.local_step - 1,
+            total_iteration=global_step,
+            loss=loss,
+            grad_norm=float(opt.grad_norm),
+            perturbation_norm=float(opt.perturbation_norm),
+            center_distance=opt.center_distance,
+            lr=opt.param_groups[0]["lr"],
+            rho=opt.param_groups[0]["rho"],
+        )
+
+    def last_states(self, opt: LSAM) -> None:
+        """Log the sample and the center as they are now, in full if snapshots are taken: at the end of a run."""
+        if self.state_callback is not None:
+            self.state_callback.whole = True
+            opt.show()
+            self.state_callback.whole = False
+
+    def close(self, result: Mapping[str, float] | None = None) -> None:
+        """Write what is left and, for a run that ended, its result, keys of `schema.RESULT`; then close the file."""
+        self.writer.close(result)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def describe(
+    comm: MPI.Intracomm, config: str, seed: int, start: datetime, device: torch.device
+) -> dict[str, str | int | float]:
+    """Return the root attributes of this rank's log; collective.
+
+    Args:
+        comm: the ranks.
+        config: the run's options, JSON.
+        seed: of the run.
+        start: when it started, the same on every rank.
+        device: where this rank trains.
+    """
+    from mpi4py import MPI  # not before: programs that only check options need no MPI
+
+    vendor, numbers = MPI.get_vendor()
+    commit, dirty = comm.bcast(git_state() if comm.rank == 0 else None)
+    return {
+        **machine(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "created": start.isoformat(timespec="seconds"),
+        "start_time": start.timestamp(),
+        "config": config,
+        "ranks": comm.size,
+        "seed": seed,
+        "mpi_library": f"{vendor} {'.'.join(map(str, numbers))}",
+        "torch_version": str(torch.__version__),
+        "device": str(device),
+    }

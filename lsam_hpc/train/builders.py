@@ -1,0 +1,86 @@
+"""What the options of a run stand for: data, model, base optimizer, steps and learning rate; all without MPI."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lsam_hpc.optim import masks
+from lsam_hpc.options.ascent import AscentOptions
+from lsam_hpc.options.coupling import CouplingOptions
+from lsam_hpc.options.option import keywords
+from lsam_hpc.train import data
+from lsam_hpc.train.augment import Augment, make_augment
+from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.train.models import build
+from lsam_hpc.train.selection import OPTIONS
+
+
+def make_dataset(config: TrainConfig) -> data.Dataset:
+    """Return the data that the options name, checked for what they ask of them."""
+    dataset = data.load(config.data, config.data_dir, **{name: getattr(config, name) for name in OPTIONS})
+    augmentation(config, dataset)
+    return dataset
+
+
+def augmentation(config: TrainConfig, dataset: data.Dataset) -> Augment | None:
+    """Return what is done to mini-batches, None for nothing."""
+    return make_augment(config.augment, config.cutout, dataset.train_x.shape, mirror=dataset.mirror)
+
+
+def make_model(config: TrainConfig, dataset: data.Dataset) -> nn.Module:
+    """Return the model that the options name, with the seed's weights."""
+    torch.manual_seed(config.seed)
+    _, channels, height, width = dataset.train_x.shape
+    model = build(config.model, config.data, (channels, height, width), dataset.classes)
+    if config.mask == "norm":
+        masks.Norm(model)  # says so before the run directory is made if there is nothing to perturb
+    return model
+
+
+def make_base(config: TrainConfig, model: nn.Module) -> Optimizer:
+    """Return the base optimizer that the options name."""
+    make: Callable[..., Optimizer] = torch.optim.SGD
+    if config.optimizer == "lars":
+        make = importlib.import_module("pytorch_optimizer").LARS
+    return make(model.parameters(), lr=peak_lr(config), momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def sampler_options(config: TrainConfig, model: nn.Module) -> dict[str, Any]:
+    """Return the keywords of LSAM that say how a chain samples, whatever it is coupled through."""
+    options = {**keywords(config, AscentOptions), **keywords(config, CouplingOptions), "model": model}
+    return options if config.mask != "norm" else {**options, "mask": masks.Norm(model)}
+
+
+def images_per_step(config: TrainConfig) -> int:
+    """Return how many images a step of a chain takes, all ranks of its group together."""
+    return config.batch_size * config.group_size
+
+
+def total_steps(config: TrainConfig, dataset: data.Dataset) -> int:
+    """Return the budget: steps of all chains together."""
+    return config.steps or math.ceil(config.epochs * len(dataset.train_y) / images_per_step(config))
+
+
+def peak_lr(config: TrainConfig) -> float:
+    """Return the largest learning rate of the run.
+
+    Source: linear scaling: Goyal et al. 2017 (arXiv 1706.02677), section 2.1.
+    """
+    return config.lr * (images_per_step(config) / 256 if config.lr_scaling == "linear" else 1.0)
+
+
+def lr_factor(config: TrainConfig, step: int, total: int) -> float:
+    """Return what the learning rate is multiplied by at a total step: a linear rise, then a cosine or nothing."""
+    warmup = config.warmup * total
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.lr_schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / (total - warmup), 1)))

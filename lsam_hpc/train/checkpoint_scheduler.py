@@ -1,0 +1,168 @@
+"""Decides when a training job is saved, collects the state, and restores it."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+
+import numpy as np
+import torch
+
+from lsam_hpc import rma
+from lsam_hpc.train.checkpoint import Checkpoints, State
+from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.train.job import Chain
+
+POLL = 8  # local steps between two reads of the shared step of the next set; over a network each is a round trip
+FIRST_SECONDS = 1.0  # assumed time to write a checkpoint before the first was written
+
+
+class CheckpointScheduler:
+    """Checkpoints a chain between steps; the constructor is collective.
+
+    Args:
+        config: the job's options.
+        checkpoints: writes the files.
+        chain: to be saved.
+        seconds: training time of earlier attempts.
+    """
+
+    def __init__(self, config: TrainConfig, checkpoints: Checkpoints, chain: Chain, seconds: float) -> None:
+        opt = chain.opt
+        self.enabled = config.checkpoint_every != "none"  # a job that is stopped is saved in any case
+        self._checkpoints, self._chain, self._opt = checkpoints, chain, opt
+        self._earlier, self._began = seconds, time.perf_counter()
+        self._every = int(config.checkpoint_every) if config.checkpoint_every.isdecimal() else None
+        self._mtbf = 3600 * config.mtbf
+        # With auto the interval is measured: the lowest responsive rank decides and publishes the step of the next set.
+        auto = config.checkpoint_every == "auto" and config.mode != "lockstep"
+        self._requested = rma.Counter(opt.comm) if auto else None
+        self._request_at = self._began + self._interval()
+        self._last = self._number()
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all attempts."""
+        return self._earlier + time.perf_counter() - self._began
+
+    def step(self) -> None:
+        """Write a checkpoint if one is due; call it between steps."""
+        number = self._due()
+        if number is not None:
+            self._last = number
+            self._checkpoints.write(number, self._state())
+        self._checkpoints.write_manifests(self._opt.unresponsive_ranks)
+
+    def last(self, step: int, *, finished: bool) -> None:
+        """Write the last set, after all chains have ended; the caller calls `opt.rendezvous()` before and after.
+
+        Args:
+            step: of the set, the same on every rank.
+            finished: whether the job's budget is spent.
+        """
+        self._checkpoints.write(step, self._state())
+        self._checkpoints.wait()
+        self._opt.rendezvous()
+        self._checkpoints.write_manifests(self._opt.failed_ranks, at_once=True, finished=finished)
+
+    def close(self) -> None:
+        """Wait for the file being written; collective unless ranks have failed."""
+        self._checkpoints.wait()
+        if self._requested is not None and not self._opt.failed_ranks:
+            self._requested.close()
+
+    def _due(self) -> int | None:
+        """Return the step of the set that is due, None if none is due."""
+        if self._every is not None:
+            number = self._number() // self._every * self._every
+            return number if number > self._last else None
+        if self._requested is None:
+            return None
+        if time.perf_counter() >= self._request_at:
+            self._request_at = time.perf_counter() + self._interval()
+            if self._opt.comm.rank == self._first():
+                self._requested.add(self._number() - self._requested.value)
+        if self._opt.local_step % POLL:  # by steps, not by time: the ranks of a group must read at the same step
+            return None
+        requested = self._opt.alike(lambda: self._requested.value)  # type: ignore[union-attr]
+        return requested if requested > self._last else None
+
+    def _number(self) -> int:
+        """Return the global step; in lockstep, one that is equal on all ranks at the same local step."""
+        opt = self._opt
+        return opt.local_step * opt.comm.size if opt.lockstep else opt.global_step
+
+    def _first(self) -> int:
+        """Return the lowest responsive rank."""
+        return min(set(range(self._opt.comm.size)) - set(self._opt.unresponsive_ranks), default=0)
+
+    def _interval(self) -> float:
+        """Return the optimal interval between checkpoints, in seconds.
+
+        Source: Young 1974, "A first order approximation to the optimum checkpoint interval": sqrt(2 * cost * MTBF).
+        """
+        return math.sqrt(2 * (self._checkpoints.seconds or FIRST_SECONDS) * self._mtbf)
+
+    def _state(self) -> State:
+        opt = self._opt.state_dict()
+        if self._opt.shares_center and self._opt.comm.rank > self._first():
+            opt["center"]["y"] = None  # the file of the lowest rank holds it
+        return {
+            "opt": opt,
+            "batches": self._chain.batches.state_dict(),
+            "buffers": dict(self._chain.model.named_buffers()),
+            "random": _random_state(),
+            "seconds": self.seconds,
+        }
+
+
+def resume(chain: Chain, state: State | None, center: State | None) -> None:
+    """Restore a chain, or start a new chain at the saved center; collective.
+
+    Args:
+        chain: just made.
+        state: of this rank, None if the set has no file of it.
+        center: the saved center; read on rank 0 only.
+
+    Raises:
+        InputError: a state does not fit; on all ranks alike.
+    """
+    opt = chain.opt
+    center = opt.comm.bcast(center)
+    opt_state = state["opt"] if state is not None else opt.state_dict()
+    if state is None:  # a new chain begins at the center
+        opt_state["lsam"] |= {"sample": center["y"], "anchor": center["y"], "anchor_version": center["version"]}
+    if state is None or opt_state["center"]["y"] is None:
+        opt_state["center"] = center
+    opt.load_state_dict(opt_state)
+    if state is None:
+        return
+    chain.batches.load_state_dict(state["batches"])
+    _set_random_state(state["random"])
+    with torch.no_grad():
+        for name, buffer in chain.model.named_buffers():
+            buffer.copy_(state["buffers"][name])
+
+
+def _random_state() -> State:
+    version, numbers, gauss = random.getstate()
+    name, keys, at, has_gauss, cached = np.random.get_state()  # user code may draw from numpy's global stream
+    states: State = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), at, has_gauss, cached],
+    }
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_state(state: State) -> None:
+    torch.set_rng_state(state["torch"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, at, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), at, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,155 @@
+"""The benchmarks run and report numbers; their speed is not tested."""
+
+import json
+import sys
+
+import pytest
+
+from lsam_hpc import InputError
+from lsam_hpc.cli import main
+from lsam_hpc.tools.bench import main as bench
+from lsam_hpc.tools.bench.base import Report, medians
+from tests.helpers.mpis import available, run
+
+QUICK = ("--quick", "--repeats", "1")
+# Several in one job, because starting a job takes most of the time.
+TOGETHER = """
+import sys
+from lsam_hpc.cli import main
+for name in sys.argv[2:]:
+    code = main(["bench", name, "--quick", "--repeats", "1", "--json", f"{sys.argv[1]}/{name}.json"])
+    assert code == 0, name
+"""
+
+
+def checked(path, ranks):
+    """Return the report of a quick run after checks that apply to every report."""
+    report = Report.read(path)
+    assert report.quick
+    assert report.machine["ranks"] == str(ranks)
+    assert report.command.endswith(f"lsam bench {report.benchmark} --repeats 1 --quick")
+    assert report.command.startswith("mpirun") == (ranks > 1)
+    page = bench.load(report.benchmark).page([report])
+    assert "the numbers mean nothing" in page
+    assert f"`{report.command}`" in page
+    return report
+
+
+@pytest.mark.slow("a benchmark")
+@pytest.mark.parametrize("name", ["startup", "optimizer", "log"])
+def test_benchmarks_without_mpi(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # pytorch_optimizer writes there
+    assert main(["bench", name, *QUICK, "--json", str(tmp_path / "b.json")]) == 0
+    report = checked(tmp_path / "b.json", 1)
+    assert all(v != 0 for row in report.rows for v in row.values())
+    assert next(key for key in report.rows[0] if key) in capsys.readouterr().out
+
+
+@pytest.mark.slow("a benchmark")
+def test_bench_train_times_lsam_train(tmp_path):
+    words = (sys.executable, "-m", "lsam_hpc", "bench", "train", *QUICK, "--json", str(tmp_path / "b.json"))
+    done = run([*words], timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = checked(tmp_path / "b.json", 1).rows
+    assert [row[""] for row in rows] == ["mlp, batch 32, SGD", "mlp, batch 32, LSAM"]
+    for row in rows:
+        ours, bare = row["lsam train, images/s"], row["bare loop, images/s"]
+        assert row["lsam train : bare"] == pytest.approx(ours / bare)
+        assert row["more per step, us"] == pytest.approx(1e6 * 32 * (1 / ours - 1 / bare))
+
+
+@pytest.mark.slow("a benchmark")
+def test_benchmarks_of_several_ranks(tmp_path):
+    mpi = next(iter(available().values()))
+    firsts = {
+        "exchange": "training thread held up",
+        "straggler": "own rates, summed",
+        "progress": "1 ms",
+        "growth": 1000,
+    }
+    done = run(mpi.command(2, mpi.forked, "-c", TOGETHER, str(tmp_path), *firsts), timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reports = {name: checked(tmp_path / f"{name}.json", 2) for name in firsts}
+    for name, first in firsts.items():
+        assert first in [next(iter(row.values())) for row in reports[name].rows]
+    assert done.stdout.count("repeats: 1") == len(firsts)  # printed by one rank
+    model, huge = reports["growth"].rows
+    assert model["SAM step ms"] > 0
+    assert "GB needed" in huge["skipped"]
+    assert huge["SAM step ms"] == ""
+
+
+@pytest.mark.slow("a benchmark")
+def test_growth_counts_the_copies_of_a_model(tmp_path):
+    """3 million parameters: `_held` counts private memory, and shared memory once."""
+    mpi = next(iter(available().values()))
+    code = """
+import ctypes, sys
+import torch
+from mpi4py import MPI
+from lsam_hpc import rma
+from lsam_hpc.tools.bench import growth
+comm, size = MPI.COMM_WORLD, 3_000_000
+before = growth._held(comm)
+vector = torch.ones(size)
+with rma.Center(comm, size) as center:
+    center.read(vector.numpy())
+    center.add(vector.numpy())
+    rma.barrier(comm)
+    held = growth._held(comm) - before
+total = comm.allreduce(held) / 4 / size
+assert abs(total - (comm.size + 1)) < 0.1, total
+"""
+    done = run(mpi.command(2, mpi.python, "-c", code), timeout=120)  # not forked: a forked process shares memory
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_benchmark_of_several_ranks_needs_several():
+    mpi = next(iter(available().values()))
+    one = run(mpi.command(1, mpi.forked, "-m", "lsam_hpc", "bench", "exchange"), timeout=60)
+    assert one.returncode == 2
+    assert one.stderr.count("expected 2 ranks or more, as in mpirun -n 2 lsam bench exchange, found 1") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (
+            ("log", "--json", "no/such/b.json"),
+            "--json: expected a file in a directory that exists, found no/such/b.json",
+        ),
+        (("log", "--json", "."), "--json: expected a file in a directory that exists, found ."),
+        (("log", "--repeats", "0"), "--repeats: expected 1 or more, found 0"),
+        (("simulate", "--json", "no/b.json"), "--json: expected a file in a directory that exists, found no/b.json"),
+        (("simulate", "--np", "2,x"), "--np: expected numbers of ranks such as 1,2,4, found 2,x"),
+        (("simulate", "--np", "0"), "--np: expected numbers of ranks such as 1,2,4, found 0"),
+        (("simulate", "--seconds", "nan"), "--seconds: expected a number from 1 on, found nan"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_measured(words, named, capsys):
+    assert main(["bench", *words]) == 2
+    assert capsys.readouterr().err == f"lsam bench: {named}\n"
+
+
+def test_medians_are_timed_in_turn_after_warm_up_rounds():
+    order = []
+    seconds = medians(20, {name: (lambda: None, lambda n=name: order.append(n)) for name in "ab"})
+    assert order == ["a", "b"] * 22
+    assert set(seconds) == {"a", "b"}
+
+
+@pytest.mark.parametrize("argv", [["bench", "nothing"], ["bench", "optimizer", "--repeats", "0"], ["bench", "report"]])
+def test_bad_usage(argv, capsys):
+    try:
+        code = main(argv)
+    except InputError:
+        code = None
+    assert code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_report_is_unchanged_by_writing_and_reading(tmp_path):
+    report = Report("log", "lsam bench log", 3, False, {"ranks": "1"}, [{"": "a", "x": 0.1 + 0.2}])
+    report.write(tmp_path / "r.json")
+    assert Report.read(tmp_path / "r.json") == report
+    assert json.loads((tmp_path / "r.json").read_text())["rows"][0]["x"] == 0.1 + 0.2

@@ -1,0 +1,72 @@
+"""Which rank requests checkpoint sets, and when."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from lsam_hpc import rma
+from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
+from lsam_hpc.train.config import TrainConfig
+
+SECONDS = 0.05  # between sets
+
+
+class Written:
+    """Records the steps of checkpoints and writes nothing."""
+
+    seconds = 1.0
+
+    def __init__(self):
+        self.numbers = []
+
+    def write(self, number, state):
+        self.numbers.append(number)
+
+    def write_manifests(self, failed):
+        pass
+
+    def wait(self):
+        pass
+
+
+def make(comm, unresponsive):
+    opt = SimpleNamespace(
+        comm=comm,
+        unresponsive_ranks=unresponsive,
+        failed_ranks=[],
+        lockstep=False,
+        shares_center=True,
+        local_step=0,
+        global_step=0,
+        alike=lambda number: number(),
+        state_dict=lambda: {"center": {"y": 0}},
+    )
+    chain = SimpleNamespace(opt=opt, model=nn.Identity(), batches=SimpleNamespace(state_dict=dict))
+    config = TrainConfig(checkpoint_every="auto", mtbf=SECONDS**2 / (2 * Written.seconds * 3600))
+    written = Written()
+    return CheckpointScheduler(config, written, chain, 0.0), opt, written
+
+
+@pytest.mark.mpi(np=[1, 4])
+def test_one_rank_requests_the_sets_for_all(comm):
+    check(comm, [], range(comm.size))
+
+
+@pytest.mark.mpi(np=[2, 4])
+def test_the_lowest_responsive_rank_requests_the_sets(comm):
+    check(comm, [0] if comm.rank else [], range(1, comm.size))
+
+
+def check(comm, unresponsive, stepping):
+    scheduler, opt, written = make(comm, unresponsive)
+    deadline = time.monotonic() + 60
+    while comm.rank in stepping and not written.numbers and time.monotonic() < deadline:
+        opt.local_step += 1
+        opt.global_step += comm.size
+        scheduler.step()
+        time.sleep(1e-3)
+    rma.barrier(comm)
+    scheduler.close()
+    assert bool(written.numbers) == (comm.rank in stepping)

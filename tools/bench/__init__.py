@@ -1,0 +1,1 @@
+"""The benchmarks of `lsam bench`."""
