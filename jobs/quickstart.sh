@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs lsam-hpc into .venv (or the active environment) and trains a classifier of handwritten digits with four
-# chains on this machine. Run it again at no cost. Arguments go to `lsam train`; RANKS=N changes the number of chains.
+# chains on this machine. Later runs skip the installation. Arguments go to `lsam train`; RANKS=N sets the number of
+# chains.
 #
 #   bash jobs/quickstart.sh
 #   RANKS=2 bash jobs/quickstart.sh --coupling kernel --rho 0.1

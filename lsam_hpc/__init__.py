@@ -1,4 +1,4 @@
-"""Landscape-Smoothed SAM (arXiv 2509.03110) on MPI: chains that meet asynchronously through a shared center.
+"""Landscape-Smoothed SAM (arXiv 2509.03110) on MPI: asynchronous chains that share a center.
 
 Importing the package loads none of MPI, Horovod, h5py and matplotlib; each is loaded when it is first used.
 """

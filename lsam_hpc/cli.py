@@ -22,15 +22,15 @@ VERBS = {
     "bench": ("lsam_hpc.tools.bench.main", "benchmark lsam-hpc against a peer and the hardware's limit"),
     "simulate": ("lsam_hpc.tools.simulate", "predict throughput and staleness on another machine"),
     "monitor": ("lsam_hpc.tools.monitor", "show the progress of a run's ranks while it runs"),
-    "inspect": ("lsam_hpc.tools.inspect_run", "print a summary of a run, or check every row of it"),
-    "merge": ("lsam_hpc.tools.merge", "write a run, also a killed one, into one file"),
+    "inspect": ("lsam_hpc.tools.inspect_run", "print a summary of a run, or verify all its rows"),
+    "merge": ("lsam_hpc.tools.merge", "merge the logs of a run, finished or killed, into one file"),
     "export": ("lsam_hpc.tools.export", "write a run as CSV, Parquet, npz, TensorBoard events or landscape files"),
     "trajectory": ("lsam_hpc.tools.trajectory", "draw the paths of chains and center on a plane of states"),
     "surface": ("lsam_hpc.tools.surface", "evaluate the loss on a line or plane around a state, and draw it"),
     "path": ("lsam_hpc.tools.path", "measure loss barriers between states, and find curves of low loss"),
     "spectrum": ("lsam_hpc.tools.spectrum", "compute eigenvalues, trace and spectral density of the Hessian"),
     "sharpness": ("lsam_hpc.tools.sharpness", "measure the average and the largest rise of the loss in a ball"),
-    "diagnose": ("lsam_hpc.tools.diagnose", "check whether the chains are samples, and say what to change"),
+    "diagnose": ("lsam_hpc.tools.diagnose", "check whether the chains sample well, and suggest changes"),
     "timeline": ("lsam_hpc.tools.timeline", "write steps, exchanges and waits as a trace for Perfetto"),
     "report": ("lsam_hpc.tools.report", "write one HTML file about a run"),
 }
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `lsam VERB ...`.
 
     Returns:
-        0: done; 2: bad usage or input; 3: stopped after a checkpoint; 4: ranks were lost. A bug leaves with a
-        traceback, and ends all ranks of an MPI job.
+        0: done; 2: bad usage or input; 3: stopped after a checkpoint; 4: ranks failed. Other exceptions
+        print a traceback and abort all ranks of an MPI job.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(
@@ -57,29 +57,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     try:
-        given = parser.parse_args(argv)
+        options = parser.parse_args(argv)
     except InputError as error:
         print(f"lsam: {error}", file=sys.stderr)
         return 2
     try:
-        if given.verb in STARTS_MPI and not {"-h", "--help"} & set(given.rest):
+        if options.verb in STARTS_MPI and not {"-h", "--help"} & set(options.rest):
             preflight.start()
-        code = int(importlib.import_module(VERBS[given.verb][0]).main(given.rest))
+        code = int(importlib.import_module(VERBS[options.verb][0]).main(options.rest))
         sys.stdout.flush()
         return code
     except preflight.StartError as error:
         if error.speaks:
-            print(f"lsam {given.verb}: {error}", file=sys.stderr)
+            print(f"lsam {options.verb}: {error}", file=sys.stderr)
         return 2 if error.speaks else 0
     except InputError as error:
         if not error.everywhere or _rank() == 0:
-            print(f"lsam {given.verb}: {error}", file=sys.stderr)
+            print(f"lsam {options.verb}: {error}", file=sys.stderr)
         if not error.everywhere:
             _abort_at_exit(2)
         return 2
     except SystemExit:  # --help
         raise
-    except BrokenPipeError:  # `lsam inspect RUN | head`: nobody reads on; keep the interpreter's exit from trying again
+    except BrokenPipeError:  # as in `lsam inspect RUN | head`; the interpreter must not flush stdout again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseException:
@@ -88,12 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rank() -> int:
-    found = sys.modules.get("mpi4py.MPI")
-    return int(found.COMM_WORLD.rank) if found is not None and found.Is_initialized() else preflight.launched_rank()
+    mpi = sys.modules.get("mpi4py.MPI")
+    return int(mpi.COMM_WORLD.rank) if mpi is not None and mpi.Is_initialized() else preflight.launched_rank()
 
 
 def _abort_at_exit(status: int) -> None:
-    """Have MPI end the whole job when this rank leaves: the others may wait for it for ever."""
+    """Let MPI abort the whole job when this rank exits: the others might wait for it forever."""
     if "mpi4py.MPI" in sys.modules:
         from mpi4py import MPI
         from mpi4py.run import set_abort_status

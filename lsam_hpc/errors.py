@@ -1,14 +1,14 @@
-"""The one error that stands for bad input."""
+"""The exception for bad input."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message is one line: the thing, what was expected, what was found.
+    """The user's input is wrong. The message is one line: "name: expected X, found Y".
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with code 2.
 
     Args:
         message: the line.
-        everywhere: whether all ranks of the job raise it alike, so that one of them may speak for all.
+        everywhere: True if all ranks of the job raise the same error, so that one rank prints it. Default False.
     """
 
     def __init__(self, message: str, *, everywhere: bool = False) -> None:

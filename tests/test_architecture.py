@@ -1,4 +1,4 @@
-"""The rooms of lsam_hpc: a room imports from rooms below it only, and nothing imports in a circle."""
+"""The rooms of lsam_hpc: a room imports from rooms below it only, and no modules import in a circle."""
 
 import ast
 import importlib
@@ -32,7 +32,7 @@ ROOMS = {
     "__main__": {"torch", "h5py", "horovod"},
 }
 ORDER = list(ROOMS)
-# Pairs that the order would allow, and that stay apart all the same: the mathematics is read and tested without MPI.
+# Imports that are forbidden although the order allows them: the mathematics is tested without MPI.
 APART = {("optim", "rma"), ("optim", "trajectory"), ("landscape", "distributed"), ("train", "landscape")}
 
 
@@ -41,7 +41,7 @@ def modules():
     for folder, package in ((ROOT / "lsam_hpc", "lsam_hpc"), (ROOT / "tools", "lsam_hpc.tools")):
         for file in sorted(folder.rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
-            if (package, parts[0]) != ("lsam_hpc", "tools"):  # which is a link to the other folder
+            if (package, parts[0]) != ("lsam_hpc", "tools"):  # a link to the other folder
                 yield ".".join([package, *parts]).removesuffix(".__init__"), file
 
 
@@ -50,7 +50,7 @@ FILES = list(MODULES.values())
 
 
 def imports(file):
-    """Yield the dotted names of what a file imports, wherever in it, for type checkers too."""
+    """Yield the dotted names of all imports in a file, also in functions and for type checkers."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -68,29 +68,29 @@ def room(module):
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "lsam_hpc"])
 def test_imports_point_down(module):
-    own = room(module)
+    importer = room(module)
     for name in imports(MODULES[module]):
         top, other = name.split(".")[0], room(name)
         if top != "lsam_hpc":
-            assert top not in ROOMS[own], f"{module} imports {top}"
-        elif other not in ("", own):  # of the package itself there is only the version to be had
-            assert ORDER.index(other) < ORDER.index(own), f"{module} imports {name}, from a room above"
-            assert (own, other) not in APART, f"{module} imports {name}"
+            assert top not in ROOMS[importer], f"{module} imports {top}"
+        elif other not in ("", importer):  # from the package itself only the version is imported
+            assert ORDER.index(other) < ORDER.index(importer), f"{module} imports {name}, from a room above"
+            assert (importer, other) not in APART, f"{module} imports {name}"
 
 
 def test_nothing_imports_in_a_circle():
     """The modules can be ordered so that each imports from those before it only."""
-    left = {name: {other for other in imports(file) if other in MODULES} - {name} for name, file in MODULES.items()}
-    while free := {name for name, needed in left.items() if not needed & left.keys()}:
-        left = {name: needed for name, needed in left.items() if name not in free}
-    assert not left, f"in circles, or above one: {sorted(left)}"
+    rest = {name: {other for other in imports(file) if other in MODULES} - {name} for name, file in MODULES.items()}
+    while free := {name for name, needed in rest.items() if not needed & rest.keys()}:
+        rest = {name: needed for name, needed in rest.items() if name not in free}
+    assert not rest, f"in a circle, or importing one: {sorted(rest)}"
 
 
 @pytest.mark.parametrize(
     "package", ["lsam_hpc", *(f"lsam_hpc.{room}" for room in ("optim", "rma", "trajectory", "landscape"))]
 )
-def test_every_name_of_a_package_is_there_and_is_no_module_of_it(package):
-    # A module of the same name would take its place as soon as somebody imports it.
+def test_public_names_exist_and_differ_from_module_names(package):
+    # Importing a module of the same name would replace the attribute.
     loaded = importlib.import_module(package)
     assert all(getattr(loaded, name) is not None for name in loaded.__all__)
     assert not {f"{package}.{name}" for name in loaded.__all__} & MODULES.keys()
@@ -136,7 +136,7 @@ def test_logs_are_read_and_exported_without_torch():
     assert not {"torch", "mpi4py", "horovod", "pandas", "matplotlib"} & set(loaded.split())
 
 
-def test_the_top_level_holds_what_the_design_says():
+def test_the_top_level_holds_no_other_files():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {line.split("/")[0] for line in listed.splitlines()}
     files = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}

@@ -1,4 +1,4 @@
-"""The documentation's examples run, its commands exist, its links lead somewhere, and its site builds."""
+"""The documentation's examples run, its commands exist, its links are valid, and its site builds."""
 
 import re
 import shlex
@@ -68,12 +68,12 @@ def test_commands_name_verbs_and_options_that_exist(capsys):
     known = {verb: options_of(verb, capsys) for verb in {verb for _, verb, _ in commands}}
     for page, verb, options in commands:
         taken = known[verb]
-        if verb == ("simulate",) and "--train" in options:  # it hands what it does not know to `lsam train`
+        if verb == ("simulate",) and "--train" in options:  # it passes unknown options to `lsam train`
             taken = taken | options_of(("train",), capsys)
         assert set(options) <= taken, f"{page}: lsam {' '.join(verb)}"
 
 
-def test_links_lead_somewhere():
+def test_links_are_valid():
     for name, text in PAGES.items():
         prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
         for link in re.findall(r"\]\(([^)#]*[./][^)#]*)\)", prose):

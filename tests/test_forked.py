@@ -1,4 +1,4 @@
-"""A forked program is as one that Python started: its files, signals, exit code and end."""
+"""A forked program behaves like one started by Python: its files, signals and exit code."""
 
 import os
 import signal
@@ -27,32 +27,32 @@ def start(*words, **more):
     )
 
 
-def ended(*words, **more):
+def result_of(*words, **more):
     with start(*words, **more) as process:
         out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 
 
-def test_it_has_torch_unless_its_libraries_would_read_other_variables():
-    assert ended("-c", TORCH) == (0, "True\n", "")
-    assert ended("-c", TORCH, env={"OMP_NUM_THREADS": "2"}) == (0, "False\n", "")
-    assert ended("-X", "dev", "-c", TORCH)[1] == "False\n"
+def test_torch_is_preloaded_unless_variables_of_its_libraries_differ():
+    assert result_of("-c", TORCH) == (0, "True\n", "")
+    assert result_of("-c", TORCH, env={"OMP_NUM_THREADS": "2"}) == (0, "False\n", "")
+    assert result_of("-X", "dev", "-c", TORCH)[1] == "False\n"
 
 
 @pytest.mark.parametrize(
     "code", ["1/0", "import sys; sys.exit(7)", "import sys; sys.exit('why')", "import os; os._exit(3)"]
 )
-def test_it_ends_as_python_does(code):
+def test_exit_code_and_output_are_those_of_python(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60)
-    assert ended("-c", code) == (done.returncode, done.stdout, done.stderr)
+    assert result_of("-c", code) == (done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
-def test_a_signal_that_it_dies_of_is_its_end(number):
-    assert ended("-c", f"import os; os.kill(os.getpid(), {number})")[0] == -number
+def test_a_fatal_signal_gives_its_exit_code(number):
+    assert result_of("-c", f"import os; os.kill(os.getpid(), {number})")[0] == -number
 
 
-def test_signals_reach_it_and_a_kill_ends_it():
+def test_signals_are_delivered_and_a_kill_ends_the_program():
     code = (
         "import os, signal; signal.signal(signal.SIGUSR1, lambda *_: print('seen', flush=True)); "
         "print(os.getpid(), flush=True)\nwhile True: signal.pause()"
@@ -68,10 +68,10 @@ def test_signals_reach_it_and_a_kill_ends_it():
         time.sleep(0.01)
 
 
-def test_its_files_have_their_numbers_and_stay_open():
-    numbers = range(3, 10)  # what a shell can name
+def test_inherited_files_keep_their_numbers_and_stay_open():
+    numbers = range(3, 10)  # those that a shell can redirect
     code = f"import gc, os; gc.collect(); [os.write(n, os.read(0, 1)) for n in {[*numbers]}]; print(os.getcwd())"
-    others = [start("-c", "import sys; sys.stdin.read()") for _ in range(3)]  # the server knows files of theirs
+    others = [start("-c", "import sys; sys.stdin.read()") for _ in range(3)]  # the server holds their files too
     try:
         files = " ".join(f"{number}>&1" for number in numbers)
         words = ["sh", "-c", f'exec {files}; exec "$@"', "sh", next(iter(available().values())).forked, "-c", code]
@@ -84,9 +84,9 @@ def test_its_files_have_their_numbers_and_stay_open():
             process.communicate(timeout=60)
 
 
-def test_the_server_outlasts_stand_ins_that_are_killed_while_they_ask():
+def test_the_server_survives_clients_that_are_killed_during_a_request():
     for delay in range(40):
         with start("-c", "import time; time.sleep(60)") as process:
             time.sleep(delay / 1000)  # from before it connects until its program runs
             process.kill()
-    assert ended("-c", TORCH) == (0, "True\n", "")
+    assert result_of("-c", TORCH) == (0, "True\n", "")

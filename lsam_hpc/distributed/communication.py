@@ -1,4 +1,4 @@
-"""What ties a rank to the others: windows, peers, groups and helper threads, as the options say."""
+"""A rank's connections to the other ranks: windows, peer table, group and helper threads."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Communication:
     """A rank's windows and threads; making and closing them is collective.
 
     Args:
-        comm: the ranks.
+        comm: communicator of all ranks.
         start: the center's start, shape (P,), the same on every rank.
         options: checked by `check_communication`.
-        seed: of the random graph.
-        max_delta_ratio: of the filter on what gossip reads.
+        seed: seed of the random graph.
+        max_delta_ratio: of the filter on states read by gossip.
         group_reduce: as of `LSAM`.
         group_ranks: as of `LSAM`.
         group_average: as of `LSAM`.
@@ -66,7 +66,7 @@ class Communication:
                 "MPI runs without MPI_THREAD_MULTIPLE: exchanges are not overlapped, and ranks wait for each other%s",
                 f" ({needed})" if needed else "",
             )
-        # The half-precision center has a helper thread of its own.
+        # The half-precision center has its own helper thread.
         helped = not needed or not multiple or options.wire_dtype != "float32"
         self._progress = None if helped else rma.ProgressThread(comm)
         self.peers = rma.PeerTable(comm, start.size if publish != "none" else 0, start.dtype.name)
@@ -109,7 +109,7 @@ class Communication:
             self.center = LeaderCenter(self.peers, lambda: self._reported)
         if self.group is not None:
             self.center = GroupCenter(self.center, self.group)
-        self._background = ThreadExecutor(self._stuck) if options.overlap and multiple and not lockstep else None
+        self._background = ThreadExecutor(self._stalled) if options.overlap and multiple and not lockstep else None
         self.executor: Executor = self._background or InlineExecutor()
         if multiple:
             self._watcher = threading.Thread(target=self._watch, name="lsam-watch", daemon=True)
@@ -131,13 +131,13 @@ class Communication:
         self._reported = unresponsive
 
     def rendezvous(self, results: Sequence[float]) -> NDArray[Any]:
-        """Wait until every other rank has come here as often or is lost, and return all ranks' records.
+        """Wait until every other rank has called this as often or has failed; return all ranks' records.
 
         Args:
-            results: up to 16 numbers for the others to read.
+            results: up to 16 numbers that the other ranks can read.
 
         Returns:
-            The records of `rma.PeerTable`; `failed_ranks` then holds the ranks that were lost.
+            The records of `rma.PeerTable`; `failed_ranks` then holds the failed ranks.
         """
         records, failed_ranks = self.peers.rendezvous(self._patience, results)
         self.failed_ranks = sorted({*self.failed_ranks, *failed_ranks})
@@ -147,9 +147,9 @@ class Communication:
         """Restore the center and the step counter; every rank calls it, and a barrier must follow.
 
         Args:
-            center: "y", shape (P,), and "version": alike on every rank if the center is shared.
-            sample: of this chain, shape (P,).
-            global_steps: that all chains have claimed.
+            center: "y", shape (P,), and "version"; equal on all ranks if the center is shared.
+            sample: this chain's sample, shape (P,).
+            global_steps: number of steps that all chains have claimed.
         """
         if self.peers.size:
             self.peers.publish(sample.cpu().numpy())
@@ -160,7 +160,7 @@ class Communication:
         self.counter.set(global_steps)
 
     def close(self) -> None:
-        """Free everything; collective unless ranks were lost: then it is left to the process's end."""
+        """Free everything; collective. If ranks have failed, the windows stay allocated until the process ends."""
         self._closing.set()
         if self._watcher is not None:
             self._watcher.join()
@@ -175,13 +175,13 @@ class Communication:
             if part is not None:
                 part.close()
 
-    def _stuck(self) -> bool:
+    def _stalled(self) -> bool:
         """Return True if a stalled exchange is explained by an unresponsive rank."""
         self.report_heartbeats()
         return bool(self._reported)
 
     def _watch(self) -> None:
-        # Steps may be minutes apart, in an evaluation for instance: what lives is the process.
+        # A step may take minutes, for example with an evaluation: the heartbeat shows that the process runs.
         while not self._closing.wait(self._patience / 6):
             self.peers.heartbeat()
             self.report_heartbeats()

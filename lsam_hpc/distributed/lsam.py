@@ -1,4 +1,4 @@
-"""The package's face: a chain of LSAM on every MPI rank."""
+"""LSAM over MPI: one chain on every rank."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class LSAMArguments(StepOptions, CommunicationOptions, CouplingOptions, AscentOp
 
 @documented(LSAMArguments)
 class LSAM(LocalLSAM):
-    """Landscape-Smoothed SAM over MPI: every rank's chain meets the others through a center in RMA windows.
+    """Landscape-Smoothed SAM over MPI: every rank runs a chain, and the chains share a center in RMA windows.
 
-    The constructor is collective: it checks that all ranks have the same parameters, and starts all from rank 0's.
-    From then until `close` no rank waits for another. A thread of its own exchanges while the chain computes.
+    The constructor is collective: it checks that all ranks have parameters of the same shapes, and copies rank 0's to
+    all. From then until `close` no rank waits for another. A separate thread exchanges while the chain computes.
 
     Examples:
         >>> with LSAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1) as opt:  # doctest: +SKIP
@@ -60,10 +60,10 @@ class LSAM(LocalLSAM):
     Args:
         base: the optimizer that takes the step.
         {options}
-        comm: the ranks. Default: COMM_WORLD.
+        comm: communicator of the ranks. Default: COMM_WORLD.
         model: module whose BatchNorm statistics move at x only, and are averaged by the center.
         on_exchange: called with the record of each exchange.
-        state_callback: gets the states of each exchange, in the thread that does it.
+        state_callback: called with the states of each exchange, in the thread that runs it.
         group_reduce: sums a vector over the ranks of a group in place. Default: torch.distributed if it is initialized,
             else Horovod if it is, else MPI.
         group_ranks: the ranks of this rank's group, where groups are not neighbours; the groups partition the ranks.
@@ -79,7 +79,7 @@ class LSAM(LocalLSAM):
 
     @takes(LSAMArguments)
     def __init__(self, base: Optimizer, arguments: LSAMArguments) -> None:
-        # A communicator of its own keeps this class's barriers from meeting the caller's.
+        # A duplicate: this class's collectives must not match those of the caller.
         comm = (MPI.COMM_WORLD if arguments.comm is None else arguments.comm).Dup()
         sam = SAMArguments(**keywords(arguments, AscentOptions), model=arguments.model)
 
@@ -111,7 +111,7 @@ class LSAM(LocalLSAM):
             max_delta_ratio=arguments.max_delta_ratio,
             **{name: getattr(arguments, name) for name in ("group_reduce", "group_ranks", "group_average")},
         )
-        del start, host  # a model's size of memory
+        del start, host  # frees as much memory as the parameters take
         group, counter = self.communication.group, self.communication.counter
         steps: SharedSteps
         if self.lockstep:
@@ -136,43 +136,43 @@ class LSAM(LocalLSAM):
             on_exchange=arguments.on_exchange,
             state_callback=arguments.state_callback,
         )
-        rma.barrier(comm)  # nobody moves the center before all chains are coupled to its start
+        rma.barrier(comm)  # no rank changes the center before all chains have read its start
 
     @property
     def failed_ranks(self) -> list[int]:
-        """The ranks that were lost, known after `rendezvous` or `close`."""
+        """The ranks that failed, as of the last `rendezvous` or `close`."""
         return self.communication.failed_ranks
 
     @property
     def unresponsive_ranks(self) -> list[int]:
-        """The ranks that show no sign of life now."""
+        """The ranks without a heartbeat for `heartbeat_timeout` seconds."""
         return self.communication.unresponsive_ranks
 
     @property
     def shares_center(self) -> bool:
-        """Whether all ranks have one center."""
+        """True if all ranks share one center (topology center)."""
         return self.communication.windows is not None
 
     def alike(self, number: Callable[[], int]) -> int:
-        """Return a number that is the same on all ranks of a group: its leader's; collective in the group."""
+        """Return the number that the leader of this rank's group computes; collective in the group."""
         group = self.communication.group
         return number() if group is None else group.draw(number)
 
     def stop(self) -> None:
-        """Have `steps` end on every rank, each at its next step, in lockstep at the next exchange.
+        """End `steps` on every rank: at its next step, in lockstep at the next exchange.
 
-        Any rank may call it, and none waits.
+        Any rank may call this, and no rank waits.
         """
         self.communication.counter.add(STOP)
 
     def rendezvous(self, results: Sequence[float] = ()) -> NDArray[Any]:
-        """Wait until every rank has come here as often as this one, or is lost; nobody needs another's help.
+        """Wait until every other rank has called this as often as this one, or has failed.
 
         Args:
-            results: up to 16 numbers for the others to read.
+            results: up to 16 numbers that the other ranks can read.
 
         Returns:
-            The records of all ranks, see `rma.PeerTable`; those of lost ranks as they were last.
+            The records of all ranks, see `rma.PeerTable`; those of failed ranks are their last ones.
         """
         self.drain()
         return self.communication.rendezvous(results)
@@ -180,8 +180,8 @@ class LSAM(LocalLSAM):
     def close(self) -> None:
         """Free the windows, after the last step on every rank; a second call does nothing.
 
-        Collective, unless ranks were lost: then it waits for those that are left, and frees nothing. MPI cannot be
-        finalized then: the process must leave by `os._exit`, as `lsam` does.
+        Collective. If ranks have failed, it waits for the other ranks only, and frees nothing. MPI cannot be finalized
+        then: the process must end by `os._exit`, as `lsam` does.
         """
         if self._closed:
             return
@@ -201,7 +201,7 @@ class LSAM(LocalLSAM):
             self.close()
 
     def step(self, closure: Callable[[], Any] | None = None, scaler: GradScaler | None = None) -> Any:  # noqa: ANN401
-        """Take one step, as `SAM.step`, and let the others know the loss."""
+        """Take one step, as `SAM.step`, and publish the loss to the other ranks."""
         loss = super().step(closure, scaler)
         if isinstance(loss, (Tensor, float)):
             self.observe(loss)
@@ -211,11 +211,11 @@ class LSAM(LocalLSAM):
         self.communication.peers.update(local_step, global_step, self._loss.value)
 
     def observe(self, loss: Tensor | float) -> None:
-        """Tell the others this chain's mini-batch loss; `step` does it, loops in phases do it for topology `leader`."""
+        """Add a mini-batch loss to the published one. `step` calls it; loops in phases must with topology `leader`."""
         self._loss.add(loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the chain's state and, under "center", y and its counts as they are now."""
+        """Return the chain's state and, under "center", the present y, its version and the claimed steps."""
         state = super().state_dict()
         y = torch.empty(self.communication.center.size, dtype=self._coupler.dtype)
         self.communication.center.peek(y)
@@ -228,7 +228,7 @@ class LSAM(LocalLSAM):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, each rank its own; collective. A shared center becomes rank 0's.
+        """Load what `state_dict` returned on this rank; collective. A shared center is loaded from rank 0's state.
 
         Raises:
             InputError: a rank's state does not fit; on all ranks alike.
@@ -246,22 +246,22 @@ class LSAM(LocalLSAM):
         def load() -> None:
             try:
                 super(LSAM, self).load_state_dict(state_dict)
-            except (ValueError, KeyError) as error:  # torch's own, of the base optimizer's state
+            except (ValueError, KeyError) as error:  # torch raises them for the base optimizer's state
                 raise InputError(f"state_dict: expected the state of this optimizer, found: {error}") from error
 
-        own = rma.raise_on_all(self.comm, check)
+        center = rma.raise_on_all(self.comm, check)
         rma.raise_on_all(self.comm, load)
-        first = self.comm.bcast(own)
+        rank_0_center = self.comm.bcast(center)
         self._loss.set(state_dict["loss"])
         self.communication.load(
-            own if self.communication.windows is None else first, state_dict["lsam"]["sample"], first["tickets"]
+            rank_0_center if self.shares_center else center, state_dict["lsam"]["sample"], rank_0_center["tickets"]
         )
         self._report_step(self.local_step, self.global_step)
         rma.barrier(self.comm)
 
 
 def _require_equal(comm: MPI.Intracomm, arguments: LSAMArguments, shared: Sequence[Tensor]) -> None:
-    """Raise InputError on all ranks unless they have the same tensors, and the same options where ranks must agree."""
+    """Raise InputError on all ranks unless the tensors' shapes and the options that must be equal are equal."""
     rma.require_equal(comm, "the number of parameters", sum(p.numel() for p in shared))
     rma.require_equal(comm, "the parameters' shapes and types", [(tuple(p.shape), p.dtype) for p in shared])
     names = ["coupling", "mode", "budget", "wire_dtype", "topology", "publish", "max_delay", "overlap"]
@@ -276,7 +276,7 @@ def _require_equal(comm: MPI.Intracomm, arguments: LSAMArguments, shared: Sequen
 
 
 def _default_pull(options: CommunicationOptions, ranks: int, chains: int) -> float:
-    """Return 0.9 over the number of chains whose samples move a center."""
+    """Return 0.9 divided by the number of chains whose samples move a center."""
     if options.topology == "gossip":
         return 0.9 / (1 + min(options.degree, ranks - 1))
     return 0.9 / (ranks if options.topology == "leader" else chains)

@@ -10,16 +10,16 @@ from mpi4py import MPI
 from lsam_hpc import rma
 from lsam_hpc.distributed.groups import Group
 
-STOP = 1 << 40  # added to the shared counter by each rank that stops: more than any budget
+STOP = 1 << 40  # added to the shared counter by `LSAM.stop`: larger than any budget
 
 
 class SharedSteps:
-    """One number that all ranks draw from: a fast rank takes more of the steps.
+    """A shared step counter: each rank takes its next global step from it, so that fast ranks take more steps.
 
     Args:
-        counter: the number.
-        taken: called after each step with this chain's steps and the global step.
-        group: ranks that take each step together. Default: none.
+        counter: the shared counter.
+        taken: called after each step with this chain's local step and the global step.
+        group: ranks that take each step together. Default: no group.
     """
 
     def __init__(self, counter: rma.Counter, taken: Callable[[int, int], None], group: Group | None = None) -> None:
@@ -31,7 +31,7 @@ class SharedSteps:
         if step < STOP:
             return step
         if self.group is None or self.group.leads:
-            self.counter.add(-1)  # nobody takes this step
+            self.counter.add(-1)  # this step is not taken
         return None
 
     def limit(self, total: int) -> int:
@@ -39,18 +39,18 @@ class SharedSteps:
         return total
 
     def alike(self, number: Callable[[], int]) -> int:
-        """Return a number that is the same on all ranks of a group: its leader's; collective in the group."""
+        """Return the number that the group's leader computes; collective in the group."""
         return number() if self.group is None else self.group.draw(number)
 
 
 class EqualShares(SharedSteps):
-    """Every chain takes the same number of steps; the shared number only says when to stop.
+    """Every chain takes the same number of steps; the shared counter only carries the request to stop.
 
     Args:
-        counter: the number.
+        counter: the shared counter.
         taken: as of `SharedSteps`.
         comm: all ranks.
-        group: ranks that take each step together. Default: none.
+        group: ranks that take each step together. Default: no group.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class EqualShares(SharedSteps):
         return local_step * self._chains + self._index
 
     def limit(self, total: int) -> int:
-        """Return the budget, rounded up to equal shares: ranks in lockstep need as many exchanges each."""
+        """Return the budget, rounded up to equal shares: in lockstep all ranks must exchange equally often."""
         return -(-total // self._chains) * self._chains
 
     def _stops(self, since_exchange: int) -> bool:
@@ -75,7 +75,7 @@ class EqualShares(SharedSteps):
 
 
 class LockstepShares(EqualShares):
-    """Equal shares in lockstep: ranks check for a stop right after an exchange, so that all see the same."""
+    """Equal shares in lockstep: ranks check for a stop right after an exchange, so that all stop at the same step."""
 
     def _stops(self, since_exchange: int) -> bool:
         if since_exchange:

@@ -1,4 +1,4 @@
-"""Makes a rank's chain and its log, when a script takes its first step."""
+"""Makes a rank's chain and its log at the first step of a script."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def make_chain(
 
     Args:
         base: the optimizer that takes the steps.
-        options: of the script.
-        model: the module that the parameters are of, if one was called.
-        ranks: of this rank's group, this one among them.
+        options: the script's options.
+        model: the module that holds the parameters; None if no such module was called.
+        ranks: the ranks of this rank's group, with this rank.
         average: averages gradients over the group.
-        log: of the run, if there is to be one.
+        log: the run's log; None: no log.
     """
     comm = session.comm
 
     def check() -> None:
         if options.mask == "norm" and model is None:
-            raise InputError("mask: expected a module that holds the parameters for norm, found none that was called")
+            raise InputError("mask: norm: expected a call of the module that holds the parameters, found none")
 
     rma.raise_on_all(comm, check)
     communication = keywords(options, CommunicationOptions)
@@ -84,7 +84,7 @@ class ChainLog:
 
     Args:
         run: the log.
-        run_dir: where it is.
+        run_dir: the run directory.
     """
 
     def __init__(self, run: RunLog, run_dir: Path) -> None:
@@ -92,25 +92,25 @@ class ChainLog:
         self._run_dir = run_dir
 
     def step(self, chain: LSAM, loss: object) -> None:
-        """Log the step that the chain has just taken; a loss that is no number is left open."""
+        """Log the step that the chain has just taken; a loss that is not a number is logged as NaN."""
         known = isinstance(loss, (Tensor, float))
         self.run.step(chain, chain.global_step - 1, float(loss) if known else math.nan)  # type: ignore[arg-type]
 
     def close(self, result: dict[str, float], lost: Sequence[int]) -> None:
-        """Write the result; the lowest rank that is left says where the run is."""
+        """Write the result; the lowest live rank prints the run directory."""
         self.run.close(result)
         if session.comm.rank == min(set(range(session.comm.size)) - set(lost)):
             print(f"run directory: {self._run_dir}    summary: lsam inspect {self._run_dir}", flush=True)
 
 
 def make_log(base: Optimizer, names: dict[Tensor, str], options: Options, number: int) -> ChainLog | None:
-    """Return this rank's log, or None if none is asked for; collective.
+    """Return this rank's log, or None without one; collective.
 
     Args:
         base: the optimizer.
-        names: of its parameters.
-        options: of the script.
-        number: of the optimizers that have a log already: the next ones' directories end in -2, -3, ...
+        names: the parameters' names.
+        options: the script's options.
+        number: number of optimizers that have a log already; the next ones' directories end in -2, -3, ...
     """
     comm = session.comm
     rma.require_equal(comm, "out", options.out)
@@ -136,7 +136,7 @@ def group_sets(hvd: Any, size: int, comm: MPI.Intracomm) -> Any:  # noqa: ANN401
     """Return the process set of this rank's group of `size` neighbours; collective.
 
     Raises:
-        InputError: the ranks are no multiple of it.
+        InputError: `size` does not divide the number of ranks.
     """
     if size < 1 or comm.size % size:
         raise InputError(f"group_size: expected a divisor of the {comm.size} ranks, found {size}", everywhere=True)

@@ -18,10 +18,10 @@ from lsam_hpc.horovod.wrapped import LsamOptimizer
 
 
 class _Alone:
-    """In place of a process set: a rank whose gradients Horovod leaves alone."""
+    """Stands for a process set of one rank, whose gradients Horovod must not average."""
 
     def included(self) -> bool:
-        """Return False: nothing is sent."""
+        """Return False, so that Horovod sends nothing."""
         return False
 
 
@@ -38,26 +38,26 @@ def DistributedOptimizer(  # noqa: N802, PLR0917 - Horovod's name and arguments
     process_set: Any = hvd.global_process_set,  # noqa: ANN401
     **lsam: Any,  # noqa: ANN401
 ) -> LsamOptimizer:
-    """Return an LSAM of an optimizer, where `horovod.torch.DistributedOptimizer` returns one that averages gradients.
+    """Return an LSAM optimizer, with the signature of `horovod.torch.DistributedOptimizer`.
 
-    Each rank is a chain by itself, and its gradients are its own; with a process set or `group_size` the ranks of a set
-    are one chain, and Horovod averages their gradients in the backward pass as the arguments say.
+    Each rank is one chain, and its gradients are not averaged. With a process set or `group_size`, the ranks of a group
+    form one chain, and Horovod averages their gradients in the backward pass.
 
     Args:
-        optimizer: takes the steps.
+        optimizer: the optimizer that takes the steps.
         named_parameters: as Horovod's; the names go into the log.
-        compression: of the gradients within a group.
-        backward_passes_per_step: before `step`.
-        op: `Average` (default) or `Sum`, within a group. `Adasum` is refused.
+        compression: of the gradients, within a group.
+        backward_passes_per_step: backward passes before each `step`.
+        op: `Average` (default) or `Sum`, within a group; not `Adasum`.
         gradient_predivide_factor: within a group.
         num_groups: within a group.
-        groups: of parameters, within a group.
+        groups: groups of parameters, within a group of ranks.
         sparse_as_dense: within a group.
-        process_set: the group. Default: each rank is one, or as `group_size` says.
-        **lsam: the options of LSAM: docs/horovod.md; they win over LSAM_* variables and LSAM_CONFIG.
+        process_set: this rank's group. Default: `group_size` neighbouring ranks, or this rank alone.
+        **lsam: options of LSAM, see docs/horovod.md; they override LSAM_* variables and LSAM_CONFIG.
 
     Raises:
-        InputError: an option is wrong, or Adasum is asked for.
+        InputError: an option is wrong, or `op` is Adasum.
     """
     options = resolve(lsam)
     if op == hvd.Adasum:
@@ -66,13 +66,13 @@ def DistributedOptimizer(  # noqa: N802, PLR0917 - Horovod's name and arguments
             "parameters, and LSAM's ranks each have their own"
         )
     rank = session.comm.rank
-    own_set = process_set is not hvd.global_process_set
-    if own_set and options.group_size > 1:
+    grouped = process_set is not hvd.global_process_set
+    if grouped and options.group_size > 1:
         raise InputError(f"group_size: expected 1 with a process_set, found {options.group_size}")
-    if not own_set and options.group_size > 1:
-        process_set, own_set = group_sets(hvd, options.group_size, session.comm), True
+    if not grouped and options.group_size > 1:
+        process_set, grouped = group_sets(hvd, options.group_size, session.comm), True
     ranks = [rank]
-    if own_set and process_set.included():
+    if grouped and process_set.included():
         ranks = list(range(session.comm.size)) if process_set is hvd.global_process_set else list(process_set.ranks)
     reducer = HorovodOptimizer(
         optimizer,
@@ -86,11 +86,11 @@ def DistributedOptimizer(  # noqa: N802, PLR0917 - Horovod's name and arguments
         sparse_as_dense=sparse_as_dense,
         process_set=process_set if len(ranks) > 1 else _Alone(),
     )
-    # Of the optimizer's own class too, as Horovod's: scripts and schedulers may ask.
+    # A subclass of the optimizer's class, as in Horovod: scripts and schedulers may call isinstance.
     kind = type(type(optimizer).__name__, (LsamOptimizer, type(optimizer)), {"__init__": LsamOptimizer.__init__})
     made: LsamOptimizer = kind(optimizer, reducer, ranks, options)
     return made
 
 
-# Horovod asks whether an optimizer's module is that of `DistributedOptimizer` to tell its own optimizers from torch's.
+# Horovod recognizes its own optimizers by the module of `DistributedOptimizer`.
 DistributedOptimizer.__module__ = "horovod.torch.optimizer"

@@ -1,4 +1,4 @@
-"""LSAM's options in a Horovod script: keywords, over LSAM_* variables, over a file, over the defaults; no torch."""
+"""LSAM's options in a Horovod script: keywords override variables, which override a file; no torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lsam_hpc.options.logging import LoggingOptions
 from lsam_hpc.options.option import kind, option
 
 PREFIX = "LSAM_"
-# Variables of ours that are no options: the file's name, and what the installation and the tests use.
+# LSAM_* variables that are not options: the file's name, and those of the installation and the tests.
 OTHERS = ("LSAM_CONFIG", "LSAM_MPI", "LSAM_WHEELS", "LSAM_TEST_MPICH")
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True)
 class Options(LoggingOptions, CommunicationOptions, CouplingOptions, AscentOptions):
-    """Options of the drop-in; numbers may be functions of the global step where they are keywords."""
+    """Options of a Horovod script; as keywords, numbers may be schedules."""
 
     ascent: Literal["auto", "exact", "stale"] = option(  # type: ignore[assignment]
         "auto", "gradient of the ascent. auto: exact where step gets a closure, else stale; exact; stale"
@@ -34,13 +34,13 @@ class Options(LoggingOptions, CommunicationOptions, CouplingOptions, AscentOptio
     group_ascent: Literal["averaged"] = option(
         "averaged", "gradient of the ascent in a group: the group's mean, which Horovod leaves in the backward pass"
     )
-    eval_center: bool = option(True, "model.eval() holds the center until model.train()")
+    eval_center: bool = option(True, "model.eval() loads the center, and model.train() the sample")
     save_center: bool = option(True, "model.state_dict() returns the center")
     out: str | None = option(None, "run directory for logs; default: no logs")
     overwrite: bool = option(False, "replace the run in out")
 
     def described(self) -> dict[str, Any]:
-        """Return the options as JSON can hold them: callables by their names."""
+        """Return the options for JSON, with callables as their repr."""
         return {name: repr(v) if callable(v) else v for name, v in dataclasses.asdict(self).items()}
 
 
@@ -48,36 +48,36 @@ HINTS: dict[str, Any] = typing.get_type_hints(Options)
 
 
 def resolve(keywords: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> Options:
-    """Return the options that hold.
+    """Return the options of a script.
 
     Args:
-        keywords: that `DistributedOptimizer` was given.
-        env: with LSAM_RHO=0.1 and so on, and LSAM_CONFIG=FILE.
+        keywords: keyword arguments of `DistributedOptimizer`.
+        env: environment variables, such as LSAM_RHO=0.1 and LSAM_CONFIG=FILE.
 
     Raises:
-        InputError: an option is unknown, or of another type.
+        InputError: an option is unknown or has another type.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if file := env.get("LSAM_CONFIG"):
-        found |= read_options(Path(file), HINTS)
+        values |= read_options(Path(file), HINTS)
     for variable in sorted(env):
         if variable.startswith(PREFIX) and variable not in OTHERS:
             name = variable.removeprefix(PREFIX).lower()
             if name not in HINTS:
                 raise InputError(unknown_option(variable, [PREFIX + known.upper() for known in HINTS]))
-            found[name] = _typed(variable, env[variable], kind(HINTS[name]))
+            values[name] = _typed(variable, env[variable], kind(HINTS[name]))
     for name, value in keywords.items():
         if name not in HINTS:
             raise InputError(f"DistributedOptimizer: {unknown_option(name, list(HINTS))}")
-        found[name] = value if value is None or callable(value) else _typed(name, value, kind(HINTS[name]))
-    options = Options(**found)
+        values[name] = value if value is None or callable(value) else _typed(name, value, kind(HINTS[name]))
+    options = Options(**values)
     if options.ascent not in ("auto", "exact", "stale"):
         raise InputError(f"ascent: expected auto, exact or stale in a Horovod script, found {options.ascent!r}")
     return options
 
 
 def variable(name: str) -> str:
-    """Return the variable of an option."""
+    """Return the name of an option's environment variable."""
     return PREFIX + name.upper()
 
 

@@ -23,24 +23,24 @@ from lsam_hpc.util.arguments import Parser
 
 HELP = {
     "system": "slurm, pbs or lsf; default: the one whose programs are on the PATH",
-    "name": "of the job",
+    "name": "name of the job",
     "nodes": "number of nodes",
-    "ranks_per_node": "chains on a node; with GPUs by default one for each",
-    "cpus_per_rank": "cores for each",
-    "gpus_per_node": "GPUs that are asked for on each node",
-    "time": "limit, hours:minutes:seconds",
-    "partition": "or queue",
-    "account": "or project",
-    "directives": "more of the scheduler's options, one a line",
-    "setup": "shell lines that have python, lsam and their MPI found; default: this Python's folder is on the PATH",
-    "environment": "NAME=VALUE, one a line",
-    "launch": "what starts the ranks, such as 'srun --mpi=pmi2'; default: by the system and this Python's MPI",
-    "requeue": "how often at most the job starts again after it was stopped or killed",
-    "warn": "seconds before the time limit at which the ranks write a checkpoint and end",
+    "ranks_per_node": "ranks on a node; with GPUs, by default one per GPU",
+    "cpus_per_rank": "cores for each rank",
+    "gpus_per_node": "GPUs to request on each node",
+    "time": "time limit, hours:minutes:seconds",
+    "partition": "partition or queue",
+    "account": "account or project",
+    "directives": "further options of the scheduler, one per line",
+    "setup": "shell lines that put python, lsam and their MPI on the PATH; default: put this Python's folder there",
+    "environment": "environment variables, NAME=VALUE, one per line",
+    "launch": "command that starts the ranks, such as 'srun --mpi=pmi2'; default: set by the system and Python's MPI",
+    "requeue": "largest number of restarts after the job was stopped or killed",
+    "warn": "seconds before the time limit at which the ranks write a checkpoint and exit",
     "sweep": "OPTION=VALUE,VALUE,...: one run for each value, in an array job",
-    "chain": "number of jobs that go on one after another in the same run directory",
+    "chain": "number of jobs that continue the same run one after another",
     "pack": "tar file of the environment, for the nodes' own disks (Slurm)",
-    "disk": "folder that is each node's own, for the environment that --pack names",
+    "disk": "folder on each node's own disk, for the environment of --pack",
 }
 HINTS = {"system": str | None, **{k: v for k, v in typing.get_type_hints(Job).items() if k in HELP}}
 _WORD = re.compile(r"[\w.:@+%-]+")
@@ -50,9 +50,9 @@ _VARIABLE = re.compile(r"[A-Za-z_]\w*=.*")
 
 def main(argv: Sequence[str]) -> int:
     """Run `lsam submit`; return the exit code."""
-    system, job, dry = parse(argv)
+    system, job, dry_run = parse(argv)
     script = render(job, system)
-    if dry:
+    if dry_run:
         print(script, end="")
         return 0
     previous = ""
@@ -63,10 +63,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
-    """Return the batch system, the job, and whether its script is only shown.
+    """Return the batch system, the job, and whether to print its script only.
 
     Raises:
-        InputError: an option is unknown or out of its range, or there is no command.
+        InputError: an option is unknown or out of range, or no command is given.
     """
     parser = Parser(
         prog="lsam submit",
@@ -86,34 +86,34 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
             f"--{name.replace('_', '-')}", type=kind(HINTS[name]), default=argparse.SUPPRESS, help=shown
         )
     argv = list(argv)
-    at = argv.index("--") if "--" in argv else len(argv)
-    known, unknown = parser.parse_known_args(argv[:at])
+    split = argv.index("--") if "--" in argv else len(argv)
+    known, unknown = parser.parse_known_args(argv[:split])
     if unknown:
         raise InputError(unknown_option(unknown[0], [f"--{name.replace('_', '-')}" for name in HELP]))
     flags = vars(known)
-    site, dry = flags.pop("site"), flags.pop("dry_run")
-    given: dict[str, Any] = (read_options(Path(site), HINTS) if site else {}) | flags
-    words = argv[at + 1 :]
+    site, dry_run = flags.pop("site"), flags.pop("dry_run")
+    options: dict[str, Any] = (read_options(Path(site), HINTS) if site else {}) | flags
+    words = argv[split + 1 :]
     if not words:
         raise InputError("command: expected lsam submit [options] -- lsam train ..., found none")
-    system = given.pop("system", None) or _system_here()
+    system = options.pop("system", None) or _installed_system()
     if system not in SYSTEMS:
         raise InputError(f"--system: expected one of {', '.join(SYSTEMS)}, found {system!r}")
-    if given.get("gpus_per_node") and "ranks_per_node" not in given:
-        given["ranks_per_node"] = given["gpus_per_node"]
-    given.setdefault("setup", f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
-    if "launch" in given:
-        given["launch"] = shlex.join(_split("--launch", given["launch"]))
+    if options.get("gpus_per_node") and "ranks_per_node" not in options:
+        options["ranks_per_node"] = options["gpus_per_node"]
+    options.setdefault("setup", f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+    if "launch" in options:
+        options["launch"] = shlex.join(_split("--launch", options["launch"]))
     else:
-        given["launch"] = SYSTEMS[system].openmpi if _is_openmpi() else SYSTEMS[system].mpich
+        options["launch"] = SYSTEMS[system].openmpi if _is_openmpi() else SYSTEMS[system].mpich
     about = " ".join(["Made by:", shlex.join(["lsam", "submit", *argv])])
-    job = Job(command=_command(words, given), about=about, **given)
+    job = Job(command=_command(words, options), about=about, **options)
     check(job, system)
-    return system, job, dry
+    return system, job, dry_run
 
 
 def check(job: Job, system: str) -> None:
-    """Raise InputError for the first value that would not mean in the script what it says."""
+    """Raise InputError for the first value that is out of range or not safe in a batch script."""
     for name in ("nodes", "ranks_per_node", "cpus_per_rank", "chain"):
         if getattr(job, name) < 1:
             raise InputError(f"--{name.replace('_', '-')}: expected 1 or more, found {getattr(job, name)}")
@@ -136,26 +136,26 @@ def check(job: Job, system: str) -> None:
     if job.sweep is not None and not re.fullmatch(r"[a-z][a-z_-]*=[^,]+(,[^,]+)*", job.sweep):
         raise InputError(f"--sweep: expected OPTION=VALUE,VALUE,..., found {job.sweep!r}")
     if job.sweep is not None and job.chain > 1:
-        raise InputError("--sweep: expected it or --chain, found both")
+        raise InputError("--sweep and --chain exclude each other")
     if system == "pbs" and job.sweep is not None and job.requeue:
         raise InputError(
-            f"--requeue: expected 0 with --sweep on PBS, which starts whole arrays only, found {job.requeue}"
+            f"--requeue: expected 0 with --sweep on PBS, which restarts whole arrays only, found {job.requeue}"
         )
     if job.pack is not None and system != "slurm":
         raise InputError(f"--pack: expected Slurm, whose sbcast copies it, found {system}")
     if not job.disk.startswith("/"):
-        raise InputError(f"--disk: expected a folder from / on, found {job.disk!r}")
+        raise InputError(f"--disk: expected an absolute path, found {job.disk!r}")
 
 
-def _command(words: Sequence[str], given: dict[str, Any]) -> str:
-    """Return the command as shell text; a training run gets a directory of its own, and goes on there."""
+def _command(words: Sequence[str], options: dict[str, Any]) -> str:
+    """Return the command as shell text; a training run gets its own directory, and resumes there."""
     text = shlex.join(words)
     if list(words[:2]) == ["lsam", "train"]:
         if not any(word == "--out" or word.startswith("--out=") for word in words):
             text += ' --out "$out"'
         if not any(word.startswith(("--resume", "--overwrite")) for word in words):
             text += " --resume auto"
-    elif given.get("sweep"):
+    elif options.get("sweep"):
         raise InputError(f"--sweep: expected a command lsam train, found {' '.join(words[:2])!r}")
     return text
 
@@ -167,7 +167,7 @@ def _split(option: str, text: str) -> list[str]:
         raise InputError(f"{option}: expected words as in a shell, found {text!r}: {error}") from error
 
 
-def _system_here() -> str:
+def _installed_system() -> str:
     for system, batch in SYSTEMS.items():
         if shutil.which(batch.submit[0]):
             return system
@@ -177,7 +177,7 @@ def _system_here() -> str:
 
 
 def _is_openmpi() -> bool:
-    """Return whether this Python's MPI, which is not started, is Open MPI."""
+    """Return whether this Python's MPI is Open MPI, without starting it."""
     import mpi4py
 
     mpi4py.rc.initialize = False
@@ -192,8 +192,8 @@ def _submit(system: str, script: str, options: Sequence[str]) -> str:
     try:
         done = subprocess.run([program, *flags, *options], input=script, capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"{program}: expected it to take the job, found: {error}") from error
+        raise InputError(f"{program}: expected it to accept the job, found: {error}") from error
     if done.returncode != 0:
-        raise InputError(f"{program}: expected it to take the job, found: {' '.join(done.stderr.split())}")
-    found = re.search(r"<(\d+)>", done.stdout) if system == "lsf" else None  # Job <123> is submitted to queue <q>.
-    return found[1] if found else done.stdout.strip().partition(";")[0]
+        raise InputError(f"{program}: expected it to accept the job, found: {' '.join(done.stderr.split())}")
+    job_id = re.search(r"<(\d+)>", done.stdout) if system == "lsf" else None  # Job <123> is submitted to queue <q>.
+    return job_id[1] if job_id else done.stdout.strip().partition(";")[0]

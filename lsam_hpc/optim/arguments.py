@@ -1,4 +1,4 @@
-"""The keyword arguments of SAM, and what is wrong with them."""
+"""The keyword arguments of SAM, and their check."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lsam_hpc.options.schedules import evaluate
 
 
 class Average(Protocol):
-    """Makes one sampler of several ranks with the same parameters: their gradients become their mean."""
+    """Averages the gradients of several ranks with the same parameters."""
 
-    ascent: bool  # the ascent's gradient too; else each rank climbs its own mini-batch's (m-SAM)
+    ascent: bool  # average the ascent's gradient too; False: each rank ascends along its own (m-SAM)
 
     def __call__(self, parameters: list[Tensor]) -> None:
         """Replace the gradients by their mean over the ranks; collective."""
@@ -35,11 +35,11 @@ class SAMArguments(AscentOptions):
 
 
 def check_arguments(base: Optimizer, arguments: SAMArguments) -> None:
-    """Raise InputError for the first of SAM's arguments that is wrong, before anything is changed."""
+    """Raise InputError for the first wrong argument of SAM, before anything is changed."""
     if not isinstance(base, Optimizer) or hasattr(base, "perturb"):
         raise InputError(f"base: expected a torch optimizer that takes plain steps, found {type(base).__name__}")
     if "sam" in base.__dict__:
-        raise InputError("base: expected an optimizer of its own, found one that another SAM uses")
+        raise InputError("base: expected an optimizer that no other SAM wraps, found one that another SAM wraps")
     resolve(arguments.mask)
     check(arguments)
     ascent, pair = arguments.ascent, arguments.pair

@@ -32,7 +32,7 @@ from lsam_hpc.options.keywords import documented, takes_after_two
 from lsam_hpc.options.option import argument, keywords, part
 from lsam_hpc.options.schedules import evaluate, evaluate_period
 
-# What a chain counts, by its key in a saved state.
+# Key in a saved state -> attribute that holds the count.
 _COUNTS = {
     "_claimed": "_claimed",
     "exchanges": "exchanges",
@@ -68,12 +68,12 @@ class LocalLSAM(SAM):
     * `kernel`: y += pull * (x - y_read), then y_read is read anew; the force lambda (x - y_read) acts at every step.
     * `restart`: as kernel without the force, and the chain continues from the new y.
 
-    The gap of kernel and restart is taken against the center that the chain was coupled to. A delta that is not finite,
-    or far longer than the usual ones, is rejected, and the chain restarts from the center. The noise makes exact
-    Langevin steps only with SGD without momentum.
+    kernel and restart compute the gap to y_read, the center of the chain's last exchange. A delta that is not finite,
+    or longer than `max_delta_ratio` times the running median, is rejected, and the chain restarts from the center. The
+    noise makes exact Langevin steps only with SGD without momentum.
 
-    An exchange is staged at the end of a step and done by the executor. Its result moves the sample at the end of the
-    first step that finds it done; the chain takes steps in between, and restart keeps what they did.
+    An exchange is staged at the end of a step and run by the executor. Its result is applied to the sample at the end
+    of the first step after it is complete. The chain takes steps in between; restart keeps their displacement.
 
     Args:
         base: the optimizer that takes the step.
@@ -81,19 +81,19 @@ class LocalLSAM(SAM):
         {options}
         model: as of `SAM`.
         average: as of `SAM`.
-        steps: counts the steps of all chains. Default: this chain's own.
-        executor: does the exchanges. Default: the training thread, at once.
+        steps: counts the steps of all chains. Default: counts this chain's steps.
+        executor: runs the exchanges. Default: the training thread, immediately.
         on_exchange: called with the record of each exchange.
-        state_callback: gets the states of each exchange, in the thread that does it.
-        fixed_delay: apply results at the next exchange, not before: ranks that do the same exchanges then do so at the
+        state_callback: called with the states of each exchange, in the thread that runs it.
+        fixed_delay: apply results at the next exchange, not before, so that all ranks of a group apply them at the
             same step. Default False.
-        publish_perturbed: other chains read this one's perturbed samples in place of its samples. Default False.
+        publish_perturbed: publish the chain's perturbed samples in place of its samples. Default False.
 
     Raises:
         InputError: an option is out of its range, or the center has another size than the parameters.
 
     Source: Teng & Zhang 2025 (arXiv 2509.03110), theorem 1; elastic: Zhang et al. 2015, "Deep learning with Elastic
-    Averaging SGD" (arXiv 1412.6651), eq. 2-3. The update lines are this project's: the paper's are not public.
+    Averaging SGD" (arXiv 1412.6651), eq. 2-3. The update rules are this project's: the paper's code is not public.
     """
 
     @takes_after_two(ChainArguments)
@@ -108,12 +108,12 @@ class LocalLSAM(SAM):
         self.temperature = arguments.temperature
         self.max_delay = arguments.max_delay
         self.on_exchange = arguments.on_exchange
-        self.stopped = False  # `steps` ended before its budget, because a rank called `stop`
+        self.stopped = False  # True if `steps` ended before its budget, because a rank called `stop`
         self.exchanges = 0
         self.rejected = 0
         self.staleness_sum = 0
         self.staleness_max = 0
-        self.blocked = 0.0  # seconds that exchanges held up the training thread
+        self.blocked = 0.0  # seconds that the training thread waited for exchanges
         self.center_distance = math.nan
         self._counter = arguments.steps or LocalSteps()
         self._since_exchange = 0
@@ -142,16 +142,16 @@ class LocalLSAM(SAM):
             )
 
     def steps(self, total: int) -> Iterator[int]:
-        """Yield the total step of each of this chain's steps until the chains together have taken `total`.
+        """Yield the global step of each of this chain's steps until all chains together have taken `total` steps.
 
-        Take exactly one step in the loop's body. A later call with a larger total goes on where this one ended.
+        Take exactly one step in the loop's body. A later call with a larger total continues where this one ended.
         """
         while (step := self._claim()) is not None and step < self._counter.limit(total):
             yield step
         self.drain()
 
     def drain(self) -> None:
-        """Wait for the exchanges that are on their way and take their results in; `steps` ends so."""
+        """Wait for all exchanges in flight and apply their results; `steps` does so at its end."""
         self._collect(0)
 
     def exchange(self) -> None:
@@ -161,14 +161,14 @@ class LocalLSAM(SAM):
         self.drain()
 
     def show(self) -> None:
-        """Show the witness the sample and the center as they are now: at the end of a run."""
+        """Call the state callback with the present sample and center: at the end of a run."""
         self.check_unperturbed("show")
         self.drain()
         self._coupler.show(self.local_step)
 
     @contextmanager
     def center(self, model: nn.Module, data: Iterable[Tensor] | None = None) -> Iterator[nn.Module]:
-        """Hold the center y in the model's parameters, and the sample x again afterwards, bit for bit.
+        """Return a context in which the model holds the center y; afterwards the sample x is restored bit for bit.
 
         Args:
             model: the module whose parameters are optimized.
@@ -185,20 +185,20 @@ class LocalLSAM(SAM):
             yield model
 
     def at_center(self) -> AbstractContextManager[None]:
-        """Return a context that holds the center in the parameters and the shared statistics, in the modes they are in.
+        """Return a context in which the parameters and the shared statistics hold the center.
 
-        No step may be taken in it.
+        It leaves the modules' training modes as they are. No step may be taken in it.
         """
         self.check_unperturbed("at_center")
         return self._coupler.at_center()
 
     def read_center(self) -> list[Tensor]:
-        """Return the center as it is now: a new tensor for each parameter, then for each shared statistic."""
+        """Return a copy of the present center: a tensor for each parameter, then for each shared statistic."""
         return self._coupler.read_center()
 
     @property
     def shared(self) -> list[Tensor]:
-        """What the center stands for: the parameters, then the BatchNorm statistics of the model."""
+        """The tensors that the center corresponds to: the parameters, then the BatchNorm statistics of the model."""
         return self._coupler.tensors
 
     def stats(self) -> dict[str, float]:
@@ -216,16 +216,16 @@ class LocalLSAM(SAM):
         return [*super()._described(), f"coupling={self.coupling!r}, pull={self.pull}, period={self.period}", counts]
 
     def add_param_group(self, param_group: dict[str, object]) -> None:
-        """Refuse a new group once the center exists: its size is fixed."""
+        """Raise InputError once the center exists, because its size is fixed."""
         if "_coupler" in self.__dict__:
-            raise InputError("add_param_group: expected before LSAM is made: the center's size is fixed then")
+            raise InputError("add_param_group: expected before LSAM is made, which fixes the center's size")
         super().add_param_group(param_group)
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Return SAM's state and, under "lsam", the chain: sample, center it is coupled to, noise generator, counts.
+        """Return SAM's state and, under "lsam", the chain: sample, last center read, noise generator, counts.
 
-        Exchanges on their way are waited for.
+        It waits for all exchanges in flight first.
         """
         self.check_unperturbed("state_dict")
         self.drain()
@@ -239,21 +239,21 @@ class LocalLSAM(SAM):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned: the parameters too, but not the center, which is not this chain's alone.
+        """Load what `state_dict` returned, with the parameters, but without the center, which all chains share.
 
         Raises:
-            InputError: the state is of no chain, or of one with another number of parameters.
+            InputError: the state is not a chain's, or has another number of parameters.
         """
-        own = self._coupler.checked(state_dict.get("lsam"))
+        chain = self._coupler.checked(state_dict.get("lsam"))
         self.drain()
         super().load_state_dict(state_dict)
-        self._coupler.load_state_dict(own)
-        self._generator.set_state(own["generator"].cpu())
+        self._coupler.load_state_dict(chain)
+        self._generator.set_state(chain["generator"].cpu())
         for key, name in _COUNTS.items():
-            setattr(self, name, own[key])
+            setattr(self, name, chain[key])
 
     def _claim(self) -> int | None:
-        """Return this chain's next global step: a new one, unless one was claimed and not taken; None: all stop."""
+        """Return the step that was claimed and not taken yet, or else claim a global step; None if all chains stop."""
         if not self._claimed:
             step = self._counter.claim(self.local_step, self._since_exchange)
             self.stopped = step is None
@@ -263,10 +263,10 @@ class LocalLSAM(SAM):
         return self.global_step
 
     def begin_step(self, scaler: GradScaler | None = None) -> None:
-        """Claim the step, and evaluate what depends on it."""
+        """Claim the global step, and evaluate the hyperparameters at it."""
         self._claim()
         step = self.global_step
-        # All at once, so that a callable that is wrong fails before anything has moved.
+        # All of them first: a schedule that raises must leave the parameters unchanged.
         self._period = evaluate_period(self.period, step)
         self._pull = evaluate("pull", self.pull, step)
         self._stiffness = evaluate("stiffness", self.stiffness, step)
@@ -296,7 +296,7 @@ class LocalLSAM(SAM):
         self._coupler.start(pull, self.local_step)
 
     def ascend(self, ascent: Gradients, *, keep: bool = False) -> None:
-        """Move to x + e along gradients, which are overwritten unless told to keep them."""
+        """Move to x + e along gradients, which are overwritten unless `keep` is True."""
         super().ascend(ascent, keep=keep)
         if self._since_exchange + 1 >= self._period:
             self._coupler.take_perturbed()
@@ -318,10 +318,10 @@ class LocalLSAM(SAM):
                 torch._foreach_add_([p for p, _ in moving], [n for _, n in moving], alpha=scale)
 
     def _collect(self, in_flight: int | None = None) -> None:
-        """Take in the exchanges that are done; wait until no more than `in_flight` are on their way, if given."""
+        """Apply the complete exchanges; with `in_flight`, wait until at most that many are in flight."""
         for record in self._coupler.collect(self.local_step, in_flight):
             if not record.accepted:
-                # What made the sample overflow is in the base optimizer's buffers too.
+                # The values that made the sample diverge are also in the base optimizer's buffers.
                 self.state.clear()
                 self.forget_last()
                 self.rejected += 1
@@ -335,7 +335,7 @@ class LocalLSAM(SAM):
 
 
 def refuse_pair(arguments: SAMArguments) -> None:
-    """Raise InputError if a chain is to share its ascent with another rank: each has its own noise and exchanges."""
+    """Raise InputError for a `pair`: its ranks would need equal noise and exchanges, and chains have their own."""
     if arguments.pair is not None:
         raise InputError("pair: expected with SAM only, found with LSAM, whose ranks each have a chain of their own")
 

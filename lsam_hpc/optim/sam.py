@@ -28,12 +28,12 @@ from lsam_hpc.options.schedules import ScalarOrSchedule, evaluate
 class SAM(Optimizer):
     """The base optimizer's step with the gradient taken at x + e(x).
 
-    `step(closure)` does it all; loops that cannot use a closure call backward at x, `perturb()`, backward again,
+    `step(closure)` takes a whole step. Loops without a closure call backward at x, `perturb()`, backward again,
     `restore()` and `update()`. `param_groups` and `state` are the base optimizer's own objects, so learning-rate
-    schedulers may be given either of the two. A group may have its own `rho`. With rho = 0 a step is the base
+    schedulers accept either optimizer. A group may have its own `rho`. With rho = 0 a step is the base
     optimizer's, to the last bit.
 
-    Where the ascent's gradient comes from, `ascent`:
+    `ascent` selects the gradient of the ascent:
 
     * `exact`: e = e(g), g = grad f(x): two passes. Foret et al. 2021 (arXiv 2010.01412), algorithm 1.
     * `stale`: g is the gradient that the last step went down: one pass; the first step is the base optimizer's. Jo et
@@ -48,8 +48,8 @@ class SAM(Optimizer):
         {options}
         pair: of the parallel ascent: two ranks with the same parameters and mini-batches, of which the first computes
             the gradient at x~ and the second that at y', at the same time. Default None: one rank computes both.
-        model: module whose BatchNorm statistics move at x only, once per step. Default None: they move in every pass.
-        average: makes one data-parallel SAM of several ranks. Default None: this rank's gradients are all.
+        model: module whose BatchNorm statistics change at x only, once per step. Default None: in every pass.
+        average: averages gradients over the ranks of a data-parallel SAM. Default None: a single rank.
 
     Options that are numbers may be functions of the global step where their type says so. A mask may also be an object
     from `lsam_hpc.optim.masks`.
@@ -70,18 +70,18 @@ class SAM(Optimizer):
         self.base = base
         self._ascent = make_ascent(arguments.ascent, arguments.interpolation, arguments.pair)
         self.average = arguments.average
-        self.local_step = 0  # steps done here
-        self.global_step = 0  # steps done by all chains; hyperparameter callables are given it
+        self.local_step = 0  # steps taken by this chain
+        self.global_step = 0  # steps taken by all chains; the argument of schedules
         self._rho: list[ScalarOrSchedule] = [group["rho"] for group in base.param_groups]
         self.frozen = FrozenBatchNormStats(arguments.model)
-        self.keeps_gradients = False  # a stale step copies them, and they stay for the caller to look at
+        self.keeps_gradients = False  # True: a stale step copies them, so that the caller can read them afterwards
         self.passes = [Pass(self) for _ in range(3)]
-        self.overflow = False  # gradients of this step were not finite
+        self.overflow = False  # True if gradients of this step were not finite
         self._unfinished = False  # a step has begun and not ended
         self._set_rho()
         base.__dict__["sam"] = True
 
-    # The base optimizer's own objects, also after it has loaded a state by itself. torch's constructor sets them.
+    # Properties: the base optimizer replaces these objects when it loads a state. torch's constructor sets them.
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The base optimizer's groups."""
@@ -102,7 +102,7 @@ class SAM(Optimizer):
 
     @property
     def ascent(self) -> str:
-        """Where the ascent's gradient comes from; another name begins anew, with no gradient of an earlier step."""
+        """The name of the ascent; setting another name drops the gradients of earlier steps."""
         return self._ascent.name
 
     @ascent.setter
@@ -112,22 +112,22 @@ class SAM(Optimizer):
 
     @property
     def last(self) -> Gradients:
-        """The gradients that the last step left to the next one's ascent; none where it needs none."""
+        """The gradients kept from the last step for the next ascent; empty if the ascent needs none."""
         return self._ascent.last
 
     @property
     def radii_are_0(self) -> bool:
-        """Whether all radii are 0: neither functions of the step, nor changed since they were given."""
+        """True if all radii are the number 0, at construction and now."""
         return all(rho == 0 for rho in self._rho) and all(group.get("rho") == 0 for group in self.param_groups)
 
     @property
     def gamma(self) -> float:
-        """Constant that keeps the ascent's division finite."""
+        """The constant that keeps the ascent's division finite."""
         return self.perturbation.gamma
 
     @property
     def grad_norm(self) -> Tensor:
-        """The norm that the last ascent divided by, less gamma, a scalar tensor; |g| for the l2 metric."""
+        """The gradient norm of the last ascent before gamma is added, a scalar tensor; |g| for the l2 metric."""
         return self.perturbation.grad_norm
 
     @property
@@ -141,12 +141,12 @@ class SAM(Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def step(self, closure: Callable[[], Any] | None = None, scaler: GradScaler | None = None) -> Any:  # noqa: ANN401
-        """Take one step; the parameters are never left perturbed, whatever fails.
+        """Take one step; after any exception too, the parameters are unperturbed.
 
         Args:
             closure: clears the gradients, computes the loss, calls backward (of `scaler.scale(loss)` with a scaler) and
                 returns the loss; called once (stale, or rho 0) or twice, on the same mini-batch.
-            scaler: of mixed precision; the caller calls its `update` afterwards.
+            scaler: gradient scaler of mixed precision; the caller calls its `update` afterwards.
 
         Returns:
             What the closure returned at x (stale: at x + e).
@@ -163,13 +163,13 @@ class SAM(Optimizer):
 
     @torch.no_grad()
     def perturb(self, scaler: GradScaler | None = None) -> None:
-        """Move the parameters to x + e(x); the gradients at x are used up and cleared.
+        """Move the parameters to x + e(x), and clear the gradients at x.
 
         Args:
-            scaler: of mixed precision. After an overflow the parameters stay, and `update` takes no step.
+            scaler: gradient scaler of mixed precision. After an overflow nothing moves, and `update` takes no step.
 
         Raises:
-            RuntimeError: called twice, or there is no gradient to ascend along.
+            RuntimeError: the parameters are perturbed already, or have no gradients.
         """
         if self.perturbation.active:
             raise RuntimeError("perturb: the parameters are perturbed already: call restore() first")
@@ -185,10 +185,10 @@ class SAM(Optimizer):
             self.frozen.on()
 
     def restore(self) -> None:
-        """Bring the parameters back to x, to the last bit; gradients stay.
+        """Restore the parameters x bit for bit; the gradients stay.
 
         Raises:
-            RuntimeError: they are not perturbed.
+            RuntimeError: the parameters are not perturbed.
         """
         if not self.perturbation.active:
             raise RuntimeError("restore: the parameters are not perturbed: call perturb() first")
@@ -200,11 +200,11 @@ class SAM(Optimizer):
         """Take the base optimizer's step with the gradients at x + e.
 
         Args:
-            scaler: of mixed precision. After an overflow in either pass no step is taken; its `update` then lowers the
-                scale. To clip, call `scaler.unscale_(opt.base)` before.
+            scaler: gradient scaler of mixed precision. After an overflow in either pass no step is taken, and its
+                `update` lowers the scale. To clip gradients, call `scaler.unscale_(opt.base)` before.
 
         Raises:
-            RuntimeError: the parameters are still perturbed, or there is no gradient.
+            RuntimeError: the parameters are still perturbed, or have no gradients.
         """
         if self.perturbation.active:
             raise RuntimeError("update: the parameters are still perturbed: call restore() first")
@@ -223,7 +223,7 @@ class SAM(Optimizer):
             self._ascent.before_descent(self)
             self._descend()
             self._ascent.after_descent(self)
-        self._opt_called = True  # what a learning-rate scheduler looks for
+        self._opt_called = True  # learning-rate schedulers of torch check this attribute
         self._unfinished = False
         self._finish()
 
@@ -234,8 +234,8 @@ class SAM(Optimizer):
             return
         rho = param_group.get("rho", self.defaults["rho"])
         evaluate("rho", rho, self.global_step)
-        given = param_group["params"]
-        check_real([given] if isinstance(given, Tensor) else given)
+        params = param_group["params"]
+        check_real([params] if isinstance(params, Tensor) else params)
         self.base.add_param_group({**param_group, "rho": rho})
         self._rho.append(rho)
         self._set_rho()
@@ -248,44 +248,44 @@ class SAM(Optimizer):
         return [f"rho={rho}", f"ascent={self.ascent!r}", f"metric={self.perturbation.metric!r}"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()  # for copy.deepcopy; torch's own keeps only what it knows
+        return self.__dict__.copy()  # for copy.deepcopy; torch's keeps only its own attributes
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base optimizer's state and, under "sam", this one's; `torch.load(weights_only=True)` reads it."""
+        """Return the base optimizer's state and, under "sam", SAM's; `torch.load(weights_only=True)` can read both."""
         self.check_unperturbed("state_dict")
         state = self.base.state_dict()
-        where = {id(p): i for i, p in enumerate(self.parameters)}
+        index = {id(p): i for i, p in enumerate(self.parameters)}
         state["sam"] = {
             "local_step": self.local_step,
             "total_step": self.global_step,
-            "last": {where[id(p)]: g.clone() for p, g in zip(*self.last, strict=True)},
+            "last": {index[id(p)]: g.clone() for p, g in zip(*self.last, strict=True)},
             "mask": self.perturbation.mask.state_dict(self.parameters),
         }
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, or a plain base optimizer's state, which leaves this one's own as it is."""
+        """Load what `state_dict` returned, or a plain base optimizer's state, which leaves SAM's state unchanged."""
         self.check_unperturbed("load_state_dict")
-        own = state_dict.get("sam")
-        if own is not None:
-            self.perturbation.mask.check(own["mask"], self.parameters)
+        sam = state_dict.get("sam")
+        if sam is not None:
+            self.perturbation.mask.check(sam["mask"], self.parameters)
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key in ("state", "param_groups")})
         self._set_rho()
-        if own is not None:
+        if sam is not None:
             params = self.parameters
-            self.local_step, self.global_step = own["local_step"], own["total_step"]
-            last = [(params[i], g.to(params[i].device, copy=True)) for i, g in own["last"].items()]
+            self.local_step, self.global_step = sam["local_step"], sam["total_step"]
+            last = [(params[i], g.to(params[i].device, copy=True)) for i, g in sam["last"].items()]
             self._ascent.last = Gradients([p for p, _ in last], [g for _, g in last])
-            self.perturbation.mask.load_state_dict(own["mask"], params)
+            self.perturbation.mask.load_state_dict(sam["mask"], params)
 
-    def check_unperturbed(self, what: str) -> None:
-        """Raise RuntimeError if the parameters are at x + e, where `what` makes no sense."""
+    def check_unperturbed(self, method: str) -> None:
+        """Raise RuntimeError, naming the method, if the parameters are at x + e."""
         if self.perturbation.active:
-            raise RuntimeError(f"{what}: the parameters are perturbed: call restore() first")
+            raise RuntimeError(f"{method}: the parameters are perturbed: call restore() first")
 
     def ascend(self, ascent: Gradients, *, keep: bool = False) -> None:
-        """Move to x + e along gradients, which are overwritten unless told to keep them."""
+        """Move to x + e along gradients, which are overwritten unless `keep` is True."""
         rhos = {group["rho"] for group in self.param_groups}
         radii: float | list[float] = next(iter(rhos))
         if len(rhos) > 1:
@@ -294,12 +294,12 @@ class SAM(Optimizer):
         self.perturbation.apply(ascent.params, ascent.grads, radii, keep=keep)
 
     def forget_last(self) -> None:
-        """Have the next ascent begin anew, as in the first step."""
+        """Drop the gradients of earlier steps: the next ascent is as in the first step."""
         self._ascent.forget()
 
     def begin_step(self, scaler: GradScaler | None = None) -> None:
-        """Do what comes before the first move of a step."""
-        if self._unfinished:  # the last one failed
+        """Prepare a step, before the parameters first move."""
+        if self._unfinished:  # the last step failed
             forget(scaler, self, self.base)
         self._unfinished = True
         self._set_rho()
@@ -307,7 +307,7 @@ class SAM(Optimizer):
     def _average(self, average: Average, scaler: GradScaler | None) -> None:
         if unscaled(scaler, self.base):
             raise RuntimeError("update: the scaler has unscaled opt.base before the ranks' gradients were averaged")
-        if self.overflow:  # here; through the mean all ranks see it, and none takes the step
+        if self.overflow:  # on this rank: an infinite mean makes all ranks skip the step
             torch._foreach_mul_(present(self.parameters).grads, math.inf)
         average(self.parameters)
 
@@ -316,7 +316,7 @@ class SAM(Optimizer):
         self.base.step()
 
     def _finish(self) -> None:
-        """Do what comes after a step, or after one that was skipped for an overflow."""
+        """Count a step, also one that was skipped after an overflow."""
         self.local_step += 1
         self.global_step += 1
 
@@ -325,5 +325,5 @@ class SAM(Optimizer):
             if callable(rho):
                 group["rho"] = evaluate("rho", rho, self.global_step)
             else:
-                # A loaded state, or the user, may have set another; a plain base optimizer's state has none.
+                # The user or a loaded state may have set another value; a plain base optimizer's state has none.
                 evaluate("rho", group.setdefault("rho", rho), self.global_step)

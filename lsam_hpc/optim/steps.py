@@ -1,4 +1,4 @@
-"""Who counts the steps of all chains."""
+"""The interface of step counters, and the counter of a single chain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class StepCounter(Protocol):
-    """Gives each step of a chain its number among the steps of all chains."""
+    """Assigns each step of a chain its global step: its number among the steps of all chains."""
 
     def claim(self, local_step: int, since_exchange: int) -> int | None:
         """Return the global step of a chain's next step; None if all chains stop.
@@ -17,21 +17,21 @@ class StepCounter(Protocol):
         """
 
     def taken(self, local_step: int, global_step: int) -> None:
-        """Note that a chain has taken a step; both numbers count it."""
+        """Report that a chain has taken a step; both numbers include it."""
 
     def limit(self, total: int) -> int:
         """Return the global step at which a budget of `total` steps ends."""
 
 
 class LocalSteps:
-    """The counter of a chain that is alone: its own steps."""
+    """The counter of a single chain: its global steps are its local steps."""
 
     def claim(self, local_step: int, since_exchange: int) -> int | None:
-        """Return the number of the chain's own steps."""
+        """Return the local step."""
         return local_step
 
     def taken(self, local_step: int, global_step: int) -> None:
-        """Do nothing: nobody else asks."""
+        """Do nothing."""
 
     def limit(self, total: int) -> int:
         """Return the budget."""

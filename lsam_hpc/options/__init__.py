@@ -1,1 +1,1 @@
-"""Every option, with its default, its range and its choices: without torch and MPI."""
+"""Every option, with its default, its range and its choices; no torch and no MPI."""

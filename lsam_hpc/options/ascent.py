@@ -1,4 +1,4 @@
-"""Options of the ascent: how far, along which gradient, in which metric, and in which coordinates."""
+"""Options of the ascent: radius, gradient, metric and coordinates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MaskName = Literal["all", "norm", "random", "fisher"]
 
 
 class MaskObject(Protocol):
-    """A mask from `lsam_hpc.optim.masks`, or one like these."""
+    """A mask from `lsam_hpc.optim.masks`, or an object with the same methods."""
 
     partial: bool
     elementwise: bool

@@ -19,7 +19,7 @@ def flag(name: str) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
-    """Add a flag for each option of a dataclass, in a group per concern; flags that are not given leave no value."""
+    """Add a flag for each option of a dataclass, in one group per concern; a flag that is not given sets no value."""
     hints = typing.get_type_hints(options)
     groups: dict[type, Any] = {}
     for item in fields(options):
@@ -27,18 +27,18 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
         if owner not in groups:
             title, _, rest = (owner.__doc__ or "options").partition("\n")
             groups[owner] = parser.add_argument_group(title.rstrip(".").lower(), rest.strip() or None)
-        how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text(item).replace("%", "%%")}
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text(item).replace("%", "%%")}
         if hints[item.name] is bool:
-            how["action"] = argparse.BooleanOptionalAction
+            settings["action"] = argparse.BooleanOptionalAction
         else:
             known = choices(hints[item.name])
-            how |= {"type": kind(hints[item.name]), "metavar": "{" + ",".join(known) + "}" if known else None}
-        groups[owner].add_argument(flag(item.name), **how)
+            settings |= {"type": kind(hints[item.name]), "metavar": "{" + ",".join(known) + "}" if known else None}
+        groups[owner].add_argument(flag(item.name), **settings)
 
 
 @contextmanager
 def flags_in_messages() -> Iterator[None]:
-    """Turn the option's name at the beginning of an InputError into its flag."""
+    """Replace the option's name at the beginning of an InputError's message by its flag."""
     try:
         yield
     except InputError as error:

@@ -22,7 +22,7 @@ class CommunicationOptions:
     """The communication between ranks."""
 
     mode: Mode = option("async", "lockstep: exchanges in rank order between barriers, reproducible to the bit")
-    overlap: bool = option(True, "exchange in a thread of its own while the chain computes")
+    overlap: bool = option(True, "exchange in a separate thread while the chain computes")
     wire_dtype: WireDtype = option("float32", "type of exchanged numbers; half precision halves the bytes")
     topology: Topology = option(
         "center",
@@ -44,19 +44,19 @@ class CommunicationOptions:
 
 
 def check_communication(options: CommunicationOptions, ranks: int, *, neighbours: bool = True) -> None:
-    """Raise InputError for the first option that is out of its range, or excluded by another.
+    """Raise InputError for the first option that is out of range or excluded by another.
 
     Args:
-        options: to check.
-        ranks: size of the job.
-        neighbours: groups are neighbouring ranks, so that their size divides the ranks. False: ranks are named.
+        options: the options to check.
+        ranks: number of ranks of the job.
+        neighbours: groups are neighbouring ranks, so that `group_size` must divide `ranks`. Default True.
     """
     check(options)
     if neighbours and ranks % options.group_size:
         raise InputError(f"group_size: expected a divisor of the {ranks} ranks, found {options.group_size}")
-    for name, plain in (("wire_dtype", "float32"), ("group_size", 1)):
-        if options.topology != "center" and (value := getattr(options, name)) != plain:
-            raise InputError(f"{name}: expected {plain} without a shared center, found {value}")
-    for name, plain in (("wire_dtype", "float32"), ("group_size", 1), ("topology", "center")):
-        if options.mode == "lockstep" and (value := getattr(options, name)) != plain:
-            raise InputError(f"{name}: expected {plain} in lockstep, found {value}")
+    for name, required in (("wire_dtype", "float32"), ("group_size", 1)):
+        if options.topology != "center" and (value := getattr(options, name)) != required:
+            raise InputError(f"{name}: expected {required} without a shared center, found {value}")
+    for name, required in (("wire_dtype", "float32"), ("group_size", 1), ("topology", "center")):
+        if options.mode == "lockstep" and (value := getattr(options, name)) != required:
+            raise InputError(f"{name}: expected {required} in lockstep, found {value}")

@@ -1,4 +1,4 @@
-"""Options of the coupling: how a chain and the center move each other."""
+"""Options of the coupling between a chain and the center."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DELTA_RATIO = Range(above=1, infinite=True)
 class CouplingOptions:
     """The coupling of a chain with its center."""
 
-    coupling: Coupling = option("elastic", "how chain and center move each other")
+    coupling: Coupling = option("elastic", "rule by which an exchange moves the chain and the center")
     pull: ScalarOrSchedule | None = option(
         None,
         "fraction of the gap between sample and center that an exchange adds to the center; default: 0.9 / chains",
@@ -32,16 +32,16 @@ class CouplingOptions:
     temperature: ScalarOrSchedule = option(
         0.0, "temperature of the Langevin noise; 0: mini-batch noise only", NOT_NEGATIVE
     )
-    center_momentum: float = option(0.0, "momentum of what is added to the center", Range(least=0, below=1))
+    center_momentum: float = option(0.0, "momentum of the center's updates", Range(least=0, below=1))
     max_delay: int = option(
         1,
-        "largest number of exchanges in flight; the elastic coupling only allows more than 1",
+        "largest number of exchanges in flight; only the elastic coupling allows more than 1",
         Range(least=1, whole=True, unit="exchanges"),
     )
     max_delta_ratio: float = option(
         10.0,
-        "largest accepted norm of a delta, as a multiple of the median of the last 64; a rejected chain restarts from "
-        "the center",
+        "largest accepted norm of a delta, as a multiple of the median of the last 64; after a longer one the "
+        "chain restarts from the center",
         DELTA_RATIO,
     )
     seed: int = option(
@@ -61,8 +61,8 @@ class StepOptions:
 
 
 def check_coupling(options: CouplingOptions) -> None:
-    """Raise InputError for the first option of a chain that is out of its range, or excluded by another."""
+    """Raise InputError for the first option that is out of range or excluded by another."""
     check(options)
     if options.max_delay > 1 and options.coupling != "elastic":
-        # Their gap is taken against the center that the chain is coupled to, which the exchange before still brings.
+        # The others compute the gap to the center read by the previous exchange, which may be still in flight.
         raise InputError(f"max_delay: expected 1 with the coupling {options.coupling}, found {options.max_delay}")

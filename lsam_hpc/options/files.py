@@ -1,4 +1,4 @@
-"""Options from a TOML or YAML file, each as its type says."""
+"""Options from a TOML or YAML file, converted to their types."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def read_options(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
     """Return the options that a file gives, by name with underscores.
 
     Args:
-        path: of the file; .toml: TOML, else YAML.
-        hints: the type of each known option.
+        path: path of the file; .toml: TOML, else YAML.
+        hints: type of each known option.
 
     Raises:
         InputError: the file cannot be read, an option is not known, or its value is of another type.
@@ -24,28 +24,28 @@ def read_options(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
     return typed(str(path), read_table(path, "--config"), hints)
 
 
-def typed(where: str, found: dict[Any, Any], hints: dict[str, Any]) -> dict[str, Any]:
-    """Return options by name with underscores, each of its type; those that are None are left out.
+def typed(source: str, values: dict[Any, Any], hints: dict[str, Any]) -> dict[str, Any]:
+    """Return options by name with underscores, converted to their types, without those that are None.
 
     Args:
-        where: they were found, for messages.
-        found: name -> value.
-        hints: the type of each known option.
+        source: where the values come from, for messages.
+        values: name -> value.
+        hints: type of each known option.
 
     Raises:
         InputError: an option is not known, or its value is of another type.
     """
     options = {}
-    for key, value in found.items():
+    for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in hints:
-            raise InputError(f"{where}: {unknown_option(str(key), list(hints))}")
+            raise InputError(f"{source}: {unknown_option(str(key), list(hints))}")
         if value is None:  # as in a run's config.json: not given
             continue
         try:
             options[name] = convert(value, kind(hints[name]))
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{where}: {key}: expected {kind(hints[name]).__name__}, found {value!r}") from error
+            raise InputError(f"{source}: {key}: expected {kind(hints[name]).__name__}, found {value!r}") from error
     return options
 
 
@@ -53,11 +53,11 @@ def read_table(path: Path, option: str = "--suite") -> dict[Any, Any]:
     """Return the keys and values of a TOML file (named *.toml) or a YAML file.
 
     Args:
-        path: of the file.
-        option: that named it.
+        path: path of the file.
+        option: the command-line option that named it, for messages.
 
     Raises:
-        InputError: the file cannot be read, or holds something else.
+        InputError: the file cannot be read, or is no such table.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -65,14 +65,14 @@ def read_table(path: Path, option: str = "--suite") -> dict[Any, Any]:
         raise InputError(f"{option}: expected a readable file, found {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected UTF-8 text, found: {error.reason}") from error
-    found = _load_toml(path, text) if path.suffix == ".toml" else _load_yaml(path, text)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected options and their values, found {type(found).__name__}")
-    return found
+    table = _load_toml(path, text) if path.suffix == ".toml" else _load_yaml(path, text)
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: expected options and their values, found {type(table).__name__}")
+    return table
 
 
 def convert(value: object, to: type) -> object:
-    """Return a value as the option's type; text may be a number, as YAML reads 1e-3; raises TypeError or ValueError."""
+    """Return a value as the option's type; YAML reads 1e-3 as text; raises TypeError or ValueError."""
     if (to is bool) != isinstance(value, bool) or not isinstance(value, (bool, int, float, str)):
         raise TypeError
     converted = to(value)
@@ -102,6 +102,6 @@ def _load_yaml(path: Path, text: str) -> object:
 
 
 def unknown_option(word: str, known: list[str]) -> str:
-    """Return what to say of a word that is no option."""
+    """Return the message for a word that is not an option."""
     close = difflib.get_close_matches(word, known, 1)
     return f"{word}: expected a known option{f' such as {close[0]}' if close else ''}, found an unknown one"

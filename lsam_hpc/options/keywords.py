@@ -1,4 +1,4 @@
-"""Options as keyword arguments: a constructor takes those of a dataclass, typed, and documents them."""
+"""Options as keyword arguments of a constructor: from a dataclass, with types and documentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _C = TypeVar("_C")
 def takes(
     arguments: Callable[_P, _A],
 ) -> Callable[[Callable[[_S, _B, _A], None]], Callable[Concatenate[_S, _B, _P], None]]:
-    """Return a decorator for `__init__(self, base, arguments)`: it is called with the dataclass's fields as keywords.
+    """Return a decorator for `__init__(self, base, arguments)`: callers pass the dataclass's fields as keywords.
 
     Type checkers and editors see the keywords, and so does `inspect.signature`.
     """
@@ -38,7 +38,7 @@ def takes(
 def takes_after_two(
     arguments: Callable[_P, _A],
 ) -> Callable[[Callable[[_S, _B, _C, _A], None]], Callable[Concatenate[_S, _B, _C, _P], None]]:
-    """Return what `takes` does for `__init__(self, base, center, arguments)`."""
+    """Return a decorator as `takes` does, for `__init__(self, base, center, arguments)`."""
 
     def decorate(init: Callable[[_S, _B, _C, _A], None]) -> Callable[Concatenate[_S, _B, _C, _P], None]:
         @functools.wraps(init)
@@ -57,7 +57,7 @@ def _sign(wrapper: Any, init: Callable[..., None], arguments: Callable[..., obje
 
 
 def documented(arguments: type) -> Callable[[_A], _A]:
-    """Return a class decorator that writes the options' help into the docstring, where it says {options}."""
+    """Return a class decorator that replaces {options} in the docstring by the options' help."""
 
     def decorate(cls: Any) -> Any:  # noqa: ANN401 - a class
         lines = "\n".join(f"        {item.name}: {help_text(item)}." for item in fields(arguments))

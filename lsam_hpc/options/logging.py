@@ -1,4 +1,4 @@
-"""Options of the logs: what is logged, and how."""
+"""Options of the logs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LoggingOptions:
     """The logs of a run."""
 
     sketch_every: int = option(
-        1, "steps between sketches, which are made at exchanges; 1: at each exchange; 0: none", COUNT
+        1, "steps between sketches, which are taken at exchanges; 1: at each exchange; 0: none", COUNT
     )
     sketch_buckets: int = option(1024, "numbers per sketch and layer group", AT_LEAST_1)
     sketch_groups: int = option(4, "largest number of layer groups with a sketch of their own", AT_LEAST_1)
@@ -31,13 +31,13 @@ class LoggingOptions:
     snapshot_dtype: str = option("float32", f"type of stored states: {', '.join(DTYPES)}")
     snapshot_compression: str = option("gzip", f"compression of stored states: {', '.join(COMPRESSIONS)}")
     flush_seconds: float = option(
-        5.0, "largest age of a logged row that is not on disk yet, in seconds", Range(above=0, unit="seconds")
+        5.0, "longest time until a logged row is on disk, in seconds", Range(above=0, unit="seconds")
     )
     hdf5_locking: Locking = option("auto", "locks on HDF5 files; off for file systems without locks")
 
 
 def check_logging(options: LoggingOptions) -> None:
-    """Raise InputError for the first option that is out of its range, or a package that the compression needs."""
+    """Raise InputError for the first option that is out of range, or for a missing compression package."""
     check(options)
     for name, known in (("snapshot_dtype", DTYPES), ("snapshot_compression", COMPRESSIONS)):
         if (value := getattr(options, name)) not in known:
@@ -53,10 +53,10 @@ def names_of(text: str) -> tuple[str, ...]:
 
 
 def snapshots_of(options: LoggingOptions) -> Snapshots | None:
-    """Return which states are stored in full; None for none.
+    """Return the settings of the snapshots (states stored in full); None without snapshots.
 
     Raises:
-        InputError: an option is out of its range, or a package that the compression needs is missing.
+        InputError: an option is out of range, or a package that the compression needs is missing.
     """
     every: str | int = options.snapshot_every
     if every == "none":
@@ -67,5 +67,5 @@ def snapshots_of(options: LoggingOptions) -> Snapshots | None:
         every = int(every)
     try:
         return Snapshots(every, names_of(options.snapshot_states), options.snapshot_dtype, options.snapshot_compression)
-    except InputError as error:  # a package that the compression needs
+    except InputError as error:  # the compression's package is missing
         raise InputError(f"snapshot_compression:{str(error).partition(':')[2]}") from error

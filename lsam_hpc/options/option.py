@@ -1,4 +1,4 @@
-"""What an option is: a dataclass field with a default, a help text and, for numbers, a range."""
+"""An option: a dataclass field with a default, a help text and, for numbers, a range."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an option may be.
+    """The numbers that an option accepts.
 
     Args:
-        least: smallest one; None: no limit.
-        above: the number is larger than this.
-        most: largest one.
-        below: the number is smaller than this.
-        whole: whole numbers only.
-        unit: what it counts, for messages.
-        infinite: infinity is allowed too.
+        least: inclusive lower limit; None (default, as for the next three): no limit.
+        above: exclusive lower limit.
+        most: inclusive upper limit.
+        below: exclusive upper limit.
+        whole: accept whole numbers only.
+        unit: unit of the number, for messages.
+        infinite: accept infinity too.
     """
 
     least: float | None = None
@@ -68,19 +68,19 @@ PART = Range(least=0, most=1)
 
 
 def option(default: Any, help: str, range: Range | None = None, *, positional: bool = False) -> Any:  # noqa: ANN401
-    """Return the field of an option, as dataclasses.field does.
+    """Return a dataclass field for an option, as dataclasses.field does.
 
     Args:
-        default: value where none is given.
+        default: default value.
         help: one line for --help and the docs.
-        range: of a number. A function of the global step is checked when it is called.
-        positional: the dataclass takes it as a positional argument too.
+        range: range of a number. A schedule's values are checked when it is evaluated.
+        positional: the dataclass accepts it as a positional argument too. Default False.
     """
     return field(default=default, metadata={"help": help, "range": range}, kw_only=not positional)
 
 
 def argument() -> Any:  # noqa: ANN401 - as dataclasses.field
-    """Return the field of a keyword that is no option: an object, None by default."""
+    """Return a dataclass field for a keyword that is an object and no option; its default is None."""
     return field(default=None, kw_only=True)
 
 
@@ -90,7 +90,7 @@ def fields(options: type) -> Iterator[dataclasses.Field[Any]]:
 
 
 def default(options: type, name: str) -> Any:  # noqa: ANN401 - an option's value
-    """Return the default of an option, for whoever has the same one under the same name."""
+    """Return the default of an option, for other constructors with the same argument."""
     return next(item.default for item in fields(options) if item.name == name)
 
 
@@ -101,7 +101,7 @@ def help_text(item: dataclasses.Field[Any]) -> str:
 
 
 def kind(hint: Any) -> type:  # noqa: ANN401 - a type hint
-    """Return the type of the values that a command line or a file gives: the first of a union, None left out."""
+    """Return the type of an option's values in a command line or a file: the first of a union that is not None."""
     hint = next(part for part in _parts(hint) if part is not type(None))
     if typing.get_origin(hint) is typing.Literal:
         return type(typing.get_args(hint)[0])
@@ -110,9 +110,9 @@ def kind(hint: Any) -> type:  # noqa: ANN401 - a type hint
 
 
 def choices(hint: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a type hint
-    """Return the values that a type names one by one (Literal); none if it does not."""
-    named = (typing.get_args(part) for part in _parts(hint) if typing.get_origin(part) is typing.Literal)
-    return tuple(value for values in named for value in values)
+    """Return the values of a type's Literals; empty if it has none."""
+    literals = (part for part in _parts(hint) if typing.get_origin(part) is typing.Literal)
+    return tuple(value for literal in literals for value in typing.get_args(literal))
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a type hint
@@ -125,10 +125,10 @@ def check(options: Any, name: Callable[[str], str] = str) -> None:  # noqa: ANN4
 
     Args:
         options: the dataclass object.
-        name: turns a field's name into what the message calls it.
+        name: converts a field's name for the message, for example into a flag. Default: unchanged.
 
     Raises:
-        InputError: a value is none of its choices, or out of its range; for the first such option.
+        InputError: a value is not among its choices or out of range; for the first such option.
     """
     hints = typing.get_type_hints(type(options))
     for item in fields(type(options)):
@@ -143,10 +143,10 @@ def check(options: Any, name: Callable[[str], str] = str) -> None:  # noqa: ANN4
 
 
 def part(options: Any, of: type[_T]) -> _T:  # noqa: ANN401 - a dataclass of options
-    """Return the options of one concern out of a dataclass that inherits from it."""
+    """Return the options of one concern from an object of a class that inherits from it."""
     return of(**keywords(options, of))
 
 
 def keywords(options: Any, of: type) -> dict[str, Any]:  # noqa: ANN401 - a dataclass of options
-    """Return the fields of one dataclass out of an object of a class that inherits from it, by name."""
+    """Return the fields of one dataclass, by name, from an object of a class that inherits from it."""
     return {item.name: getattr(options, item.name) for item in dataclasses.fields(of)}

@@ -1,4 +1,4 @@
-"""Options of the built-in training job: data, model, base optimizer, budget, checkpoints."""
+"""Options of `lsam train`: data, model, base optimizer, budget, checkpoints."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ IMAGES = Range(least=1, whole=True)
 class TrainingOptions:
     """The training job."""
 
-    data: str = option("digits", f"data set: {', '.join(DATASETS)}, or MODULE:FUNCTION of your own")
-    data_dir: str | None = option(None, "directory with the data set's files in their usual layout")
-    subset: int | None = option(None, "training images to use, of each class its share; default: all", IMAGES)
-    validation: int = option(0, "number of training images to hold out and test on in place of the test set", COUNT)
-    label_noise: float = option(0.0, "fraction of the training labels to replace by wrong ones", PART)
+    data: str = option("digits", f"data set: {', '.join(DATASETS)}, or your own MODULE:FUNCTION")
+    data_dir: str | None = option(None, "directory with the data set's files as published")
+    subset: int | None = option(None, "training images to use, the same fraction of each class; default: all", IMAGES)
+    validation: int = option(0, "number of training images to hold out for testing, in place of the test set", COUNT)
+    label_noise: float = option(0.0, "fraction of the training labels to replace by wrong labels", PART)
     data_seed: int = option(0, "seed of --subset, --validation and --label-noise, independent of --seed", COUNT)
     augment: Literal["none", "standard"] = option(
-        "none", "standard: shift training images at random, and mirror them where that makes sense"
+        "none", "standard: shift training images at random, and mirror them if the data set allows it"
     )
     cutout: int = option(0, "side of a random square to blank in each training image, in pixels", COUNT)
     model: str | None = option(
-        None, f"model: {', '.join(MODELS)}, or MODULE:FUNCTION of your own; default: depends on --data"
+        None, f"model: {', '.join(MODELS)}, or your own MODULE:FUNCTION; default: depends on --data"
     )
     epochs: float = option(120.0, "passes over the training set, by all ranks together", POSITIVE)
     steps: int | None = option(None, "steps of all chains together, in place of --epochs", Range(least=1, whole=True))
@@ -37,7 +37,7 @@ class TrainingOptions:
     optimizer: Literal["sgd", "lars"] = option("sgd", "base optimizer; lars scales its rate by the layers' norms")
     lr: float = option(0.1, "learning rate", NOT_NEGATIVE)
     lr_scaling: Literal["none", "linear"] = option(
-        "none", "linear: --lr is for 256 images per step, and scales with the images of a chain's step"
+        "none", "linear: --lr is for 256 images per step, and is scaled by the images per step of a chain"
     )
     momentum: float = option(0.9, "momentum of the base optimizer", NOT_NEGATIVE)
     weight_decay: float = option(5e-4, "weight decay of the base optimizer", NOT_NEGATIVE)
@@ -49,7 +49,7 @@ class TrainingOptions:
     reduce: Literal["auto", "horovod", "mpi"] = option(
         "auto", "library that averages the gradients of a group; auto: Horovod if it is installed"
     )
-    stragglers: str = option("none", f"ranks to slow down on purpose: {STRAGGLERS}")
+    stragglers: str = option("none", f"artificially slowed ranks: {STRAGGLERS}")
     resume: Literal["no", "auto", "must"] = option(
         "no", "continue from the newest checkpoint in --out; auto: if there is one; must: fail if there is none"
     )
@@ -57,13 +57,13 @@ class TrainingOptions:
     checkpoint_keep: int = option(2, "number of checkpoints to keep", Range(least=1, whole=True))
     mtbf: float = option(24.0, "mean hours between failures of the job, for --checkpoint-every auto", POSITIVE)
     stop_signals: str = option("USR1,TERM", "signals at which the job writes a checkpoint and exits with code 3")
-    end_margin: float = option(120.0, "seconds before the end of the batch job at which it does the same", NOT_NEGATIVE)
-    requeue: int = option(0, "largest number of times that a stopped job requeues itself in Slurm", COUNT)
+    end_margin: float = option(120.0, "seconds before the time limit at which the job is stopped", NOT_NEGATIVE)
+    requeue: int = option(0, "largest number of times that a stopped job is requeued (Slurm)", COUNT)
     on_lost: Literal["continue", "stop"] = option(
         "continue", "with failed ranks: continue without them, or write a checkpoint and stop"
     )
     profile: str = option(
-        "none", f"local steps of each rank to trace with PyTorch's profiler: {PROFILE}, as 10:20; none"
+        "none", f"local steps of each rank to trace with PyTorch's profiler: {PROFILE}, for example 10:20; none"
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "device to train on")
     out: str | None = option(None, "run directory; default: runs/DATA-DATE")

@@ -1,1 +1,1 @@
-"""A run's directory: made, and written while the run trains."""
+"""The run directory: its creation, and the logs that a run writes."""

@@ -1,4 +1,4 @@
-"""Makes the run directory, after everything else that can be wrong has been looked at."""
+"""Makes the run directory; called after all other checks, since it may delete an old run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lsam_hpc.errors import InputError
 def prepare(
     run_dir: Path, options: Mapping[str, Any], rank: int, *, overwrite: bool = False, resumed: bool = False
 ) -> Path:
-    """Return the run directory; rank 0 makes it and writes config.json, replacing a run if told to.
+    """Return the run directory; rank 0 makes it and writes config.json.
 
     Args:
         run_dir: the run directory.
-        options: of the run, for config.json.
-        rank: of this process.
-        overwrite: replace an existing run.
-        resumed: continue the existing run.
+        options: the run's options, for config.json.
+        rank: this process's rank.
+        overwrite: replace an existing run. Default False.
+        resumed: continue the existing run. Default False.
 
     Raises:
-        InputError: it holds a run and is not to be overwritten, or it cannot be written.
+        InputError: it holds a run that may not be replaced, or cannot be written.
     """
     if rank > 0:
         return run_dir
@@ -51,7 +51,7 @@ def prepare(
 
 
 def _files_of_a_run(run_dir: Path) -> list[Path]:
-    """Return what a run wrote there, and nothing that somebody else put beside it."""
+    """Return the files that a run wrote, without other files in the same folders."""
     logs = [file for file in run_dir.iterdir() if re.fullmatch(r"config\.json|run\.h5|rank-\d{4,}\.h5", file.name)]
     pattern = r"center\.pt|set-\d{12}\.json|rank-\d{4,}-\d{12}\.pt|.*\.tmp"
     checkpoints = run_dir / "checkpoints"

@@ -1,4 +1,4 @@
-"""A rank's log as a training job keeps it: steps, exchanges, and the states that the options ask for."""
+"""A rank's log of a training job: steps, exchanges, and the states selected by the options."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class RunLog:
 
     Args:
         run_dir: the run directory; it must exist.
-        rank: of this process.
+        rank: this process's rank.
         layout: (name, shape) of each parameter, in the order of the flat vectors.
-        attributes: what `describe` returns.
-        options: of the logs.
-        earlier: what an attempt before this one logged, which this log goes on from and replaces. Default: none.
+        attributes: root attributes, from `describe`.
+        options: options of the logs.
+        earlier: the log of an earlier attempt, which this log continues and replaces. Default: none.
 
     Raises:
         InputError: the file exists already or cannot be made.
@@ -93,14 +93,14 @@ class RunLog:
         )
 
     def last_states(self, opt: LSAM) -> None:
-        """Log the sample and the center as they are now, in full if snapshots are taken: at the end of a run."""
+        """Log the present sample and center, in full if snapshots are taken: at the end of a run."""
         if self.state_callback is not None:
             self.state_callback.whole = True
             opt.show()
             self.state_callback.whole = False
 
     def close(self, result: Mapping[str, float] | None = None) -> None:
-        """Write what is left and, for a run that ended, its result, keys of `schema.RESULT`; then close the file."""
+        """Write the remaining rows and, for a finished run, its result (keys: `schema.RESULT`); then close the file."""
         self.writer.close(result)
 
     def __enter__(self) -> RunLog:
@@ -118,13 +118,13 @@ def describe(
     """Return the root attributes of this rank's log; collective.
 
     Args:
-        comm: the ranks.
+        comm: communicator of all ranks.
         config: the run's options, JSON.
-        seed: of the run.
-        start: when it started, the same on every rank.
-        device: where this rank trains.
+        seed: the run's seed.
+        start: start of the run, the same on every rank.
+        device: this rank's device.
     """
-    from mpi4py import MPI  # not before: programs that only check options need no MPI
+    from mpi4py import MPI  # imported late: programs that only check options need no MPI
 
     vendor, numbers = MPI.get_vendor()
     commit, dirty = comm.bcast(git_state() if comm.rank == 0 else None)

@@ -1,4 +1,4 @@
-"""Sketches made where the vector is: `trajectory.CountSketch` with torch on any device, and their way to the log."""
+"""Sketches by torch on any device (`trajectory.CountSketch` uses numpy), and the callback that logs states."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class DeviceSketch:
     """A CountSketch of tensors in one pass over them, without a copy to the host.
 
     Args:
-        sketch: the map.
-        device: where the tensors are.
+        sketch: the sketch map.
+        device: device of the tensors.
     """
 
     def __init__(self, sketch: CountSketch, device: torch.device | str) -> None:
@@ -32,7 +32,7 @@ class DeviceSketch:
         """Return the sketch, shape (groups, buckets), of a flat vector or of its parts in order.
 
         Raises:
-            InputError: together they have another size than the map is for.
+            InputError: their total size is not the map's.
         """
         self._sums.zero_()
         for flat, at in parts(self.sketch.size, [(tensor.reshape(-1), tensor.numel()) for tensor in tensors]):
@@ -52,24 +52,24 @@ class DeviceSketch:
 
 
 class StateLog:
-    """Logs sketches and snapshots of a chain and its center as they meet: the witness of an LSAM optimizer.
+    """Logs sketches and snapshots of a chain and its center at exchanges: a `StateCallback`.
 
     Args:
-        writer: of the log; it was told of the sketch map and the snapshots.
-        every: local steps between sketches: they are made at the first exchange at or after each multiple. Default 1:
+        writer: writer of the log, with the sketch map and the snapshots.
+        every: local steps between sketches, which are taken at the first exchange at or after each multiple. Default 1:
             at every exchange.
-        last: step of the last exchange that was logged, where a run goes on. Default: none was.
+        last: step of the last logged exchange of a resumed run. Default -1: none.
     """
 
     def __init__(self, writer: TrajectoryWriter, every: int = 1, last: int = -1) -> None:
-        self.whole = False  # what comes next is logged in full, due or not: at the end of a run
+        self.whole = False  # True: log the next states in full, due or not
         self._writer = writer
         self._every = every
         self._sketch = DeviceSketch(writer.sketcher, "cpu") if writer.sketcher else None
         self._last = last  # step of the last exchange
 
     def wants(self, state: str, step: int) -> bool:
-        """Return whether a state is to be logged at an exchange; see `optim.state_callback.StateCallback`."""
+        """Return True if a state is due at an exchange; see `optim.callback.StateCallback`."""
         return any(self._due(kind, state, step) for kind in ("sketch", "snapshot"))
 
     def on_states(self, step: int, version: int, states: Mapping[str, Tensor]) -> None:
@@ -77,8 +77,8 @@ class StateLog:
 
         Args:
             step: local steps done when the sample was staged.
-            version: of the center that was read.
-            states: by the names of `schema.STATES`: flat vectors in host memory, shape (P,).
+            version: version of the center that was read.
+            states: flat vectors in host memory, shape (P,), by the names of `schema.STATES`.
         """
         for state, vector in states.items():
             flat = vector.float()

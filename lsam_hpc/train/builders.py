@@ -1,4 +1,4 @@
-"""What the options of a run stand for: data, model, base optimizer, steps and learning rate; all without MPI."""
+"""Builds data, model, base optimizer, budget and learning rate from the options of a run; without MPI."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from lsam_hpc.train.selection import OPTIONS
 
 
 def make_dataset(config: TrainConfig) -> data.Dataset:
-    """Return the data that the options name, checked for what they ask of them."""
+    """Return the data set of the options; check that `augment` and `cutout` fit it."""
     dataset = data.load(config.data, config.data_dir, **{name: getattr(config, name) for name in OPTIONS})
     augmentation(config, dataset)
     return dataset
 
 
 def augmentation(config: TrainConfig, dataset: data.Dataset) -> Augment | None:
-    """Return what is done to mini-batches, None for nothing."""
+    """Return the augmentation of mini-batches, or None."""
     return make_augment(config.augment, config.cutout, dataset.train_x.shape, mirror=dataset.mirror)
 
 
 def make_model(config: TrainConfig, dataset: data.Dataset) -> nn.Module:
-    """Return the model that the options name, with the seed's weights."""
+    """Return the model of the options, initialized from the seed."""
     torch.manual_seed(config.seed)
     _, channels, height, width = dataset.train_x.shape
     model = build(config.model, config.data, (channels, height, width), dataset.classes)
     if config.mask == "norm":
-        masks.Norm(model)  # says so before the run directory is made if there is nothing to perturb
+        masks.Norm(model)  # raises before the run directory is made if the model has no such layers
     return model
 
 
 def make_base(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """Return the base optimizer that the options name."""
+    """Return the base optimizer of the options."""
     make: Callable[..., Optimizer] = torch.optim.SGD
     if config.optimizer == "lars":
         make = importlib.import_module("pytorch_optimizer").LARS
@@ -53,13 +53,13 @@ def make_base(config: TrainConfig, model: nn.Module) -> Optimizer:
 
 
 def sampler_options(config: TrainConfig, model: nn.Module) -> dict[str, Any]:
-    """Return the keywords of LSAM that say how a chain samples, whatever it is coupled through."""
+    """Return the keywords of LSAM for ascent, coupling and model, without those of the communication."""
     options = {**keywords(config, AscentOptions), **keywords(config, CouplingOptions), "model": model}
     return options if config.mask != "norm" else {**options, "mask": masks.Norm(model)}
 
 
 def images_per_step(config: TrainConfig) -> int:
-    """Return how many images a step of a chain takes, all ranks of its group together."""
+    """Return the number of images per step of a chain, over all ranks of its group."""
     return config.batch_size * config.group_size
 
 
@@ -77,7 +77,7 @@ def peak_lr(config: TrainConfig) -> float:
 
 
 def lr_factor(config: TrainConfig, step: int, total: int) -> float:
-    """Return what the learning rate is multiplied by at a total step: a linear rise, then a cosine or nothing."""
+    """Return the learning rate as a fraction of its peak at a global step: linear warmup, then cosine or constant."""
     warmup = config.warmup * total
     if step < warmup:
         return (step + 1) / (warmup + 1)

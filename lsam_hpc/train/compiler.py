@@ -1,4 +1,4 @@
-"""Postpones the import of torch's compiler until it is used; most jobs compile nothing.
+"""Postpones the import of torch's compiler until it is used, because most jobs compile nothing.
 
 torch.optim imports torch._dynamo (820 modules, more than 1 s of CPU time) to call two functions that do nothing
 outside compiled code. A stand-in module has these two, and loads the real one when any other attribute is used.

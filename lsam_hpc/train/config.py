@@ -27,7 +27,7 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
     """Every option of a training run; the defaults are the quickstart's."""
 
     def check(self) -> None:
-        """Raise InputError for the first option that is out of its range, or excluded by another."""
+        """Raise InputError for the first option that is out of range or excluded by another."""
         check(self, flag)
         for name, known in (("data", DATASETS), ("model", MODELS)):
             value = getattr(self, name)
@@ -52,24 +52,24 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
             check_logging(part(self, LoggingOptions))
 
     def together(self, ranks: int) -> TrainConfig:
-        """Return the options with what `synchronous` means for so many ranks."""
+        """Return the options; with `synchronous`, one group of all ranks whose sample is the center."""
         if not self.synchronous:
             return self
         if self.group_size != 1:
-            raise InputError(f"--group-size and --synchronous exclude each other, found both ({self.group_size})")
+            raise InputError(f"--group-size and --synchronous exclude each other, found --group-size {self.group_size}")
         return dataclasses.replace(self, group_size=ranks, coupling="restart", pull=1.0)
 
     def check_communication(self, ranks: int) -> None:
-        """Raise InputError for the first option of the communication that is wrong with so many ranks."""
+        """Raise InputError for the first option of the communication that is wrong for this number of ranks."""
         with flags_in_messages():
             check_communication(part(self, CommunicationOptions), ranks)
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
-    """Return the options that a command line gives: flags over the file named by --config over the defaults.
+    """Return the options of a command line: flags override the file of --config, which overrides the defaults.
 
     Raises:
-        InputError: an option is unknown, or out of its range.
+        InputError: an option is unknown or out of range.
     """
     parser = Parser(
         prog="lsam train", description="Train a network with LSAM, under mpirun or srun.", allow_abbrev=False
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     options = read_options(Path(file), typing.get_type_hints(TrainConfig)) if file else {}
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if one in flags:
-            options.pop(other, None)  # flags win, also over the other way to say how long
+            options.pop(other, None)  # --steps overrides the file's epochs, and --epochs its steps
     options |= flags
     if "steps" in options and "epochs" in options:
         raise InputError("--steps and --epochs exclude each other")

@@ -1,4 +1,4 @@
-"""What a training job is made of on one rank: device, chain, mini-batches."""
+"""The parts of a training job on one rank: device, chain, mini-batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lsam_hpc.train.config import TrainConfig
 
 @dataclass
 class Chain:
-    """A rank's chain and what it trains on."""
+    """A rank's chain with its model and data."""
 
     model: nn.Module
     opt: LSAM
@@ -40,8 +40,8 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
         config: the job's options.
         model: on its device, the same on every rank.
         dataset: on the same device.
-        log: is told of each exchange.
-        comm: the ranks.
+        log: logs each exchange.
+        comm: communicator of all ranks.
     """
     opt = LSAM(
         make_base(config, model),
@@ -63,10 +63,10 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
 
 
 def start_averaging(config: TrainConfig) -> None:
-    """Start what averages the gradients of a group, if it is not MPI; collective.
+    """Start Horovod if it averages the gradients of groups; collective.
 
     Raises:
-        InputError: it is asked for and not installed.
+        InputError: Horovod is requested and not installed, or cannot be loaded.
     """
     if config.group_size == 1 or config.reduce == "mpi":
         return
@@ -78,17 +78,17 @@ def start_averaging(config: TrainConfig) -> None:
         raise InputError(
             f"--reduce horovod: expected Horovod (bash tools/install_horovod.sh), found: {error}"
         ) from error
-    except ImportError as error:  # it is there and does not fit: nobody should find that out by the clock
+    except ImportError as error:  # a broken Horovod: do not fall back to the slower MPI silently
         raise InputError(f"--reduce: expected a Horovod that can be loaded, or mpi, found: {error}") from error
     hvd.init(process_sets="dynamic")
 
 
 def pick_device(name: str, node: MPI.Comm) -> torch.device:
-    """Return where to train: on a node with several GPUs, each rank's own.
+    """Return the device to train on; the ranks of a node take its GPUs in turn.
 
     Args:
         name: auto, cpu or cuda.
-        node: the ranks of this node.
+        node: communicator of this node's ranks.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -100,7 +100,7 @@ def pick_device(name: str, node: MPI.Comm) -> torch.device:
 
 
 def share_cores(node: MPI.Comm) -> None:
-    """Share the cores evenly among the ranks of a node that may use the same, unless OMP_NUM_THREADS is set."""
+    """Share cores evenly among the ranks of a node that may use the same cores, unless OMP_NUM_THREADS is set."""
     cores = sorted(os.sched_getaffinity(0))
     sharing = node.allgather(cores).count(cores)
     if "OMP_NUM_THREADS" not in os.environ:

@@ -38,8 +38,8 @@ from lsam_hpc.train.table import table
 from lsam_hpc.util.log import get_logger
 
 _LOG = get_logger(__name__)
-STOPPED = 3  # the exit code of a job that was stopped and can be resumed
-RANKS_LOST = 4  # of one that ended without some of its ranks
+STOPPED = 3  # exit code of a job that was stopped and can be resumed
+RANKS_LOST = 4  # exit code of a job that finished with failed ranks
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     config = rma.raise_on_all(comm, lambda: config.together(comm.size))
     rma.raise_on_all(comm, lambda: config.check_communication(comm.size))
     stragglers = rma.raise_on_all(comm, lambda: Stragglers(config.stragglers, comm.rank, comm.size, config.seed))
-    end = comm.bcast(job_end() if comm.rank == 0 else None)  # one question to the batch system
+    end = comm.bcast(job_end() if comm.rank == 0 else None)  # only rank 0 asks the batch system
     stop_request = rma.raise_on_all(
         comm, lambda: StopRequest([s for s in config.stop_signals.split(",") if s], end, config.end_margin)
     )
@@ -67,19 +67,21 @@ def main(argv: Sequence[str]) -> int:
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     now = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
     run_dir = Path(config.out or f"runs/{config.data.replace(':', '-')}-{now:%Y%m%d-%H%M%S}")
-    before = find_resume_point(config, run_dir, layout, comm)
+    resume_point = find_resume_point(config, run_dir, layout, comm)
     rma.raise_on_all(
-        comm, lambda: prepare(run_dir, options, comm.rank, overwrite=config.overwrite, resumed=before.resumed)
+        comm, lambda: prepare(run_dir, options, comm.rank, overwrite=config.overwrite, resumed=resume_point.resumed)
     )
-    attributes = describe(comm, json.dumps(options), config.seed, before.start or now, device)
+    attributes = describe(comm, json.dumps(options), config.seed, resume_point.start or now, device)
     with rma.raise_on_all(
         comm,
-        lambda: RunLog(run_dir, comm.rank, layout, attributes, part(config, LoggingOptions), earlier=before.earlier),
+        lambda: RunLog(
+            run_dir, comm.rank, layout, attributes, part(config, LoggingOptions), earlier=resume_point.earlier
+        ),
     ) as log:
         profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
         chain = make_chain(config, model, dataset.to(device), log, comm)
-        if before.manifest is not None:
-            resume(chain, before.state, before.center)
+        if resume_point.manifest is not None:
+            resume(chain, resume_point.state, resume_point.center)
         checkpoints = Checkpoints(
             run_dir / "checkpoints",
             comm.rank,
@@ -89,21 +91,21 @@ def main(argv: Sequence[str]) -> int:
             keep=config.checkpoint_keep,
             flush=log.writer.flush,
         )
-        scheduler = CheckpointScheduler(config, checkpoints, chain, before.seconds)
+        scheduler = CheckpointScheduler(config, checkpoints, chain, resume_point.seconds)
         stopped = _train(
             config, chain, log, scheduler=scheduler, stop_request=stop_request, stragglers=stragglers, profile=profile
         )
-        results, lost = _end(chain, run_dir, log, scheduler, stopped=stopped)
+        results, failed_ranks = _end(chain, run_dir, log, scheduler, stopped=stopped)
     if results and not stopped:
-        print(table(results, lost))
+        print(table(results, failed_ranks))
         print(f"run directory: {run_dir}    summary: lsam inspect {run_dir}")
     if stopped and results:
         reason = stop_request.reason or "by another rank"
         _LOG.info("stopped (%s); continue by lsam train --resume auto --out %s with the same options", reason, run_dir)
         _requeue(config.requeue)
-    if lost:
+    if failed_ranks:
         sys.stdout.flush()
-        os._exit(STOPPED if stopped else RANKS_LOST)  # MPI_Finalize would wait for the dead
+        os._exit(STOPPED if stopped else RANKS_LOST)  # MPI_Finalize would wait for the failed ranks
     return STOPPED if stopped else 0
 
 
@@ -117,9 +119,9 @@ def _train(
     stragglers: Stragglers,
     profile: Profile,
 ) -> bool:
-    """Train; return whether it was stopped before its budget was spent."""
+    """Train; return True if the run was stopped before its last step."""
     model, opt, total, peak = chain.model, chain.opt, chain.total, peak_lr(config)
-    asked = False
+    stop_requested = False
     with tqdm(total=total, unit="step", disable=opt.comm.rank > 0, mininterval=1 if sys.stderr.isatty() else 10) as bar:
         for step in opt.steps(total):
             profile.before(opt.local_step)
@@ -137,8 +139,8 @@ def _train(
             loss = opt.step(closure).item()
             log.step(opt, step, loss)
             scheduler.step()
-            if not asked and (stop_request.asked() or (config.on_lost == "stop" and opt.unresponsive_ranks)):
-                asked = True
+            if not stop_requested and (stop_request.asked() or (config.on_lost == "stop" and opt.unresponsive_ranks)):
+                stop_requested = True
                 opt.stop()
             if bar.update(min(step + 1, total) - bar.n):
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -146,20 +148,20 @@ def _train(
         if not opt.stopped:
             bar.update(total - bar.n)
             if config.synchronous:
-                opt.exchange()  # the center is the sample as it is now, not as it was some steps ago
+                opt.exchange()  # the center becomes the present sample
     return opt.stopped
 
 
 def _end(
     chain: Chain, run_dir: Path, log: RunLog, scheduler: CheckpointScheduler, *, stopped: bool
 ) -> tuple[list[dict[str, float]], list[int]]:
-    """Save and evaluate; return every rank's result, on the lowest rank that is left only, and the ranks lost."""
+    """Save and evaluate; return all ranks' results (empty except on the lowest live rank) and the failed ranks."""
     model, opt, dataset = chain.model, chain.opt, chain.dataset
     rank, ranks = opt.comm.rank, opt.comm.size
     result = {"seconds": scheduler.seconds, **opt.stats()}
-    some_x, some_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
+    subset_x, subset_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
     if not stopped:
-        result["sample_train_loss"], _ = evaluate(model, some_x, some_y)
+        result["sample_train_loss"], _ = evaluate(model, subset_x, subset_y)
         _, result["sample_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
     shared = dict(result)
     records = opt.rendezvous(list(shared.values()))
@@ -167,24 +169,24 @@ def _end(
         scheduler.last(int(records["global_step"].max()), finished=not stopped)
     log.last_states(opt)
     while True:
-        lost = opt.failed_ranks
-        first = min(set(range(ranks)) - set(lost), default=0)
-        if rank == first and not stopped:
-            with opt.center(model, some_x.split(256)):
-                result["center_train_loss"], _ = evaluate(model, some_x, some_y)
+        failed_ranks = opt.failed_ranks
+        lowest = min(set(range(ranks)) - set(failed_ranks), default=0)
+        if rank == lowest and not stopped:
+            with opt.center(model, subset_x.split(256)):
+                result["center_train_loss"], _ = evaluate(model, subset_x, subset_y)
                 _, result["center_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
                 _save(model, run_dir / "checkpoints" / "center.pt")
         records = opt.rendezvous(list(shared.values()))
-        if opt.failed_ranks == lost:
-            break  # else the first may be among them: the next one does it
+        if opt.failed_ranks == failed_ranks:
+            break  # else the evaluating rank may have failed: the next one evaluates
     scheduler.close()
     opt.close()
     log.close(None if stopped else result)
     results = [dict(zip(shared, map(float, row), strict=False)) for row in records["results"]]
-    for gone in opt.failed_ranks:
-        results[gone]["steps"] = float(records["step"][gone])
-    results[first] |= result
-    return results if rank == first else [], opt.failed_ranks
+    for failed in opt.failed_ranks:
+        results[failed]["steps"] = float(records["step"][failed])
+    results[lowest] |= result
+    return results if rank == lowest else [], opt.failed_ranks
 
 
 def _save(model: nn.Module, path: Path) -> None:
@@ -195,7 +197,7 @@ def _save(model: nn.Module, path: Path) -> None:
 
 
 def _requeue(at_most: int) -> None:
-    """Put the Slurm job back into the queue, unless it has been often enough."""
+    """Requeue the Slurm job, at most `at_most` times."""
     job, done = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", 0))
     if job is None or done >= at_most:
         return

@@ -9,7 +9,7 @@ from lsam_hpc.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises InputError in place of printing the usage and leaving."""
+    """An ArgumentParser that raises InputError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError with argparse's message."""

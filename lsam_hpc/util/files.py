@@ -1,4 +1,4 @@
-"""Files and directories that appear when they are complete."""
+"""Files and directories that get their name once they are complete."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from lsam_hpc.errors import InputError
 
 @contextmanager
 def atomic_path(out: Path) -> Iterator[Path]:
-    """Give a path beside `out` to make a file or a directory at, which takes the name of `out` at the end.
-
-    After an error nothing is left.
+    """Return a context that renames the file or directory written in it to `out`; after an error it is removed.
 
     Args:
-        out: must not exist.
+        out: the final path, which must not exist.
 
     Yields:
-        The path to write to: that of `out` with ".part" behind it.
+        The path to write to: `out` with ".part" appended.
 
     Raises:
-        InputError: `out` exists, or the file system refused something.
+        InputError: `out` exists, or a file operation failed.
     """
     part = out.with_name(out.name + ".part")
     try:

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used."""
+"""Packages that import their public names on first use."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], obje
     """Return a package's `__getattr__` and `__dir__` (PEP 562).
 
     Args:
-        package: its `__name__`.
-        homes: the module that each public name is in, named from the package on.
+        package: the package's `__name__`.
+        homes: public name -> its module, relative to the package.
     """
 
     def getattribute(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
-        setattr(sys.modules[package], name, value)  # the next use finds it at once
+        setattr(sys.modules[package], name, value)  # the next use does not call this function
         return value
 
     return getattribute, lambda: [*homes]

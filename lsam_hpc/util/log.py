@@ -7,7 +7,7 @@ import sys
 
 
 class _Stderr(logging.Handler):
-    """Writes to what sys.stderr is at that moment."""
+    """Writes to the present sys.stderr, which tests and scripts may replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""

@@ -1,7 +1,7 @@
-"""What a rank finds out about how it was started, before MPI starts and just after: it costs nothing.
+"""Checks of a rank's launcher, MPI library and /dev/shm, before MPI starts and just after.
 
-A launcher of another MPI than Python's starts N worlds of one rank each, which train N times the same and end with 0. A
-/dev/shm without room kills ranks inside MPI_Init. Both are told here in one line.
+With the wrong launcher MPI starts N independent one-rank jobs, and all of them exit 0. A full /dev/shm kills ranks
+inside MPI_Init. Both become an error of one line.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from lsam_hpc.errors import InputError
 
 SHARED = "/dev/shm"
-ROOM = 16 << 20  # bytes of it per rank that MPI_Init takes: Open MPI 16 MiB, MPICH about 5
-# Set for each rank by the launcher itself; Slurm's own variables are those of the job or of what mpirun started.
+ROOM = 16 << 20  # bytes of /dev/shm per rank that MPI_Init takes: Open MPI 16 MiB, MPICH about 5 MiB
+# Set for each rank by its launcher. Slurm's variables may describe the job, or the daemons of mpirun.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "JSM_NAMESPACE_RANK", "SLURM_PROCID")
 _LOCAL = (("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"), ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
@@ -24,12 +24,12 @@ _LIBRARY = re.compile(r"libmpi(ch|_cray|_gnu\w*|_nvidia\w*)?(-[0-9a-f]+)?\.so[.0
 
 
 class StartError(InputError):
-    """MPI was not started, or not as it should be.
+    """MPI cannot be started, or was started wrongly.
 
     Args:
-        check: what failed: /dev/shm, mpi libraries or launcher.
+        check: the check that failed: /dev/shm, mpi libraries or launcher.
         message: one line, as for InputError.
-        everywhere: whether the launcher's first rank speaks for this one.
+        everywhere: True (default) if all ranks raise it, so that the launcher's first rank prints it for all.
     """
 
     def __init__(self, check: str, message: str, *, everywhere: bool = True) -> None:
@@ -38,19 +38,19 @@ class StartError(InputError):
 
     @property
     def speaks(self) -> bool:
-        """Whether this rank tells it. The others leave with 0: at a 2 mpirun might end the one that is about to."""
+        """True if this rank prints the error. The others exit 0: after a 2, mpirun might kill the printing rank."""
         return not self.everywhere or launched_rank() == 0
 
 
 def start() -> None:
-    """Check what can be checked before MPI starts, start it, and check that all ranks are in one world.
+    """Run the checks that need no MPI, start MPI, and check that all ranks are in one world.
 
     Raises:
         StartError: a check failed.
     """
     import mpi4py
 
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # also for whoever imports MPI after a failure
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # also for later imports of MPI after a failure
     check_room()
     from mpi4py import MPI
 
@@ -65,10 +65,10 @@ def start() -> None:
 
 @contextmanager
 def needed_transports() -> Iterator[None]:
-    """Start MPI inside of this: Open MPI loads the transports that the ranks need, and no others.
+    """Return a context to start MPI in: Open MPI loads only the transports that the ranks need.
 
-    On one node libfabric is not needed, and takes it a second to load. A process that is alone needs no shared memory
-    either, which it would leave behind. The environment is as before afterwards, for the jobs that this process starts.
+    On one node libfabric is not needed, and takes about 1 s to load. A single process needs no shared memory either,
+    whose files would remain. At the end the environment is restored, for the jobs that this process starts.
     """
     ranks, launcher = launched_ranks()
     wanted = {}
@@ -76,22 +76,22 @@ def needed_transports() -> Iterator[None]:
         wanted = {"OMPI_MCA_btl": "self", "OMPI_MCA_osc": "^ucx"}
     elif on_node()[1] == ranks:
         wanted = {"OMPI_MCA_btl": "^ofi"}
-    mine = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(mine)
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name in mine:
+        for name in added:
             del os.environ[name]
 
 
 def launched_rank(env: Mapping[str, str] = os.environ) -> int:
-    """Return the rank that the launcher gave this process, 0 without one."""
+    """Return this process's rank as its launcher set it; 0 without a launcher."""
     return next((int(env[name]) for name in _RANKS if name in env), 0)
 
 
 def launched_ranks(env: Mapping[str, str] = os.environ) -> tuple[int, str]:
-    """Return how many ranks the launcher started, and the variable that says so; 1 and "" without a launcher."""
+    """Return the number of ranks that the launcher started, and its variable's name; (1, "") without a launcher."""
     for name in _SIZES:
         if name in env:
             return int(env[name]), name
@@ -101,7 +101,7 @@ def launched_ranks(env: Mapping[str, str] = os.environ) -> tuple[int, str]:
 
 
 def on_node(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return this process's rank on its node and the number of ranks there, as the launcher says; (0, 1) without."""
+    """Return this process's rank on its node and the node's number of ranks; (0, 1) without a launcher."""
     for rank, size in _LOCAL:
         if size in env:
             return int(env[rank]), int(env[size])
@@ -115,20 +115,20 @@ def on_node(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
 
 
 def room(env: Mapping[str, str] = os.environ) -> tuple[int, int | None]:
-    """Return the bytes of /dev/shm that the ranks of this node need to start MPI, and those that are free.
+    """Return the bytes of /dev/shm that the ranks of this node need to start MPI, and the free bytes.
 
-    None: there is no /dev/shm. A rank that is alone on its node needs none.
+    A single rank on its node needs none. The free bytes are None without a /dev/shm.
     """
     ranks = on_node(env)[1]
     try:
-        found = os.statvfs(SHARED)
+        status = os.statvfs(SHARED)
     except FileNotFoundError:
         return 0, None
-    return (ranks * ROOM if ranks > 1 else 0), found.f_bavail * found.f_frsize
+    return (ranks * ROOM if ranks > 1 else 0), status.f_bavail * status.f_frsize
 
 
 def check_room(env: Mapping[str, str] = os.environ) -> None:
-    """Raise StartError if /dev/shm has too little room for MPI to start: ranks would die there, without a word."""
+    """Raise StartError if /dev/shm is too full for MPI to start: MPI would kill ranks without a message."""
     needed, free = room(env)
     if free is not None and free < needed:
         raise StartError(
@@ -141,7 +141,7 @@ def check_room(env: Mapping[str, str] = os.environ) -> None:
 
 
 def libraries(maps: Path = Path("/proc/self/maps")) -> list[str]:
-    """Return the MPI libraries that this process has loaded; none where the system does not tell."""
+    """Return the MPI libraries that this process has loaded; empty on systems without /proc."""
     try:
         lines = maps.read_text().splitlines()
     except OSError:
@@ -151,33 +151,33 @@ def libraries(maps: Path = Path("/proc/self/maps")) -> list[str]:
 
 
 def check_libraries() -> None:
-    """Raise StartError if two MPI libraries are in this process: their symbols shadow each other."""
-    if len(found := libraries()) > 1:
+    """Raise StartError if this process has loaded two MPI libraries, whose symbols shadow each other."""
+    if len(loaded := libraries()) > 1:
         raise StartError(
             "mpi libraries",
-            f"MPI: expected one library in a process, found {' and '.join(found)}: look at LD_PRELOAD, "
-            "LD_LIBRARY_PATH and what Horovod was built with",
+            f"MPI: expected one library in a process, found {' and '.join(loaded)}: check LD_PRELOAD, "
+            "LD_LIBRARY_PATH and the MPI that Horovod was built with",
         )
 
 
 def check_pmi(version: str, env: Mapping[str, str] = os.environ) -> None:
-    """Raise StartError if the launcher speaks a protocol that the MPI library does not know.
+    """Raise StartError if the MPI library does not support the launcher's protocol.
 
-    MPICH without PMIx aborts in MPI_Init then, Open MPI from 5 on starts worlds of one rank.
+    Without this check, MPICH without PMIx aborts in MPI_Init, and Open MPI 5 or later starts worlds of one rank.
 
     Args:
-        version: what MPI says of its library.
-        env: of this process.
+        version: MPI's library version string.
+        env: environment variables of this process.
     """
     if version.startswith("MPICH") and "pmix" not in version.lower() and "PMIX_RANK" in env and "PMI_RANK" not in env:
-        raise _wrong_launcher(version, "a launcher that speaks PMI", "one that speaks PMIx (PMIX_RANK is set)")
-    found = re.match(r"Open MPI v(\d+)", version)
+        raise _wrong_launcher(version, "a launcher with PMI", "one with PMIx (PMIX_RANK is set)")
+    major = re.match(r"Open MPI v(\d+)", version)
     ranks, name = launched_ranks(env)
-    if found and int(found[1]) >= 5 and ranks > 1 and "PMIX_RANK" not in env:
+    if major and int(major[1]) >= 5 and ranks > 1 and "PMIX_RANK" not in env:
         raise _wrong_launcher(
             version,
             f"a world of {ranks} ranks, as {name} says",
-            f"{ranks} of one rank: the launcher does not speak PMIx",
+            f"{ranks} of one rank: the launcher does not support PMIx",
         )
 
 
@@ -185,9 +185,9 @@ def check_world(size: int, version: str, env: Mapping[str, str] = os.environ) ->
     """Raise StartError unless MPI's world has as many ranks as the launcher started.
 
     Args:
-        size: of MPI's world.
-        version: what MPI says of its library.
-        env: of this process.
+        size: number of ranks in MPI's world.
+        version: MPI's library version string.
+        env: environment variables of this process.
     """
     launched, name = launched_ranks(env)
     if name and launched != size:
@@ -199,10 +199,10 @@ def check_world(size: int, version: str, env: Mapping[str, str] = os.environ) ->
         raise _wrong_launcher(version, f"{tasks} ranks, as SLURM_NTASKS says", "one, started without srun or mpirun")
 
 
-def _wrong_launcher(version: str, expected: str, found: str) -> StartError:
+def _wrong_launcher(version: str, expected: str, actual: str) -> StartError:
     name, flag = ("Open MPI", "pmix") if version.startswith("Open MPI") else (version.split(maxsplit=1)[0], "pmi2")
     return StartError(
         "launcher",
-        f"MPI: expected {expected}, found {found}: this Python's mpi4py uses {name}: start it by "
+        f"MPI: expected {expected}, found {actual}: this Python's mpi4py uses {name}: start it by "
         f"srun --mpi={flag} or by {name}'s own mpirun",
     )

@@ -168,12 +168,12 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--launch", "srun '", "--", "x"], r"--launch: expected words as in a shell"),
         (["--sweep", "rho", "--", "lsam", "train"], r"--sweep: expected OPTION=VALUE"),
         (["--sweep", "rho=1,2", "--", "x"], r"--sweep: expected a command lsam train, found 'x'"),
-        (["--sweep", "rho=1,2", "--chain", "2", "--", "lsam", "train"], r"--sweep: expected it or --chain, found both"),
+        (["--sweep", "rho=1,2", "--chain", "2", "--", "lsam", "train"], r"--sweep and --chain exclude each other"),
         (["--gpus-per-node", "4", "--ranks-per-node", "6", "--", "x"], r"--ranks-per-node: expected a multiple of 4"),
         (["--nodes", "2"], r"command: expected lsam submit .*, found none"),
         (["--system", "torque", "--", "x"], r"--system: expected one of slurm, pbs, lsf, found 'torque'"),
         (["--system", "pbs", "--pack", "e.tar", "--", "x"], r"--pack: expected Slurm"),
-        (["--pack", "e.tar", "--disk", "scratch", "--", "x"], r"--disk: expected a folder from / on, found 'scratch'"),
+        (["--pack", "e.tar", "--disk", "scratch", "--", "x"], r"--disk: expected an absolute path, found 'scratch'"),
     ],
 )
 def test_bad_options_are_refused(words: list[str], message: str) -> None:
@@ -218,7 +218,7 @@ def test_a_chain_waits_for_the_job_before(
 
 def test_a_failing_submission(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", programs(tmp_path, qsub="echo 'no such\nqueue' >&2; exit 1")["PATH"])
-    with pytest.raises(InputError, match="qsub: expected it to take the job, found: no such queue"):
+    with pytest.raises(InputError, match="qsub: expected it to accept the job, found: no such queue"):
         submit.main(["--system", "pbs", "--", "lsam", "train"])
 
 

@@ -143,7 +143,7 @@ def test_refuses_sparse_gradients_and_complex_parameters():
 def test_refuses_a_base_optimizer_that_is_in_use():
     base = sgd(network())
     opt = SAM(base)
-    with pytest.raises(InputError, match="base: expected an optimizer of its own, found one that another SAM uses"):
+    with pytest.raises(InputError, match="base: expected an optimizer that no other SAM wraps, found one that"):
         SAM(base)
     with pytest.raises(InputError, match="base: expected a torch optimizer that takes plain steps, found SAM"):
         SAM(opt)

@@ -1,4 +1,4 @@
-"""Sketches by torch are those by numpy, and states find their way to the log."""
+"""Sketches by torch equal those by numpy, and states are logged when they are due."""
 
 import numpy as np
 import pytest
@@ -14,27 +14,27 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shapes", [[(3,), (100, 7), ()], [(200_000,)], [(70_000, 3), (5,), (61_000,)]])
-def test_as_numpy(device, shapes):
+def test_sketches_by_torch_equal_those_by_numpy(device, shapes):
     generator = torch.Generator().manual_seed(0)
     layout = [(f"layer{i}.weight", shape) for i, shape in enumerate(shapes)]
     groups = layer_groups(layout, 2)
     sketch = CountSketch(groups[-1].stop, groups, seed=5)
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
     on_device = DeviceSketch(sketch, device)
-    for _ in range(2):  # the second must not see the first
-        found = on_device(*[t.to(device) for t in tensors])
+    for _ in range(2):  # the second call must not add to the first's sums
+        values = on_device(*[t.to(device) for t in tensors])
         # Rounding: sums of about P / buckets terms of size 1, in another order.
-        np.testing.assert_allclose(found.cpu(), sketch(*[t.numpy() for t in tensors]), atol=2e-4)
+        np.testing.assert_allclose(values.cpu(), sketch(*[t.numpy() for t in tensors]), atol=2e-4)
     flat = torch.cat([t.reshape(-1) for t in tensors]).to(device)
-    np.testing.assert_allclose(on_device(flat).cpu(), found.cpu(), atol=2e-4)
+    np.testing.assert_allclose(on_device(flat).cpu(), values.cpu(), atol=2e-4)
 
 
-def test_another_size():
+def test_a_wrong_size_is_an_error():
     with pytest.raises(InputError, match="sketch: expected 10 elements, found 9"):
         DeviceSketch(CountSketch(10), "cpu")(torch.ones(9))
 
 
-def test_a_state_log(tmp_path):
+def test_states_are_logged_when_they_are_due(tmp_path):
     sketch = CountSketch(10, buckets=8)
     with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(), sketch=sketch, snapshots=Snapshots(every=10)) as writer:
         log = StateLog(writer, every=8)
@@ -42,10 +42,10 @@ def test_a_state_log(tmp_path):
             x, y = torch.full((10,), float(n), dtype=torch.float64), torch.arange(10.0)
             log.on_states(4 * n, 100 + n, {"sample": x, "center": y, "perturbation": x})
     run = Run(writer.path)
-    found = run.sketch(0)
-    np.testing.assert_array_equal(found["iteration"], [4, 8, 16, 24, 32])
-    np.testing.assert_array_equal(found["version"], [101, 102, 104, 106, 108])
-    np.testing.assert_array_equal(found["values"][1], sketch(np.full(10, 2, np.float32))[0])
+    rows = run.sketch(0)
+    np.testing.assert_array_equal(rows["iteration"], [4, 8, 16, 24, 32])
+    np.testing.assert_array_equal(rows["version"], [101, 102, 104, 106, 108])
+    np.testing.assert_array_equal(rows["values"][1], sketch(np.full(10, 2, np.float32))[0])
     np.testing.assert_array_equal(run.sketch(0, "center")["values"][0], sketch(np.arange(10, dtype=np.float32))[0])
     # The first exchange at or after each multiple of ten.
     np.testing.assert_array_equal(run.snapshots(0)["iteration"], [4, 12, 20, 32])

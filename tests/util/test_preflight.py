@@ -1,4 +1,4 @@
-"""The meaning of the launchers' variables, with values recorded under each launcher."""
+"""The checks before MPI starts, with variables recorded under each launcher."""
 
 from __future__ import annotations
 
@@ -100,18 +100,18 @@ def test_older_mpis_and_builds_with_pmix_pass() -> None:
     preflight.check_pmi(MPICH + " --with-pmix=/usr", PMIX)
 
 
-def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_dev_shm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def free(nbytes: int) -> None:
-        full = os.statvfs_result((4096, 4096, 0, 0, nbytes // 4096, 0, 0, 0, 0, 255))
-        monkeypatch.setattr(os, "statvfs", lambda _: full)
+        status = os.statvfs_result((4096, 4096, 0, 0, nbytes // 4096, 0, 0, 0, 0, 255))
+        monkeypatch.setattr(os, "statvfs", lambda _: status)
 
     free(2 * preflight.ROOM - 4096)
     with pytest.raises(InputError, match=r"for the 2 ranks .* to start MPI, found 33\.6 MB"):
         preflight.check_room(MPIRUN)
-    for rank, speaks in (("0", True), ("1", False)):  # one rank of each node
+    for rank, reports in (("0", True), ("1", False)):  # one rank per node prints the error
         with pytest.raises(preflight.StartError) as caught:
             preflight.check_room({**MPIRUN, "OMPI_COMM_WORLD_LOCAL_RANK": rank})
-        assert (caught.value.check, not caught.value.everywhere) == ("/dev/shm", speaks)
+        assert (caught.value.check, not caught.value.everywhere) == ("/dev/shm", reports)
     preflight.check_room({})  # a single rank
     free(2 * preflight.ROOM)
     preflight.check_room(MPIRUN)

@@ -1,4 +1,4 @@
-"""Where the gradient comes from that a step ascends along: a strategy and a module for each."""
+"""The ascents: which gradient a step ascends along; one class in one module for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Ascent", "make_ascent"]
 
 
 def make_ascent(name: str, interpolation: float = 0.2, pair: distributed.ProcessGroup | None = None) -> Ascent:
-    """Return the strategy of a name in `options.ascent.ASCENTS`; the other arguments are of the parallel one."""
+    """Return the ascent of a name in `options.ascent.ASCENTS`; the other arguments are for the parallel ascent."""
     if name == "parallel":
         return Parallel(interpolation, pair)
     return Stale() if name == "stale" else Exact()

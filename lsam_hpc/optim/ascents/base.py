@@ -1,4 +1,4 @@
-"""What an optimizer asks of its ascent, and what an ascent may do with the optimizer."""
+"""The interfaces between an optimizer and its ascent."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Ascending(Protocol):
 
     @property
     def radii_are_0(self) -> bool:
-        """Whether no group has a radius, now or later."""
+        """True if all radii are the number 0, at construction and now."""
 
     def begin_step(self, scaler: GradScaler | None = None) -> None:
-        """Do what comes before the first move of a step."""
+        """Prepare a step, before the parameters first move."""
 
     def ascend(self, ascent: Gradients, *, keep: bool = False) -> None:
-        """Move to x + e along gradients, which are overwritten unless told to keep them."""
+        """Move to x + e along gradients, which are overwritten unless `keep` is True."""
 
     def perturb(self, scaler: GradScaler | None = None) -> None:
         """Begin a step and move to x + e."""
@@ -54,28 +54,28 @@ class Ascending(Protocol):
 
 
 class Ascent(ABC):
-    """Where the ascent's gradient comes from.
+    """Computes the gradient that a step ascends along.
 
-    `passes` makes the forward and backward passes of a step. Loops in phases call `gradients` by `SAM.perturb`; then
-    the optimizer unscales, averages, and calls `before_descent` and `after_descent` around the base optimizer's step.
+    `passes` runs the forward and backward passes of a step. Loops in phases call `gradients` by `SAM.perturb`. Then the
+    optimizer unscales, averages, and calls `before_descent` and `after_descent` around the base optimizer's step.
     """
 
     name: str
-    in_phases = True  # whether perturb(), restore() and update() can take its step
-    freezes = False  # whether BatchNorm's statistics stand still at x + e
-    keeps = False  # whether a step leaves gradients to the next one
+    in_phases = True  # perturb(), restore() and update() can take the step
+    freezes = False  # BatchNorm statistics are frozen at x + e
+    keeps = False  # gradients are kept for the next step
 
     def __init__(self) -> None:
-        self.last = Gradients([], [])  # what the step before left
+        self.last = Gradients([], [])  # kept from the last step
 
     @abstractmethod
     def passes(self, sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None) -> Any:  # noqa: ANN401
-        """Leave the gradient to descend along in the parameters, which are at x; return the closure's loss.
+        """Compute the gradient to descend along into the parameters, which end at x; return the closure's loss.
 
         Args:
             sam: the optimizer.
-            closure: computes the loss and its gradient at the parameters as they are.
-            scaler: of mixed precision.
+            closure: computes the loss and its gradient at the present parameters.
+            scaler: gradient scaler of mixed precision.
         """
 
     @abstractmethod
@@ -84,14 +84,14 @@ class Ascent(ABC):
 
     @abstractmethod
     def unscaled_by(self, sam: Ascending) -> tuple[object, ...]:
-        """Return what a scaler may have unscaled the descent's gradients by; nothing if the passes have done that."""
+        """Return the keys under which a scaler may have unscaled the gradients; none if `passes` unscales them."""
 
     def before_descent(self, sam: Ascending) -> None:
-        """Look at the descent's gradients, finite and unscaled, before the base optimizer's step."""
+        """Read the gradients, finite and unscaled, before the base optimizer's step."""
 
     def after_descent(self, sam: Ascending) -> None:
-        """Do what comes after the base optimizer's step."""
+        """Clean up after the base optimizer's step."""
 
     def forget(self) -> None:
-        """Begin anew, as in the first step."""
+        """Drop the gradients of earlier steps: the next ascent is as in the first step."""
         self.last = Gradients([], [])

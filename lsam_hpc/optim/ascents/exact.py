@@ -24,7 +24,7 @@ class Exact(Ascent):
     freezes = True
 
     def passes(self, sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None) -> Any:  # noqa: ANN401
-        """Make the passes at x and at x + e."""
+        """Run the passes at x and at x + e."""
         if sam.radii_are_0:
             return _one_pass(sam, closure, scaler)
         loss = closure()
@@ -38,7 +38,7 @@ class Exact(Ascent):
     def gradients(self, sam: Ascending, scaler: GradScaler | None) -> tuple[Gradients, bool]:
         """Take the gradients at x from the parameters."""
         if unscaled(scaler, sam.base):
-            raise RuntimeError("perturb: the scaler has unscaled opt.base already: do that after restore(), if at all")
+            raise RuntimeError("perturb: the scaler has unscaled opt.base already: call unscale_ after restore() only")
         check_dense(sam.parameters)
         if sam.average is not None and sam.average.ascent:
             sam.average(sam.parameters)
@@ -46,16 +46,16 @@ class Exact(Ascent):
         return take(sam.parameters), finite
 
     def unscaled_by(self, sam: Ascending) -> tuple[object, ...]:
-        """Return the base optimizer: the pass at x has gone by this one."""
+        """Return the base optimizer; the key SAM itself is used for the pass at x."""
         return (sam.base,)
 
 
 def _one_pass(sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None) -> Any:  # noqa: ANN401
-    """Leave the gradient at x, which that at x + e is: the step is the base optimizer's."""
+    """Compute the gradient at x, which is x + e with rho = 0: the step is the base optimizer's."""
     sam.begin_step(scaler)
     loss = closure()
     check_dense(sam.parameters)
-    sam.ascend(Gradients([], []))  # nowhere, for those who look at x + e
+    sam.ascend(Gradients([], []))  # moves nothing; subclasses publish x + e here
     sam.restore()
     with torch.no_grad():
         norm = global_norm(present(sam.parameters).grads)

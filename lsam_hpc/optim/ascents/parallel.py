@@ -1,4 +1,4 @@
-"""The parallel ascent: SAMPa's step, whose two gradients do not need each other."""
+"""The parallel ascent: SAMPa's step, whose two gradients can be computed at the same time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lsam_hpc.optim.gradients import Gradients, check_dense, take
 class Parallel(Ascent):
     """x~ = x + e(g) and y' = x - lr g, g = grad f(y) from the last step (grad f(x) in the first).
 
-    The step goes down (1 - interpolation) grad f(x~) + interpolation grad f(y').
+    The step descends along (1 - interpolation) grad f(x~) + interpolation grad f(y').
 
     Args:
-        interpolation: 0 to 1.
+        interpolation: weight of grad f(y'), 0 to 1.
         pair: two ranks with the same parameters and mini-batches, of which the first computes the gradient at x~ and
             the second that at y', at the same time. None: one rank computes both.
 
@@ -38,33 +38,33 @@ class Parallel(Ascent):
         self.pair = pair
 
     def passes(self, sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None) -> Any:  # noqa: ANN401
-        """Make the passes at x~ and y', in the first step one at x too; return the loss at y' (of a pair: its own)."""
+        """Run the passes at x~ and y', in the first step also at x; return the loss at y' (in a pair: this rank's)."""
         sam.begin_step(scaler)
         loss, last, finite = self._both(sam, closure, scaler)
-        # After an overflow the next step starts afresh, as the first one did.
+        # After an overflow the next step starts as the first one did.
         self.last, sam.overflow = (last, False) if finite else (Gradients([], []), True)
         return loss
 
     def gradients(self, sam: Ascending, scaler: GradScaler | None) -> tuple[Gradients, bool]:
-        """Refuse phases: what the passes are at is not known before."""
+        """Raise RuntimeError: in phases, the points of the passes are not known before."""
         raise RuntimeError("perturb: the parallel ascent works by step(closure) only")
 
     def unscaled_by(self, sam: Ascending) -> tuple[object, ...]:
-        """Return nothing: each pass is unscaled by itself."""
+        """Return no key: `passes` unscales each pass."""
         return ()
 
     def _both(
         self, sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None
     ) -> tuple[Any, Gradients, bool]:
-        """Leave the gradient to descend along; return the loss, the gradient at y', and whether all are finite."""
+        """Set the gradient to descend along; return the loss, the gradient at y', and whether all are finite."""
         finite = [True]
         before, loss = self.last, None
         if not before.params:
-            with sam.frozen:  # the statistics move at y', as in every step
+            with sam.frozen:  # BatchNorm statistics change at y' only, as in every step
                 loss = closure()
                 before = _collect(sam, 0, scaler, finite)
-        if not all(finite):  # there is nowhere to go along such a gradient
-            return loss, _give_back(before), False
+        if not all(finite):  # no ascent along this gradient is possible
+            return loss, _set_grads(before), False
         if self.pair is None:
             with _moved(sam, before):
                 closure()
@@ -75,18 +75,18 @@ class Parallel(Ascent):
         else:
             with _moved(sam, before, ahead=distributed.get_rank(self.pair) == 1):
                 loss = closure()
-                mine = _collect(sam, 1, scaler, finite)
-            at_ascent, at_ahead = _swap(sam, mine, finite, self.pair)
+                local = _collect(sam, 1, scaler, finite)
+            at_ascent, at_ahead = _swap(sam, local, finite, self.pair)
         known = {id(p): g for p, g in zip(*at_ahead, strict=True)}
         shared = [(p, g, known[id(p)]) for p, g in zip(*at_ascent, strict=True) if id(p) in known]
         torch._foreach_lerp_([g for _, g, _ in shared], [h for _, _, h in shared], self.interpolation)
-        _give_back(Gradients([p for p, _, _ in shared], [g for _, g, _ in shared]))
+        _set_grads(Gradients([p for p, _, _ in shared], [g for _, g, _ in shared]))
         return loss, at_ahead, all(finite)
 
 
 @contextmanager
 def _moved(sam: Ascending, along: Gradients, *, ahead: bool = False) -> Iterator[None]:
-    """Be at x + e(g), with BatchNorm's statistics frozen, or ahead at x - lr g; at the end be at x again."""
+    """Move to x + e(g), with frozen BatchNorm statistics, or ahead to x - lr g; at the end restore x."""
     try:
         if ahead:
             _look_ahead(sam, along)
@@ -104,9 +104,9 @@ def _look_ahead(sam: Ascending, along: Gradients) -> None:
     sam.perturbation.leave(along.params)
     grads = {id(p): g for p, g in zip(*along, strict=True)}
     for group in sam.param_groups:
-        mine = [p for p in group["params"] if id(p) in grads]
-        if mine:
-            torch._foreach_add_(mine, [grads[id(p)] for p in mine], alpha=-float(group["lr"]))
+        params = [p for p in group["params"] if id(p) in grads]
+        if params:
+            torch._foreach_add_(params, [grads[id(p)] for p in params], alpha=-float(group["lr"]))
 
 
 def _collect(sam: Ascending, number: int, scaler: GradScaler | None, finite: list[bool]) -> Gradients:
@@ -115,27 +115,27 @@ def _collect(sam: Ascending, number: int, scaler: GradScaler | None, finite: lis
     forget(scaler, sam.passes[number])
     finite.append(unscale(scaler, sam.passes[number]))
     taken = take(sam.parameters)
-    # A view may be of a buffer that the next pass fills anew, as DistributedDataParallel's buckets are.
+    # Copy views: the next pass may overwrite their buffer, such as a bucket of DistributedDataParallel.
     return Gradients(taken.params, [g.clone() if g._base is not None else g for g in taken.grads])
 
 
-def _give_back(gradients: Gradients) -> Gradients:
+def _set_grads(gradients: Gradients) -> Gradients:
     for p, g in zip(*gradients, strict=True):
         p.grad = g
     return gradients
 
 
 def _swap(
-    sam: Ascending, mine: Gradients, finite: list[bool], pair: distributed.ProcessGroup
+    sam: Ascending, local: Gradients, finite: list[bool], pair: distributed.ProcessGroup
 ) -> tuple[Gradients, Gradients]:
-    """Return the gradients of both ranks of a pair, that at x~ first; note whether the other's are finite.
+    """Return the gradients at x~ and y' from the two ranks of a pair; append to `finite` whether each is finite.
 
-    The running statistics become the second rank's, which moved at y'.
+    Both ranks get the second rank's BatchNorm statistics, which changed at y'.
     """
     both = []
     for source in range(2):
-        flat = FlatVector(sam.parameters)  # all of them: the ranks' passes may have reached different ones
-        known = {id(p): g for p, g in zip(*mine, strict=True)}
+        flat = FlatVector(sam.parameters)  # all parameters: the ranks' passes may have reached different ones
+        known = {id(p): g for p, g in zip(*local, strict=True)}
         if distributed.get_rank(pair) == source:
             flat.gather([known.get(id(p), torch.zeros_like(p)) for p in sam.parameters])
         flag = torch.tensor([float(all(finite))], device=flat.vector.device)
