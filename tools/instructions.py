@@ -28,7 +28,7 @@ from pathlib import Path
 from lsam_hpc.errors import InputError
 from lsam_hpc.util.arguments import Parser
 
-FIGURES = Path(__file__).parents[1] / "tests" / "instructions.json"
+FIGURES = Path(__file__).resolve().parents[1] / "tests" / "instructions.json"
 TOLERANCE = 0.05  # accepted relative difference
 REPEATS = 40  # calls of an operation between two marks
 PATIENCE = 300.0  # s, time limit of the count
