@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.util.files import replace_file
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -146,9 +147,8 @@ def _open(folder: Path | None, options: dict[str, Any], columns: int, count: int
         elif any(folder.glob(_FILES)):
             raise InputError(f"{folder}: expected {OPTIONS} beside the points, found none: remove the folder")
         else:
-            temporary = folder / f"{OPTIONS}.tmp"
-            temporary.write_text(json.dumps(options, indent=2) + "\n")
-            temporary.replace(file)
+            text = json.dumps(options, indent=2) + "\n"
+            replace_file(file, lambda opened: opened.write(text.encode()))
         return read_points(folder, columns, count)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{folder}: expected a folder for finished points, found: {error}") from error

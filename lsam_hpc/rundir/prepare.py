@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.util.files import replace_file
 
 
 def prepare(
@@ -40,9 +41,8 @@ def prepare(
         for file in old:
             file.unlink()
         run_dir.mkdir(parents=True, exist_ok=True)
-        temporary = run_dir / "config.json.tmp"
-        temporary.write_text(json.dumps(dict(options), indent=2) + "\n")
-        temporary.replace(run_dir / "config.json")
+        text = json.dumps(dict(options), indent=2) + "\n"
+        replace_file(run_dir / "config.json", lambda file: file.write(text.encode()))
     except OSError as error:
         raise InputError(
             f"--out: expected a directory that can be written, found {run_dir}: {error.strerror}"

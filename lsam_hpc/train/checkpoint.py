@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import threading
 import time
@@ -23,6 +22,7 @@ import torch
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.train.selection import OPTIONS
+from lsam_hpc.util.files import replace_file
 
 FORMAT, VERSION = "lsam-hpc checkpoint", 1
 _FILE = re.compile(r"rank-(\d{4,})-(\d{12})\.pt")
@@ -135,7 +135,7 @@ class Checkpoints:
         clock = time.perf_counter()
         path = self._folder / _name(self._rank, step)
         try:
-            _replace(path, lambda file: torch.save(state, file))
+            replace_file(path, lambda file: torch.save(state, file))
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for some disk errors
             if not self._failed:
                 self._failed = True
@@ -147,7 +147,7 @@ class Checkpoints:
     def _manifest(self, manifest: Manifest) -> None:
         content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
         text = json.dumps(content, indent=1).encode() + b"\n"
-        _replace(self._folder / f"set-{manifest.step:012}.json", lambda file: file.write(text))
+        replace_file(self._folder / f"set-{manifest.step:012}.json", lambda file: file.write(text))
 
     def _remove_old(self) -> None:
         """Remove all sets but the newest ones, and older files that no remaining set needs."""
@@ -261,24 +261,6 @@ def _parsed(path: Path) -> Manifest:
 
 def _name(rank: int, step: int) -> str:
     return f"rank-{rank:04}-{step:012}.pt"
-
-
-def _replace(path: Path, write: Callable[[Any], object]) -> None:
-    """Replace a file atomically and durably: after a crash either the old or the new file is complete on disk.
-
-    `atomic_path` neither replaces an existing file nor calls fsync.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _copied(value: Any) -> Any:  # noqa: ANN401

@@ -35,6 +35,7 @@ from lsam_hpc.train.resume_point import find_resume_point
 from lsam_hpc.train.signals import StopRequest, job_end
 from lsam_hpc.train.stragglers import Stragglers
 from lsam_hpc.train.table import table
+from lsam_hpc.util.files import replace_file
 from lsam_hpc.util.log import get_logger
 
 _LOG = get_logger(__name__)
@@ -191,9 +192,8 @@ def _end(
 
 def _save(model: nn.Module, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save({name: value.cpu() for name, value in model.state_dict().items()}, temporary)
-    temporary.replace(path)
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
+    replace_file(path, lambda file: torch.save(state, file))
 
 
 def _requeue(at_most: int) -> None:

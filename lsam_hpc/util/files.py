@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from lsam_hpc.errors import InputError
 
@@ -41,3 +43,26 @@ def atomic_path(out: Path) -> Iterator[Path]:
                 part.unlink()
     except OSError as error:
         raise InputError(f"{out}: expected a file that can be made, found: {error}") from error
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replace a file atomically and durably: after a crash either the old or the new file is complete on disk.
+
+    Args:
+        path: the file, which may exist; its directory must exist.
+        write: writes the contents to the binary file that it is given.
+
+    Raises:
+        OSError: a file operation failed; the file at `path` is unchanged.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
