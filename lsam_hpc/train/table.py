@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lsam_hpc.util.text import columns
 
-HEAD = ("", "train loss", "test error %", "steps", "exchanges", "refused", "staleness mean", "max", "seconds")
+HEAD = ("", "train loss", "test error %", "steps", "exchanges", "rejected", "staleness mean", "max", "seconds")
 
 
 def table(results: Sequence[Mapping[str, float]], lost: Sequence[int] = ()) -> str:

@@ -100,7 +100,7 @@ def _exchanges(exchanges: Columns, rank: int) -> Iterator[Event]:
     ends = _clipped_ends(began, table["seconds"])
     for i, start in enumerate(began):
         details = {name: table[name][i] for name in ("staleness", "delay", "bytes", "center_distance", "delta_norm")}
-        name = "exchange" if table["accepted"][i] else "refused exchange"
+        name = "exchange" if table["accepted"][i] else "rejected exchange"
         if math.isnan(ends[i]):
             yield _instant(name, rank, 1, start, details)
         else:

@@ -58,7 +58,7 @@ def test_events_are_those_of_the_log(run):
         ("X", "exchange", 250000, 100000),
         ("X", "exchange", 750000, 500000),
         ("i", "exchange", 1250000, None),
-        ("X", "refused exchange", 9100000, 50000),
+        ("X", "rejected exchange", 9100000, 50000),
         ("X", "exchange", 9200000, 1000000),
     ]
     assert exchanges[1]["args"]["staleness"] == 2
