@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from lsam_hpc.options.communication import CommunicationOptions, check_communica
 from lsam_hpc.options.coupling import CouplingOptions, StepOptions, check_coupling
 from lsam_hpc.options.keywords import documented, takes
 from lsam_hpc.options.option import argument, check, keywords, part
+from lsam_hpc.rma.collective_context import CollectiveContext
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LSAMArguments(StepOptions, CommunicationOptions, CouplingOptions, AscentOp
 
 
 @documented(LSAMArguments)
-class LSAM(LocalLSAM):
+class LSAM(LocalLSAM, CollectiveContext):
     """Landscape-Smoothed SAM over MPI: every rank runs a chain, and the chains share a center in RMA windows.
 
     The constructor is collective: it checks that all ranks have parameters of the same shapes, and copies rank 0's to
@@ -190,15 +190,6 @@ class LSAM(LocalLSAM):
         self.communication.close()
         if not self.failed_ranks:
             self.comm.Free()
-
-    def __enter__(self) -> LSAM:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
 
     def step(self, closure: Callable[[], Any] | None = None, scaler: GradScaler | None = None) -> Any:  # noqa: ANN401
         """Take one step, as `SAM.step`, and publish the loss to the other ranks."""

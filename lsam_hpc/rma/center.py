@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import numpy as np
 from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from lsam_hpc.errors import InputError
 from lsam_hpc.rma.checks import check_center, check_vector
 from lsam_hpc.rma.collective import barrier, require_equal
+from lsam_hpc.rma.collective_context import CollectiveContext
 from lsam_hpc.rma.counter import AtomicArray
 from lsam_hpc.rma.layout import Layout
 from lsam_hpc.rma.memory import check_shared_memory
@@ -21,7 +20,7 @@ CHUNK_BYTES = 1 << 20  # on one node as fast as a single message, and other rank
 _SHARD, _TOTAL = 0, 1  # cells: the version of a rank's own shard; the version of the vector (rank 0 only)
 
 
-class Center:
+class Center(CollectiveContext):
     """A vector y of `size` elements in `Win.Allocate` memory, one shard on each rank.
 
     Creating and closing it is collective; `read`, `add`, `version` and `versions` need no other rank's help. The window
@@ -164,16 +163,6 @@ class Center:
 
     def __repr__(self) -> str:
         return f"Center({self.size} x {self.dtype.name} on {self.comm.size} ranks{'' if self._open else ', closed'})"
-
-    def __enter__(self) -> Center:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # After an error on this rank the others do not come to a collective close: the end of the job frees the window.
-        if kind is None:
-            self.close()
 
     def _read(self, out: NDArray[np.generic]) -> int:
         version = self.version

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.rma.center import CHUNK_BYTES
 from lsam_hpc.rma.checks import check_center, check_vector
 from lsam_hpc.rma.collective import barrier, raise_on_all, require_equal
+from lsam_hpc.rma.collective_context import CollectiveContext
 from lsam_hpc.rma.layout import Layout
 from lsam_hpc.rma.progress import ProgressThread, require_threads
 from lsam_hpc.rma.shard_owner import BITS, ShardOwner
 from lsam_hpc.rma.wire_codec import WireCodec
 
 
-class HalfPrecisionCenter:
+class HalfPrecisionCenter(CollectiveContext):
     """A float32 vector y, sharded over the ranks, that is read and added to in 16 bits per element.
 
     MPI cannot add 16-bit numbers to float32 memory, so the owner of a shard does it. It keeps the shard in float32 and
@@ -234,16 +234,6 @@ class HalfPrecisionCenter:
             self._progress.close()
         finally:
             self._owner.close()
-
-    def __enter__(self) -> HalfPrecisionCenter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # After an error on this rank the others do not come to a collective close: the end of the job frees it all.
-        if kind is None:
-            self.close()
 
     def _send(self, rank: int, delta: NDArray[Any], *, full: bool) -> None:
         """Put a shard's part of `delta` into the inbox at its owner, or into the residual if the inbox is full."""

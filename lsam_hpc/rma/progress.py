@@ -6,12 +6,12 @@ import atexit
 import threading
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 
 from mpi4py import MPI
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.rma.collective import barrier
+from lsam_hpc.rma.collective_context import CollectiveContext
 
 _LEVELS = {
     MPI.THREAD_SINGLE: "MPI_THREAD_SINGLE",
@@ -53,7 +53,7 @@ def require_threads(what: str) -> None:
         raise InputError(f"MPI thread support: expected MPI_THREAD_MULTIPLE for {what}, found {_LEVELS[level]}")
 
 
-class ProgressThread:
+class ProgressThread(CollectiveContext):
     """Calls into MPI from a daemon thread, so that operations of other ranks on this rank's windows complete.
 
     A rank that computes seldom enters MPI. Where an operation needs the target's help (see `why_progress_needed`), it
@@ -104,16 +104,6 @@ class ProgressThread:
         self._comm = None
         if self._error is not None:
             raise self._error
-
-    def __enter__(self) -> ProgressThread:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # After an error on this rank the others do not come to a collective close: the end of the job frees it all.
-        if kind is None:
-            self.close()
 
     def _halt(self) -> None:
         self._stop.set()

@@ -38,7 +38,7 @@ class _Stage:
     exchanges: list[Exchange] = field(default_factory=list)
 
 
-class _Witness:
+class _IgnoredStates:
     """Requests the states of each exchange, as the log does, and ignores them."""
 
     def wants(self, state: str, step: int) -> bool:
@@ -89,7 +89,7 @@ def _row(comm: MPI.Intracomm, size: int, repeats: int) -> Row:
     lsam = _stage(comm, params, grads, steps, lambda base: LSAM(base, rho=RHO, period=PERIOD, comm=comm))
     logged = None
     if not _memory_shortage(comm, (2 + limit) * model):  # in addition to parameters and gradients
-        witnessed = lambda base: LSAM(base, rho=RHO, period=PERIOD, comm=comm, state_callback=_Witness())  # noqa: E731
+        witnessed = lambda base: LSAM(base, rho=RHO, period=PERIOD, comm=comm, state_callback=_IgnoredStates())  # noqa: E731
         logged = _stage(comm, params, grads, PERIOD * 2, witnessed)
 
     def models(held: int) -> float:
