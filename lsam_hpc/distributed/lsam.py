@@ -10,7 +10,6 @@ import torch
 from mpi4py import MPI
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from lsam_hpc import rma
@@ -191,13 +190,6 @@ class LSAM(LocalLSAM, CollectiveContext):
         if not self.failed_ranks:
             self.comm.Free()
 
-    def step(self, closure: Callable[[], Any] | None = None, scaler: GradScaler | None = None) -> Any:  # noqa: ANN401
-        """Take one step, as `SAM.step`, and publish the loss to the other ranks."""
-        loss = super().step(closure, scaler)
-        if isinstance(loss, (Tensor, float)):
-            self.observe(loss)
-        return loss
-
     def _report_step(self, local_step: int, global_step: int) -> None:
         self.communication.peers.update(local_step, global_step, self._loss.value)
 
@@ -207,7 +199,10 @@ class LSAM(LocalLSAM, CollectiveContext):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the chain's state and, under "center", the present y, its version and the claimed steps."""
-        state = super().state_dict()
+        return super().state_dict()
+
+    def _state(self) -> dict[str, Any]:
+        state = super()._state()
         y = torch.empty(self.communication.center.size, dtype=self._coupler.dtype)
         self.communication.center.peek(y)
         state["loss"] = self._loss.value
@@ -224,6 +219,10 @@ class LSAM(LocalLSAM, CollectiveContext):
         Raises:
             InputError: a rank's state does not fit; on all ranks alike.
         """
+        rma.raise_on_all(self.comm, lambda: self.check_unperturbed("load_state_dict"))
+        super().load_state_dict(state_dict)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         size = self.communication.center.size
 
         def check() -> dict[str, Any]:
@@ -236,7 +235,7 @@ class LSAM(LocalLSAM, CollectiveContext):
 
         def load() -> None:
             try:
-                super(LSAM, self).load_state_dict(state_dict)
+                super(LSAM, self)._load(state_dict)
             except (ValueError, KeyError) as error:  # torch raises them for the base optimizer's state
                 raise InputError(f"state_dict: expected the state of this optimizer, found: {error}") from error
 

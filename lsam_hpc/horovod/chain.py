@@ -61,7 +61,7 @@ def make_chain(
         # Horovod averages in the backward pass already: each rank's own gradient is not available.
         communication |= {"group_ranks": list(ranks), "group_average": average}
     communication["group_size"] = len(ranks)
-    ascent = {**keywords(options, AscentOptions), "ascent": "stale"}
+    ascent = {**keywords(options, AscentOptions), "ascent": options.one_pass_ascent}
     if options.mask == "norm" and model is not None:
         ascent["mask"] = masks.Norm(model)
     chain = LSAM(

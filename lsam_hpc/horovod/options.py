@@ -22,14 +22,16 @@ PREFIX = "LSAM_"
 # LSAM_* variables that are not options: the file's name, and those of the installation and the tests.
 OTHERS = ("LSAM_CONFIG", "LSAM_MPI", "LSAM_WHEELS", "LSAM_TEST_MPICH")
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+OnePassAscent = Literal["dp-sat", "msam", "center"]
+HorovodAscent = Literal["auto", "sam", "dp-sat", "msam", "center"]
 
 
 @dataclass(frozen=True)
 class Options(LoggingOptions, CommunicationOptions, CouplingOptions, AscentOptions):
     """Options of a Horovod script; as keywords, numbers may be schedules."""
 
-    ascent: Literal["auto", "exact", "stale"] = option(  # type: ignore[assignment]
-        "auto", "gradient of the ascent. auto: exact where step gets a closure, else stale; exact; stale"
+    ascent: HorovodAscent = option(  # type: ignore[assignment]
+        "auto", "direction of the ascent. auto: sam where step gets a closure, else dp-sat; the others have one pass"
     )
     group_ascent: Literal["averaged"] = option(
         "averaged", "gradient of the ascent in a group: the group's mean, which Horovod leaves in the backward pass"
@@ -38,6 +40,11 @@ class Options(LoggingOptions, CommunicationOptions, CouplingOptions, AscentOptio
     save_center: bool = option(True, "model.state_dict() returns the center")
     out: str | None = option(None, "run directory for logs; default: no logs")
     overwrite: bool = option(False, "replace the run in out")
+
+    @property
+    def one_pass_ascent(self) -> OnePassAscent:
+        """The ascent of steps without a closure."""
+        return self.ascent if self.ascent == "msam" or self.ascent == "center" else "dp-sat"
 
     def described(self) -> dict[str, Any]:
         """Return the options for JSON, with callables as their repr."""
@@ -71,8 +78,8 @@ def resolve(keywords: Mapping[str, Any], env: Mapping[str, str] = os.environ) ->
             raise InputError(f"DistributedOptimizer: {unknown_option(name, list(HINTS))}")
         values[name] = value if value is None or callable(value) else _typed(name, value, kind(HINTS[name]))
     options = Options(**values)
-    if options.ascent not in ("auto", "exact", "stale"):
-        raise InputError(f"ascent: expected auto, exact or stale in a Horovod script, found {options.ascent!r}")
+    if options.ascent not in (known := typing.get_args(HorovodAscent)):
+        raise InputError(f"ascent: expected {', '.join(known)} in a Horovod script, found {options.ascent!r}")
     return options
 
 

@@ -103,7 +103,7 @@ class LsamOptimizer(Optimizer):
 
         Args:
             closure: clears the gradients, computes the loss, calls backward and returns the loss. With a closure the
-                ascent is exact: two passes. Default: use the present gradients, and the stale ascent.
+                ascent is sam: two passes. Default: use the present gradients, and an ascent of one pass.
 
         Returns:
             The result of the closure at x.
@@ -112,15 +112,13 @@ class LsamOptimizer(Optimizer):
         self._in_step = True
         try:
             if closure is None or self.chain is None:
-                if closure is None and self.options.ascent == "exact":
-                    raise InputError(
-                        "ascent: expected step(closure) for the exact ascent, found step() without a closure"
-                    )
+                if closure is None and self.options.ascent == "sam":
+                    raise InputError("ascent: expected step(closure) for sam, found step() without a closure")
                 loss = None if closure is None else torch.enable_grad()(closure)()
                 self._descend()
             else:
                 self._restore()
-                self.chain.ascent = "stale" if self.options.ascent == "stale" else "exact"
+                self.chain.ascent = "sam" if self.options.ascent == "auto" else self.options.ascent
                 loss = self.chain.step(closure)
                 self._averaged = self._reducer._synchronized = False
                 self._log_step(self.chain, self._losses.take() if loss is None else loss)
@@ -188,7 +186,7 @@ class LsamOptimizer(Optimizer):
         if chain is None or self._in_step or self._center_context is not None or not torch.is_grad_enabled():
             return
         if not chain.perturbation.active and (module.training or self.options.eval_center):
-            chain.ascent = "stale"
+            chain.ascent = self.options.one_pass_ascent
             chain.perturb()
 
     def mode_changed(self) -> None:
@@ -252,7 +250,7 @@ class LsamOptimizer(Optimizer):
             self.base.step()  # as in torch: no parameter changes
             return
         chain = self.chain or self._start_chain()
-        chain.ascent = "stale"
+        chain.ascent = self.options.one_pass_ascent
         if not chain.perturbation.active:  # no forward pass was intercepted: the gradients are those at x
             chain.forget_last()
             chain.perturb()

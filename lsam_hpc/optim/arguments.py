@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +13,7 @@ from torch.optim import Optimizer
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.gradients import check_real
 from lsam_hpc.optim.masks import resolve
+from lsam_hpc.optim.perturbation import HALF
 from lsam_hpc.options.ascent import AscentOptions
 from lsam_hpc.options.option import argument, check
 from lsam_hpc.options.schedules import evaluate
@@ -36,18 +39,38 @@ class SAMArguments(AscentOptions):
 
 def check_arguments(base: Optimizer, arguments: SAMArguments) -> None:
     """Raise InputError for the first wrong argument of SAM, before anything is changed."""
+    name = type(base).__name__
     if not isinstance(base, Optimizer) or hasattr(base, "perturb"):
-        raise InputError(f"base: expected a torch optimizer that takes plain steps, found {type(base).__name__}")
+        raise InputError(f"base: expected a torch optimizer that takes plain steps, found {name}")
+    closure = inspect.signature(type(base).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(f"base: expected an optimizer whose step needs no closure, found {name}")
     if "sam" in base.__dict__:
         raise InputError("base: expected an optimizer that no other SAM wraps, found one that another SAM wraps")
     resolve(arguments.mask)
     check(arguments)
     ascent, pair = arguments.ascent, arguments.pair
-    if pair is not None and (ascent != "parallel" or distributed.get_world_size(pair) != 2):
-        raise InputError(f"pair: expected two ranks and the parallel ascent, found {ascent} ascent")
-    if arguments.average is not None and ascent == "parallel":
-        raise InputError("average: expected the exact or the stale ascent, found the parallel one")
+    if pair is not None and ascent not in ("sampa", "asyncsam"):
+        raise InputError(f"pair: expected the ascent sampa or asyncsam, found {ascent}")
+    if pair is not None and (ranks := distributed.get_world_size(pair)) != 2:
+        raise InputError(f"pair: expected a group of 2 ranks, found {ranks}")
+    if arguments.average is not None and ascent == "sampa":
+        raise InputError("average: expected another ascent than sampa, whose ranks would look ahead to other points")
+    if hasattr(base, "original_optimizer") and ascent not in ("dp-sat", "msam", "center"):
+        raise InputError(
+            f"ascent: expected dp-sat, msam or center with {name}, whose step makes the gradients private, "
+            f"found {ascent}, which would use them before"
+        )
+    if ascent == "msam" and not any(group.get("momentum") or group.get("betas") for group in base.param_groups):
+        raise InputError(f"ascent: expected a base optimizer with momentum for msam, found {name} without")
     evaluate("rho", arguments.rho, 0)
     for group in base.param_groups:
         evaluate("rho", group.get("rho", arguments.rho), 0)
         check_real(group["params"])
+    half = next((p.dtype for group in base.param_groups for p in group["params"] if p.dtype in HALF), None)
+    if half is not None:
+        warnings.warn(
+            f"parameters: x + e is rounded to {half}, so that e moves few coordinates: keep the parameters in float32 "
+            "and use torch.autocast",
+            stacklevel=5,
+        )

@@ -44,6 +44,7 @@ class Coupler:
         fixed_delay: True to apply results only where `collect` waits for them; without effect for `InlineExecutor`.
         perturbed: True to publish the perturbed sample, which `take_perturbed` stages, instead of the sample.
         state_callback: receives the states of each exchange. None: no callback.
+        tracks_movement: True to set `movement`.
 
     Raises:
         InputError: the center's size is not P + S.
@@ -63,10 +64,12 @@ class Coupler:
         fixed_delay: bool,
         perturbed: bool,
         state_callback: StateCallback | None,
+        tracks_movement: bool,
     ) -> None:
         self.params, self.tensors = params, [*params, *statistics]
         self.coupling, self.center_momentum = coupling, center_momentum
         self.center, self.delta_filter = center, delta_filter
+        self.movement: list[Tensor] | None = None  # center as last but one read, minus as last read; on the CPU
         self.alone = False  # True once the executor gave up an exchange: no further one starts
         self._executor = executor
         self._inline = isinstance(executor, InlineExecutor)
@@ -76,7 +79,10 @@ class Coupler:
 
         def make_buffers() -> ExchangeBuffers:
             return ExchangeBuffers(
-                Staging(self.tensors), StagedState(Staging(self.tensors)) if perturbed else None, None
+                sample=Staging(self.tensors),
+                perturbed=StagedState(Staging(self.tensors)) if perturbed else None,
+                perturbation=None,
+                movement=FlatVector(self.params, device="cpu") if tracks_movement else None,
             )
 
         self._free = [make_buffers() for _ in range(max_delay)]
@@ -110,7 +116,7 @@ class Coupler:
         anchors = self._anchor.views[: len(self.params)]
         pulled = [(p, p.grad, a) for p, a in zip(self.params, anchors, strict=True) if p.grad is not None]
         xs, grads, ys = ([triple[i] for triple in pulled] for i in range(3))
-        # Not in place: the next stale ascent may use the old gradients.
+        # Not in place: the next ascent may use the old gradients.
         forced = torch._foreach_add(grads, torch._foreach_sub(xs, ys), alpha=stiffness)
         for x, grad in zip(xs, forced, strict=True):
             x.grad = grad.to(x.dtype)
@@ -180,6 +186,8 @@ class Coupler:
             record = exchange.future.result()
             if not exchange.discarded:
                 self._apply(exchange.buffers, record)
+            if exchange.buffers.movement is not None:
+                self.movement = exchange.buffers.movement.views
             blocked = exchange.blocked + time.perf_counter() - clock
             yield replace(record, blocked=blocked, delay=step - exchange.step)
 
@@ -247,7 +255,7 @@ class Coupler:
             began, clock = time.time(), time.perf_counter()
             self.center.begin_exchange(x, pull)
             if self.coupling == "elastic":
-                self._center_version = self.center.read(y)
+                self._center_version = self._read_center(buffers)
             version_read = version_added = self._center_version
             gap = torch.sub(x, y, out=x if self._gap is None else self._gap)
             distance = float(torch.linalg.vector_norm(gap[: self._size]))
@@ -265,7 +273,9 @@ class Coupler:
             callback_began = time.perf_counter()
             self._call_back(buffers, step, version_read)
             callback_seconds = time.perf_counter() - callback_began
-            if self.coupling != "elastic" or not accepted:
+            if self.coupling != "elastic":
+                self._center_version = self._read_center(buffers)
+            elif not accepted:
                 self._center_version = self.center.read(y)
             seconds = time.perf_counter() - clock - callback_seconds
         if not accepted or self.coupling == "kernel" or (self.coupling == "restart" and self._inline):
@@ -287,6 +297,15 @@ class Coupler:
             bytes=self.center.nbytes * passes,
             accepted=accepted,
         )
+
+    def _read_center(self, buffers: ExchangeBuffers) -> int:
+        """Read the center, and put its movement since the exchange before into the buffers; return its version."""
+        if buffers.movement is None:
+            return self.center.read(self._center)
+        buffers.movement.vector.copy_(self._center[: self._size])
+        version = self.center.read(self._center)
+        buffers.movement.vector.sub_(self._center[: self._size])
+        return version
 
     def _publish(self, buffers: ExchangeBuffers) -> None:
         """Publish the sample, or the perturbed sample if one is staged, where the center publishes states."""

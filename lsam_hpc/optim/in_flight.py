@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.record import Exchange
 from lsam_hpc.optim.staging import Staging
 
@@ -36,6 +37,7 @@ class ExchangeBuffers:
     sample: Staging  # before the exchange the sample; after it the vector that moves the chain
     perturbed: StagedState | None  # x + e, to be published
     perturbation: StagedState | None  # e, for the state callback
+    movement: FlatVector | None  # on the CPU: the center as read by the exchange before, minus as read by this one
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.arguments import SAMArguments
+from lsam_hpc.optim.ascents.center import CenterMovement
 from lsam_hpc.optim.batchnorm import preserve_module_state, recalibrate, shared_tensors
 from lsam_hpc.optim.callback import StateCallback
 from lsam_hpc.optim.center import Center
@@ -96,6 +97,8 @@ class LocalLSAM(SAM):
     Averaging SGD" (arXiv 1412.6651), eq. 2-3. The update rules are this project's: the paper's code is not public.
     """
 
+    has_center = True
+
     @takes_after_two(ChainArguments)
     def __init__(self, base: Optimizer, center: Center, arguments: ChainArguments) -> None:
         check_coupling(part(arguments, CouplingOptions))
@@ -131,6 +134,7 @@ class LocalLSAM(SAM):
             fixed_delay=bool(arguments.fixed_delay),
             perturbed=bool(arguments.publish_perturbed),
             state_callback=arguments.state_callback,
+            tracks_movement=arguments.ascent == "center",
         )
         self._noise: FlatVector | None = None
         self._generator = torch.Generator(self.parameters[0].device).manual_seed(arguments.seed)
@@ -221,15 +225,22 @@ class LocalLSAM(SAM):
             raise InputError("add_param_group: expected before LSAM is made, which fixes the center's size")
         super().add_param_group(param_group)
 
+    def _adopt_groups(self) -> None:
+        if "_coupler" in self.__dict__ and len(self.param_groups) > len(self._rho):
+            raise InputError("base.add_param_group: expected before LSAM is made, which fixes the center's size")
+        super()._adopt_groups()
+
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """Return SAM's state and, under "lsam", the chain: sample, last center read, noise generator, counts.
 
         It waits for all exchanges in flight first.
         """
-        self.check_unperturbed("state_dict")
+        return super().state_dict()
+
+    def _state(self) -> dict[str, Any]:
         self.drain()
-        state = super().state_dict()
+        state = super()._state()
         state["lsam"] = {
             **self._coupler.state_dict(),
             "generator": self._generator.get_state(),
@@ -244,9 +255,12 @@ class LocalLSAM(SAM):
         Raises:
             InputError: the state is not a chain's, or has another number of parameters.
         """
+        super().load_state_dict(state_dict)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         chain = self._coupler.checked(state_dict.get("lsam"))
         self.drain()
-        super().load_state_dict(state_dict)
+        super()._load(state_dict)
         self._coupler.load_state_dict(chain)
         self._generator.set_state(chain["generator"].cpu())
         for key, name in _COUNTS.items():
@@ -295,9 +309,11 @@ class LocalLSAM(SAM):
         self._collect(in_flight)
         self._coupler.start(pull, self.local_step)
 
-    def ascend(self, ascent: Gradients, *, keep: bool = False) -> None:
-        """Move to x + e along gradients, which are overwritten unless `keep` is True."""
-        super().ascend(ascent, keep=keep)
+    def ascend(
+        self, ascent: Gradients, *, keep: bool = False, radius: float | None = None, further: bool = False
+    ) -> None:
+        """Move to x + e, as `SAM.ascend`, and stage it if the step ends with an exchange."""
+        super().ascend(ascent, keep=keep, radius=radius, further=further)
         if self._since_exchange + 1 >= self._period:
             self._coupler.take_perturbed()
             self._coupler.take_perturbation(self.local_step + 1, lambda: self.perturbation.offset(self.parameters))
@@ -325,6 +341,8 @@ class LocalLSAM(SAM):
                 self.state.clear()
                 self.forget_last()
                 self.rejected += 1
+            if isinstance(self._ascent, CenterMovement) and self._coupler.movement is not None:
+                self._ascent.moved(self.parameters, self._coupler.movement)
             self.exchanges += 1
             self.blocked += record.blocked
             self.staleness_sum += record.staleness

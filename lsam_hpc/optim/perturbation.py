@@ -12,6 +12,7 @@ from lsam_hpc.options.ascent import Metric
 
 SMALL = 4096  # elements up to which a tensor is small
 SLICE = 512  # small tensors concatenated at a time: at most 8 MB
+HALF = (torch.bfloat16, torch.float16)  # x + e is rounded so far that |e| is not what the formula says
 
 
 class Perturbation:
@@ -41,20 +42,30 @@ class Perturbation:
         self._small: list[int] = []
 
     @torch.no_grad()
-    def apply(self, params: list[Tensor], grads: list[Tensor], rhos: float | list[float], *, keep: bool) -> None:
+    def apply(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        rhos: float | list[float],
+        *,
+        keep: bool = False,
+        further: bool = False,
+    ) -> None:
         """Move the parameters to x + e.
 
         Args:
             params: the parameters.
             grads: the gradient of each parameter; overwritten unless `keep`.
-            rhos: the ascent radius, one for all parameters or one for each.
-            keep: True if the caller needs the gradients afterwards.
+            rhos: the ascent radius, one for all parameters or one for each; negative: against the gradients.
+            keep: True if the caller needs the gradients afterwards. Default False.
+            further: the parameters are perturbed already, and move on from where they are. Default False.
         """
         if self.mask.partial:
             chosen = [i for i, p in enumerate(params) if self.mask.selects(p)]
             params, grads = [params[i] for i in chosen], [grads[i] for i in chosen]
             rhos = [rhos[i] for i in chosen] if isinstance(rhos, list) else rhos
-        self.leave(params)
+        if not further:
+            self.leave(params)
         if not params:
             return
         try:
@@ -62,6 +73,8 @@ class Perturbation:
         except BaseException:
             self.undo()
             raise
+        if further or params[0].dtype in HALF:
+            self.norm = global_norm([p - x for p, x in zip(self._params, self._copies, strict=True)])
 
     def leave(self, params: list[Tensor]) -> None:
         """Save the current parameters as x; `undo` restores them, however they are moved in between."""
@@ -104,7 +117,7 @@ class Perturbation:
             self.norm = squares.sqrt()
         else:
             length = norm if self.metric == "l2" and not self.mask.elementwise else self._norm(direction)
-            self.norm = rhos * unit * length
+            self.norm = abs(rhos) * unit * length
             add_scaled_(params, direction, rhos * unit)
 
     def _norm(self, tensors: list[Tensor]) -> Tensor:

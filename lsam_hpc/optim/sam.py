@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.utils import _pytree
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.amp import Pass, forget, unscale, unscaled
 from lsam_hpc.optim.arguments import Average, SAMArguments, check_arguments
 from lsam_hpc.optim.ascents import make_ascent
+from lsam_hpc.optim.ascents.base import Closure
 from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
 from lsam_hpc.optim.gradients import Gradients, check_dense, check_real, present
 from lsam_hpc.optim.masks import resolve
@@ -33,22 +36,15 @@ class SAM(Optimizer):
     schedulers accept either optimizer. A group may have its own `rho`. With rho = 0 a step is the base
     optimizer's, to the last bit.
 
-    `ascent` selects the gradient of the ascent:
-
-    * `exact`: e = e(g), g = grad f(x): two passes. Foret et al. 2021 (arXiv 2010.01412), algorithm 1.
-    * `stale`: g is the gradient that the last step went down: one pass; the first step is the base optimizer's. Jo et
-      al. 2025, "Asynchronous Sharpness-Aware Minimization For Fast and Accurate Deep Learning" (arXiv 2503.11147), at
-      a delay of one, with the gradient at x + e in place of the one at x, which would cost another pass.
-    * `parallel`: x~ = x + e(grad f(y)), y' = x - lr grad f(y), and the step goes down
-      (1 - interpolation) grad f(x~) + interpolation grad f(y'): two passes that do not need each other. Xie et al.
-      2024, "SAMPa" (arXiv 2410.10683), eq. 6. Needs a closure.
+    `ascent` names the method: see the classes in `lsam_hpc.optim.ascents`. sampa, asyncsam and gam need a closure,
+    and sampa and a part of the mini-batch in asyncsam need `step(closure, batch=...)`.
 
     Args:
         base: the optimizer that takes the step.
         {options}
-        pair: of the parallel ascent: two ranks with the same parameters and mini-batches, of which the first computes
-            the gradient at x~ and the second that at y', at the same time. Default None: one rank computes both.
-        model: module whose BatchNorm statistics change at x only, once per step. Default None: in every pass.
+        pair: for sampa and asyncsam: two ranks with the same parameters and mini-batches, which compute the step's two
+            gradients at the same time. Default None: one rank computes both.
+        model: module whose BatchNorm statistics change once per step. Default None: in every pass.
         average: averages gradients over the ranks of a data-parallel SAM. Default None: a single rank.
 
     Options that are numbers may be functions of the global step where their type says so. A mask may also be an object
@@ -59,25 +55,31 @@ class SAM(Optimizer):
     """
 
     base: Optimizer
+    has_center = False  # True for optimizers whose chain has a center
+    _step_supports_amp_scaling = True  # torch then lets `step` refuse GradScaler.step, see `step`
 
     @takes(SAMArguments)
     def __init__(self, base: Optimizer, arguments: SAMArguments) -> None:
         check_arguments(base, arguments)
+        if arguments.ascent == "center" and not self.has_center:
+            raise InputError("ascent: expected center with LSAM only, found it without a center")
         self.perturbation = Perturbation(
             float(arguments.gamma), arguments.metric, float(arguments.eta), resolve(arguments.mask)
         )
         super().__init__(base.param_groups, {**base.defaults, "rho": arguments.rho})
         self.base = base
-        self._ascent = make_ascent(arguments.ascent, arguments.interpolation, arguments.pair)
+        self._arguments = arguments
+        self._ascent = make_ascent(arguments)
         self.average = arguments.average
         self.local_step = 0  # steps taken by this chain
         self.global_step = 0  # steps taken by all chains; the argument of schedules
         self._rho: list[ScalarOrSchedule] = [group["rho"] for group in base.param_groups]
         self.frozen = FrozenBatchNormStats(arguments.model)
-        self.keeps_gradients = False  # True: a stale step copies them, so that the caller can read them afterwards
-        self.passes = [Pass(self) for _ in range(3)]
+        self.keeps_gradients = False  # True: dp-sat copies them, so that the caller can read them after a step
+        self.passes = [Pass(self) for _ in range(4)]
         self.overflow = False  # True if gradients of this step were not finite
         self._unfinished = False  # a step has begun and not ended
+        self._in_step = False  # `step` runs: torch calls the step hooks around it
         self._set_rho()
         base.__dict__["sam"] = True
 
@@ -108,7 +110,7 @@ class SAM(Optimizer):
     @ascent.setter
     def ascent(self, name: Ascent) -> None:
         if name != self._ascent.name:
-            self._ascent = make_ascent(name)
+            self._ascent = make_ascent(replace(self._arguments, ascent=name))
 
     @property
     def last(self) -> Gradients:
@@ -117,8 +119,8 @@ class SAM(Optimizer):
 
     @property
     def radii_are_0(self) -> bool:
-        """True if all radii are the number 0, at construction and now."""
-        return all(rho == 0 for rho in self._rho) and all(group.get("rho") == 0 for group in self.param_groups)
+        """True if all radii are 0 at this step."""
+        return all(group["rho"] == 0 for group in self.param_groups)
 
     @property
     def gamma(self) -> float:
@@ -140,26 +142,43 @@ class SAM(Optimizer):
         """The parameters of all groups, in order."""
         return [p for group in self.param_groups for p in group["params"]]
 
-    def step(self, closure: Callable[[], Any] | None = None, scaler: GradScaler | None = None) -> Any:  # noqa: ANN401
+    def step(
+        self, closure: Callable[..., Any] | None = None, scaler: GradScaler | None = None, *, batch: object = None
+    ) -> Any:  # noqa: ANN401
         """Take one step; after any exception too, the parameters are unperturbed.
 
         Args:
             closure: clears the gradients, computes the loss, calls backward (of `scaler.scale(loss)` with a scaler) and
-                returns the loss; called once (stale, or rho 0) or twice, on the same mini-batch.
+                returns the loss; called once per pass, without arguments or with a mini-batch if `batch` is given.
             scaler: gradient scaler of mixed precision; the caller calls its `update` afterwards.
+            batch: the mini-batch: a tensor, or tuples, lists and dicts of tensors with a row per sample. sampa keeps it
+                for the next step, and asyncsam takes a part of it. Default None: the closure has its mini-batch.
 
         Returns:
-            What the closure returned at x (stale: at x + e).
+            What the closure returned at x (ascents of one pass, sampa and asyncsam: in the pass on all samples).
         """
+        if "grad_scale" in self.__dict__:  # set by GradScaler.step, which would leave the gradients scaled
+            raise InputError("step: expected opt.step(closure, scaler) with a scaler, found scaler.step(opt, closure)")
         if closure is None:
             raise InputError(
                 "step: expected a closure (zero_grad, forward, backward, return loss), found None; "
                 "without one call perturb(), restore() and update()"
             )
         self.check_unperturbed("step")
-        loss = self._ascent.passes(self, torch.enable_grad()(closure), scaler)
-        self.update(scaler)
+        passes = Closure(closure, batch, same_random_numbers=self._arguments.same_random_numbers)
+        self._in_step = True
+        try:
+            self.begin_step(scaler)
+            loss = self._ascent.passes(self, passes, scaler)
+            self.update(scaler)
+        finally:
+            self._in_step = False
+        if isinstance(loss, (Tensor, float)):
+            self.observe(loss)
         return loss
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Receive a step's mini-batch loss; LSAM publishes it."""
 
     @torch.no_grad()
     def perturb(self, scaler: GradScaler | None = None) -> None:
@@ -175,6 +194,11 @@ class SAM(Optimizer):
             raise RuntimeError("perturb: the parameters are perturbed already: call restore() first")
         if self._ascent.in_phases:
             self.begin_step(scaler)
+        self.climb(scaler)
+
+    @torch.no_grad()
+    def climb(self, scaler: GradScaler | None) -> None:
+        """Move to x + e along the gradients that the ascent returns."""
         ascent, finite = self._ascent.gradients(self, scaler)
         self.overflow = not finite
         if finite:
@@ -212,6 +236,9 @@ class SAM(Optimizer):
             raise RuntimeError(
                 "update: no parameter has a gradient: call loss.backward() between perturb() and restore()"
             )
+        if not self._in_step:
+            for before in self._optimizer_step_pre_hooks.values():
+                before(self, (), {})
         if self._ascent.keeps or self.average is not None:
             check_dense(self.parameters)
         if self.average is not None:
@@ -226,6 +253,13 @@ class SAM(Optimizer):
         self._opt_called = True  # learning-rate schedulers of torch check this attribute
         self._unfinished = False
         self._finish()
+        if not self._in_step:
+            for after in self._optimizer_step_post_hooks.values():
+                after(self, (), {})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
+        """Clear the gradients, as the base optimizer does: Opacus' has more to clear."""
+        self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; its `rho` defaults to this optimizer's."""
@@ -253,6 +287,15 @@ class SAM(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state and, under "sam", SAM's; `torch.load(weights_only=True)` can read both."""
         self.check_unperturbed("state_dict")
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state = self._state()
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, state)
+            state = state if changed is None else changed
+        return state
+
+    def _state(self) -> dict[str, Any]:
         state = self.base.state_dict()
         index = {id(p): i for i, p in enumerate(self.parameters)}
         state["sam"] = {
@@ -261,12 +304,22 @@ class SAM(Optimizer):
             "last": {index[id(p)]: g.clone() for p, g in zip(*self.last, strict=True)},
             "mask": self.perturbation.mask.state_dict(self.parameters),
         }
+        if self._ascent.last_batch is not None:
+            state["sam"]["batch"] = self._ascent.last_batch
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, or a plain base optimizer's state, which leaves SAM's state unchanged."""
         self.check_unperturbed("load_state_dict")
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        self._load(state_dict)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         sam = state_dict.get("sam")
         if sam is not None:
             self.perturbation.mask.check(sam["mask"], self.parameters)
@@ -277,21 +330,41 @@ class SAM(Optimizer):
             self.local_step, self.global_step = sam["local_step"], sam["total_step"]
             last = [(params[i], g.to(params[i].device, copy=True)) for i, g in sam["last"].items()]
             self._ascent.last = Gradients([p for p, _ in last], [g for _, g in last])
+            self._ascent.last_batch = _to_device(sam.get("batch"), params[0].device)
             self.perturbation.mask.load_state_dict(sam["mask"], params)
+
+    def _adopt_groups(self) -> None:
+        """Take over groups that were added to the base optimizer itself."""
+        for group in self.param_groups[len(self._rho) :]:
+            check_real(group["params"])
+            self._rho.append(group.setdefault("rho", self.defaults["rho"]))
 
     def check_unperturbed(self, method: str) -> None:
         """Raise RuntimeError, naming the method, if the parameters are at x + e."""
         if self.perturbation.active:
             raise RuntimeError(f"{method}: the parameters are perturbed: call restore() first")
 
-    def ascend(self, ascent: Gradients, *, keep: bool = False) -> None:
-        """Move to x + e along gradients, which are overwritten unless `keep` is True."""
-        rhos = {group["rho"] for group in self.param_groups}
-        radii: float | list[float] = next(iter(rhos))
-        if len(rhos) > 1:
-            by_param = {id(p): group["rho"] for group in self.param_groups for p in group["params"]}
+    def ascend(
+        self, ascent: Gradients, *, keep: bool = False, radius: float | None = None, further: bool = False
+    ) -> None:
+        """Move to x + e along gradients.
+
+        Args:
+            ascent: the gradients; overwritten unless `keep` is True.
+            keep: keep the gradients. Default False.
+            radius: the ascent radius. Default None: each group's rho.
+            further: move on from where the parameters are, without saving x. Default False.
+        """
+        signs = [-1 if group.get("maximize") and self._ascent.along_gradients else 1 for group in self.param_groups]
+        rhos = [
+            sign * (group["rho"] if radius is None else radius)
+            for sign, group in zip(signs, self.param_groups, strict=True)
+        ]
+        radii: float | list[float] = rhos[0]
+        if len(set(rhos)) > 1:
+            by_param = {id(p): rho for rho, group in zip(rhos, self.param_groups, strict=True) for p in group["params"]}
             radii = [by_param[id(p)] for p in ascent.params]
-        self.perturbation.apply(ascent.params, ascent.grads, radii, keep=keep)
+        self.perturbation.apply(ascent.params, ascent.grads, radii, keep=keep, further=further)
 
     def forget_last(self) -> None:
         """Drop the gradients of earlier steps: the next ascent is as in the first step."""
@@ -321,9 +394,14 @@ class SAM(Optimizer):
         self.global_step += 1
 
     def _set_rho(self) -> None:
+        self._adopt_groups()
         for group, rho in zip(self.param_groups, self._rho, strict=True):
             if callable(rho):
                 group["rho"] = evaluate("rho", rho, self.global_step)
             else:
                 # The user or a loaded state may have set another value; a plain base optimizer's state has none.
                 evaluate("rho", group.setdefault("rho", rho), self.global_step)
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - tensors in containers
+    return _pytree.tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, batch)

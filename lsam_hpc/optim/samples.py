@@ -198,7 +198,7 @@ def sample_step(
     grad sum_i perturbed_weight_i l_i(x + e), the second sum over the selected samples.
 
     Args:
-        opt: the optimizer, with the exact ascent. Its gradients are cleared first.
+        opt: the optimizer, with the ascent sam. Its gradients are cleared first.
         losses: called with None, returns the losses of all samples of the mini-batch, shape (n,); called with indices
             into the mini-batch, shape (m,), the losses of these. It must not call backward.
         ids: dataset indices of the samples, shape (n,), for selections that use earlier steps. Default None.
@@ -211,12 +211,12 @@ def sample_step(
         The mean of the losses at x, a detached scalar.
 
     Raises:
-        InputError: the losses, weights or ids have a wrong shape, or the ascent is not the exact one.
+        InputError: the losses, weights or ids have a wrong shape, or the ascent is another one.
 
     Source: Foret et al. 2021 (arXiv 2010.01412), algorithm 1; the weights are an extension.
     """
-    if opt.ascent != "exact":
-        raise InputError(f"opt: expected the ascent 'exact', found {opt.ascent!r}")
+    if opt.ascent != "sam":
+        raise InputError(f"opt: expected the ascent 'sam', found {opt.ascent!r}")
     opt.zero_grad()
     losses_at_x = _check_losses(losses(None))
     before = losses_at_x.detach()

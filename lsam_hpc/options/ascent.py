@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, get_args
 
-from lsam_hpc.options.option import NOT_NEGATIVE, PART, option
+from lsam_hpc.options.option import NOT_NEGATIVE, PART, Range, option
 from lsam_hpc.options.schedules import ScalarOrSchedule
 
-Ascent = Literal["exact", "stale", "parallel"]
+Ascent = Literal["sam", "dp-sat", "asyncsam", "sampa", "msam", "center", "gam"]
 ASCENTS: tuple[Ascent, ...] = get_args(Ascent)
 Metric = Literal["l2", "adaptive"]
 MaskName = Literal["all", "norm", "random", "fisher"]
@@ -31,9 +31,11 @@ class AscentOptions:
     rho: ScalarOrSchedule = option(0.05, "ascent radius, in the units of the parameters", NOT_NEGATIVE, positional=True)
     gamma: float = option(1e-12, "constant that keeps the ascent's division finite", NOT_NEGATIVE, positional=True)
     ascent: Ascent = option(
-        "exact",
-        "gradient of the ascent. exact: at x, two passes per step; stale: of the last step, one pass; parallel: SAMPa, "
-        "two passes that can run at the same time",
+        "sam",
+        "direction of the ascent. sam: gradient at x, two passes a step; dp-sat: gradient of the last step, one pass; "
+        "asyncsam: gradient at the last step's x, on part of its mini-batch; sampa: two passes that can run at the "
+        "same time; msam: momentum, one pass; center: the center's last movement, one pass; gam: the gradient norm's "
+        "too, four passes",
     )
     metric: Metric = option("l2", "metric of the ascent; adaptive: ASAM")
     eta: float = option(0.01, "eta of the adaptive metric", NOT_NEGATIVE)
@@ -41,4 +43,14 @@ class AscentOptions:
         "all",
         "coordinates that the ascent moves; norm: parameters of normalization layers; random, fisher: half of all",
     )
-    interpolation: float = option(0.2, "weight of the look-ahead gradient in the parallel ascent", PART)
+    interpolation: float = option(0.2, "weight of the look-ahead gradient (ascent sampa)", PART)
+    ascent_fraction: float = option(
+        0.25, "share of the mini-batch for the ascent's gradient (ascent asyncsam)", Range(above=0, most=1)
+    )
+    norm_rho: float = option(0.2, "radius of the gradient norm's ascent (ascent gam)", NOT_NEGATIVE)
+    gam_beta1: float = option(0.6, "weight of the gradient at x + e; 1 - it: of the norm's gradient (ascent gam)", PART)
+    gam_beta2: float = option(0.5, "weight of the third gradient in what is decomposed (ascent gam)", NOT_NEGATIVE)
+    gam_gamma: float = option(0.03, "weight of the part perpendicular to the descent (ascent gam)", NOT_NEGATIVE)
+    same_random_numbers: bool = option(
+        False, "draw the same random numbers in all passes of a step, for example the same dropout masks"
+    )

@@ -37,8 +37,8 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
             raise InputError(f"--data-dir: expected the directory of {self.data}'s files, found none")
         if self.optimizer == "lars" and find_spec("pytorch_optimizer") is None:
             raise InputError("--optimizer lars: expected pytorch_optimizer (pip install 'lsam-hpc[train]'), found none")
-        if self.ascent == "parallel" and self.group_size > 1:
-            raise InputError("--ascent: expected exact or stale in groups, found parallel")
+        if self.ascent == "sampa" and (self.group_size > 1 or self.synchronous):
+            raise InputError("--ascent: expected another ascent than sampa in groups")
         profiled(self.profile)
         every = self.checkpoint_every
         if every not in ("auto", "none") and not (every.isdecimal() and int(every) > 0):

@@ -123,21 +123,21 @@ def _train(
     """Train; return True if the run was stopped before its last step."""
     model, opt, total, peak = chain.model, chain.opt, chain.total, peak_lr(config)
     stop_requested = False
+
+    def closure(batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        with stragglers.a_pass(x.device):
+            opt.zero_grad()
+            loss = functional.cross_entropy(model(x), y)
+            loss.backward()
+        return loss
+
     with tqdm(total=total, unit="step", disable=opt.comm.rank > 0, mininterval=1 if sys.stderr.isatty() else 10) as bar:
         for step in opt.steps(total):
             profile.before(opt.local_step)
             for group in opt.param_groups:
                 group["lr"] = peak * lr_factor(config, step, total)
-            x, y = next(chain.batches)
-
-            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
-                with stragglers.a_pass(x.device):
-                    opt.zero_grad()
-                    loss = functional.cross_entropy(model(x), y)
-                    loss.backward()
-                return loss
-
-            loss = opt.step(closure).item()
+            loss = opt.step(closure, batch=next(chain.batches)).item()
             log.step(opt, step, loss)
             scheduler.step()
             if not stop_requested and (stop_request.asked() or (config.on_lost == "stop" and opt.unresponsive_ranks)):

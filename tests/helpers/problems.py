@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from torch.optim import Optimizer
 
@@ -34,6 +35,23 @@ def closure_of(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> 
         return loss
 
     return closure
+
+
+def step_on(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, scaler: GradScaler | None = None) -> Tensor:
+    """Take a step with a closure that takes the mini-batch, and return its loss."""
+
+    def closure(batch: tuple[Tensor, Tensor]) -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(batch[0]), batch[1])
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        return loss
+
+    return optimizer.step(closure, scaler, batch=(x, y))
+
+
+def ascent_vector(g: Tensor, rho: float, gamma: float) -> Tensor:
+    """Return e = rho * g / (|g| + gamma) of the l2 metric."""
+    return rho * g / (g.norm() + gamma)
 
 
 class Bowl(nn.Module):

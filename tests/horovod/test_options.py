@@ -37,7 +37,11 @@ def test_toml_too(tmp_path):
         ({}, {"LSAM_PERIOD": "often"}, "LSAM_PERIOD: expected int, found 'often'"),
         ({}, {"LSAM_OVERLAP": "maybe"}, "LSAM_OVERLAP: expected bool, found 'maybe'"),
         ({"period": 1.5}, {}, "period: expected int, found 1.5"),
-        ({"ascent": "parallel"}, {}, "ascent: expected auto, exact or stale in a Horovod script, found 'parallel'"),
+        (
+            {"ascent": "sampa"},
+            {},
+            "ascent: expected auto, sam, dp-sat, msam, center in a Horovod script, found 'sampa'",
+        ),
     ],
 )
 def test_bad_options_are_reported_in_one_line(keywords, env, message):

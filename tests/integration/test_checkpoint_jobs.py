@@ -77,7 +77,7 @@ def test_in_lockstep_a_resumed_job_gives_the_same_bits_as_an_undisturbed_one(mpi
         "--snapshot-every",
         "log",
         "--ascent",
-        "stale",
+        "sampa",
         "--mask",
         "random",
         "--checkpoint-every",

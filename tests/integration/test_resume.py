@@ -16,7 +16,7 @@ folder, mode = sys.argv[1:]
 comm = MPI.COMM_WORLD
 model = network(torch.float32)
 base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-opt = LSAM(base, rho=0.1, mode="lockstep", period=3, ascent="stale", metric="adaptive", mask="random", comm=comm)
+opt = LSAM(base, rho=0.1, mode="lockstep", period=3, ascent="dp-sat", metric="adaptive", mask="random", comm=comm)
 first = 0
 if mode == "resume":
     saved = torch.load(f"{folder}/saved-{comm.rank}.pt", weights_only=True)

@@ -220,7 +220,7 @@ def test_lockstep_resumes_from_its_saved_state_to_the_bit(comm, tmp_path):
             opt.step(closure_of(model, opt, x, y))
 
     model = network(torch.float32)
-    with LSAM(sgd(model), center_momentum=0.5, ascent="stale", **options) as opt:
+    with LSAM(sgd(model), center_momentum=0.5, ascent="dp-sat", **options) as opt:
         train(opt, model, 0, 10)
         barrier(comm)
         torch.save(opt.state_dict(), path)
@@ -230,7 +230,7 @@ def test_lockstep_resumes_from_its_saved_state_to_the_bit(comm, tmp_path):
         with opt.center(model):
             center = flat(model)
     model = network(torch.float32, seed=7)
-    with LSAM(sgd(model), center_momentum=0.5, ascent="stale", **options) as opt:
+    with LSAM(sgd(model), center_momentum=0.5, ascent="dp-sat", **options) as opt:
         opt.load_state_dict(torch.load(path, weights_only=True))
         train(opt, model, 10, 20)
         assert torch.equal(flat(model), expected)

@@ -117,7 +117,7 @@ def test_the_perturbation_is_staged_only_if_the_callback_wants_it():
 
 def test_receives_the_perturbation_of_a_stale_ascent():
     keeper = Keeper()
-    train("elastic", keeper, ascent="stale")
+    train("elastic", keeper, ascent="dp-sat")
     assert all(float(s["perturbation"].norm()) == pytest.approx(0.1, rel=1e-9) for _, _, s in keeper.seen)
 
 

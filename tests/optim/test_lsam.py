@@ -202,7 +202,7 @@ def test_a_rejection_resets_the_statistics_and_the_last_gradient():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).double()
     start = torch.cat([flat(model), model[1].running_mean, model[1].running_var])
-    opt = chain(model, LocalCenter(start), pull=0.5, period=1, ascent="stale", model=model)
+    opt = chain(model, LocalCenter(start), pull=0.5, period=1, ascent="dp-sat", model=model)
     x = torch.randn(16, 4, dtype=torch.float64)
 
     def closure():
@@ -227,7 +227,7 @@ def test_a_rejection_resets_the_statistics_and_the_last_gradient():
 def test_the_kernel_force_does_not_enter_the_stale_ascent():
     model = Bowl([1.0, -2.0], 2.0)
     center = LocalCenter(torch.full((2,), 9.0, dtype=torch.float64))
-    opt = chain(model, center, rho=0.3, coupling="kernel", pull=0.0, period=1000, stiffness=5.0, ascent="stale")
+    opt = chain(model, center, rho=0.3, coupling="kernel", pull=0.0, period=1000, stiffness=5.0, ascent="dp-sat")
     x = model.value
     opt.step(model.closure(opt))
     np.testing.assert_allclose(opt.last.grads[0], 2 * x, rtol=0, atol=1e-12)

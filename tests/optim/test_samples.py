@@ -407,5 +407,5 @@ def test_refuses_losses_that_ignore_the_selection():
 
 def test_refuses_an_ascent_without_a_pass_at_x():
     model = network()
-    with pytest.raises(InputError, match=r"^opt: expected the ascent 'exact', found 'stale'$"):
-        sample_step(optimizer(model, ascent="stale"), losses_of(model, *next(batches(1))))
+    with pytest.raises(InputError, match=r"^opt: expected the ascent 'sam', found 'dp-sat'$"):
+        sample_step(optimizer(model, ascent="dp-sat"), losses_of(model, *next(batches(1))))

@@ -7,7 +7,7 @@ import torch
 
 from lsam_hpc import SAM
 from lsam_hpc.optim import LocalCenter, LocalLSAM, masks
-from tests.helpers.problems import batches, closure_of, flat, network
+from tests.helpers.problems import batches, closure_of, flat, network, step_on
 
 
 def make(kind, model, center, mask):
@@ -30,19 +30,23 @@ def make(kind, model, center, mask):
         )
 
 
-ASCENTS = list(itertools.product(["exact", "stale", "parallel"], ["l2", "adaptive"]))
+ASCENTS = list(itertools.product(["sam", "dp-sat", "sampa", "asyncsam", "msam", "gam"], ["l2", "adaptive"]))
 
 
 @pytest.mark.parametrize("mask", [masks.Mask, lambda: masks.Random(0.5, 3), lambda: masks.Fisher(0.5, 3)])
 @pytest.mark.parametrize(
-    "kind", [*[(*a, None) for a in ASCENTS], *[("stale", "l2", c) for c in ("elastic", "kernel", "restart")]]
+    "kind",
+    [
+        *[(*a, None) for a in ASCENTS],
+        *itertools.product(["dp-sat", "center"], ["l2"], ["elastic", "kernel", "restart"]),
+    ],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, kind, mask):
     data = list(batches(20))
 
     def go(model, opt, first, last):
         for x, y in data[first:last]:
-            opt.step(closure_of(model, opt, x, y))
+            step_on(model, opt, x, y)
 
     model = network()
     center = LocalCenter(flat(model)) if kind[2] else None
@@ -105,7 +109,7 @@ def test_the_mask_state_is_checked_before_anything_is_loaded():
 
 def test_a_saved_state_does_not_change_with_the_next_steps():
     model = network()
-    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), 0.2, ascent="stale", metric="adaptive", mask="random")
+    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), 0.2, ascent="dp-sat", metric="adaptive", mask="random")
     data = list(batches(3))
     opt.step(closure_of(model, opt, *data[0]))
     state = opt.state_dict()["sam"]

@@ -158,7 +158,7 @@ OPTIONS = [
     {"coupling": "elastic", "pull": 0.3},
     {"coupling": "kernel", "pull": 0.3, "stiffness": 0.2},
     {"coupling": "restart", "pull": 0.3},
-    {"coupling": "elastic", "pull": 0.3, "center_momentum": 0.5, "ascent": "stale"},
+    {"coupling": "elastic", "pull": 0.3, "center_momentum": 0.5, "ascent": "dp-sat"},
 ]
 
 

@@ -154,7 +154,7 @@ def _training(comm: MPI.Intracomm, model: nn.Module, repeats: int, step: float) 
     records: list[Exchange] = []
     seconds: dict[int, list[float]] = {PERIOD: [], 10**9: []}
     base = torch.optim.SGD(model.parameters(), lr=0.0)
-    with LSAM(base, rho=0.0, ascent="stale", period=PERIOD, on_exchange=records.append, comm=comm) as opt:
+    with LSAM(base, rho=0.0, ascent="dp-sat", period=PERIOD, on_exchange=records.append, comm=comm) as opt:
 
         def closure() -> None:
             time.sleep(step)

@@ -6,15 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from lsam_hpc.optim.amp import Pass
+from lsam_hpc.errors import InputError
+from lsam_hpc.optim.amp import Pass, forget, unscale
 from lsam_hpc.optim.arguments import Average
 from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
-from lsam_hpc.optim.gradients import Gradients
+from lsam_hpc.optim.gradients import Gradients, check_dense, take
 from lsam_hpc.optim.perturbation import Perturbation
+from lsam_hpc.optim.random_state import RandomState
 
 
 class Ascending(Protocol):
@@ -38,23 +41,52 @@ class Ascending(Protocol):
 
     @property
     def radii_are_0(self) -> bool:
-        """True if all radii are the number 0, at construction and now."""
+        """True if all radii are 0 at this step."""
 
-    def begin_step(self, scaler: GradScaler | None = None) -> None:
-        """Prepare a step, before the parameters first move."""
+    def ascend(
+        self, ascent: Gradients, *, keep: bool = False, radius: float | None = None, further: bool = False
+    ) -> None:
+        """Move to x + e along gradients: see `SAM.ascend`."""
 
-    def ascend(self, ascent: Gradients, *, keep: bool = False) -> None:
-        """Move to x + e along gradients, which are overwritten unless `keep` is True."""
-
-    def perturb(self, scaler: GradScaler | None = None) -> None:
-        """Begin a step and move to x + e."""
+    def climb(self, scaler: GradScaler | None) -> None:
+        """Move to x + e along the gradients that the ascent returns."""
 
     def restore(self) -> None:
         """Move back to x."""
 
 
+class Closure:
+    """Computes the loss and its gradient at the present parameters: one pass of a step.
+
+    Args:
+        function: the user's closure; it takes the mini-batch if there is one.
+        batch: the step's mini-batch. None: the function takes no argument.
+        same_random_numbers: start every pass from the random state of the first.
+    """
+
+    def __init__(self, function: Callable[..., Any], batch: object, *, same_random_numbers: bool) -> None:
+        self.batch = batch
+        self._function = torch.enable_grad()(function)
+        self._random = RandomState() if same_random_numbers else None
+
+    def __call__(self, batch: object = None) -> Any:  # noqa: ANN401 - what the user's closure returns
+        """Run the pass on a mini-batch; default: the step's."""
+        if self._random is not None:
+            self._random.save_or_restore()
+        batch = self.batch if batch is None else batch
+        return self._function() if batch is None else self._function(batch)
+
+    def require_batch(self, ascent: str) -> None:
+        """Raise InputError unless the step has a mini-batch."""
+        if self.batch is None:
+            raise InputError(
+                f"step: expected step(closure, batch=...) with the ascent {ascent}, where closure takes the batch, "
+                "found no batch"
+            )
+
+
 class Ascent(ABC):
-    """Computes the gradient that a step ascends along.
+    """Computes the gradients of a step.
 
     `passes` runs the forward and backward passes of a step. Loops in phases call `gradients` by `SAM.perturb`. Then the
     optimizer unscales, averages, and calls `before_descent` and `after_descent` around the base optimizer's step.
@@ -64,12 +96,14 @@ class Ascent(ABC):
     in_phases = True  # perturb(), restore() and update() can take the step
     freezes = False  # BatchNorm statistics are frozen at x + e
     keeps = False  # gradients are kept for the next step
+    along_gradients = True  # the ascent's direction is a gradient, and so is reversed in groups that maximize
 
     def __init__(self) -> None:
         self.last = Gradients([], [])  # kept from the last step
+        self.last_batch: object = None  # the mini-batch of the last step, if the next one needs it
 
     @abstractmethod
-    def passes(self, sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None) -> Any:  # noqa: ANN401
+    def passes(self, sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
         """Compute the gradient to descend along into the parameters, which end at x; return the closure's loss.
 
         Args:
@@ -80,7 +114,7 @@ class Ascent(ABC):
 
     @abstractmethod
     def gradients(self, sam: Ascending, scaler: GradScaler | None) -> tuple[Gradients, bool]:
-        """Return the gradients to ascend along, and whether they are finite."""
+        """Return the gradients to ascend along, which the ascent overwrites, and whether they are finite."""
 
     @abstractmethod
     def unscaled_by(self, sam: Ascending) -> tuple[object, ...]:
@@ -93,5 +127,57 @@ class Ascent(ABC):
         """Clean up after the base optimizer's step."""
 
     def forget(self) -> None:
-        """Drop the gradients of earlier steps: the next ascent is as in the first step."""
-        self.last = Gradients([], [])
+        """Drop what earlier steps left: the next ascent is as in the first step."""
+        self.last, self.last_batch = Gradients([], []), None
+
+
+class OnePass(Ascent):
+    """An ascent along a direction that is known before the step: the step takes one pass, at x + e."""
+
+    def passes(self, sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
+        """Run the pass at x + e."""
+        sam.climb(scaler)
+        try:
+            return closure()
+        finally:
+            sam.restore()
+
+    def unscaled_by(self, sam: Ascending) -> tuple[object, ...]:
+        """Return the base optimizer, which the caller may have unscaled, and SAM: the step has one pass only."""
+        return sam.base, sam
+
+
+class ClosureOnly(Ascent):
+    """An ascent whose passes are at points or on mini-batches that a loop in phases does not know."""
+
+    in_phases = False
+
+    def gradients(self, sam: Ascending, scaler: GradScaler | None) -> tuple[Gradients, bool]:
+        """Raise RuntimeError: the step needs a closure."""
+        raise RuntimeError(f"perturb: the ascent {self.name} works by step(closure) only")
+
+    def unscaled_by(self, sam: Ascending) -> tuple[object, ...]:
+        """Return no key: `passes` unscales each pass."""
+        return ()
+
+
+def collect(sam: Ascending, number: int, scaler: GradScaler | None) -> tuple[Gradients, bool]:
+    """Take the gradients of a pass from the parameters, unscaled; return them and whether they are finite.
+
+    Args:
+        sam: the optimizer.
+        number: of the pass in its step.
+        scaler: gradient scaler of mixed precision.
+    """
+    check_dense(sam.parameters)
+    forget(scaler, sam.passes[number])
+    finite = unscale(scaler, sam.passes[number])
+    taken = take(sam.parameters)
+    # Copy views: the next pass may overwrite their buffer, such as a bucket of DistributedDataParallel.
+    return Gradients(taken.params, [g.clone() if g._base is not None else g for g in taken.grads]), finite
+
+
+def set_grads(gradients: Gradients) -> None:
+    """Put gradients into the parameters."""
+    for p, g in zip(*gradients, strict=True):
+        p.grad = g

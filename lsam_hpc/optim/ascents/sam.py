@@ -1,34 +1,33 @@
-"""The exact ascent: along the gradient at x, so that a step takes two passes; one where all radii are 0."""
+"""SAM: along the gradient at x, so that a step takes two passes; one where all radii are 0."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.amp.grad_scaler import GradScaler
 
 from lsam_hpc.optim.amp import unscale, unscaled
-from lsam_hpc.optim.ascents.base import Ascending, Ascent
+from lsam_hpc.optim.ascents.base import Ascending, Ascent, Closure
 from lsam_hpc.optim.gradients import Gradients, check_dense, present, take
 from lsam_hpc.optim.perturbation import global_norm
 
 
-class Exact(Ascent):
+class SharpnessAware(Ascent):
     """e = e(g), g = grad f(x).
 
     Source: Foret et al. 2021 (arXiv 2010.01412), algorithm 1.
     """
 
-    name = "exact"
+    name = "sam"
     freezes = True
 
-    def passes(self, sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None) -> Any:  # noqa: ANN401
+    def passes(self, sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
         """Run the passes at x and at x + e."""
         if sam.radii_are_0:
             return _one_pass(sam, closure, scaler)
         loss = closure()
-        sam.perturb(scaler)
+        sam.climb(scaler)
         try:
             closure()
         finally:
@@ -50,9 +49,8 @@ class Exact(Ascent):
         return (sam.base,)
 
 
-def _one_pass(sam: Ascending, closure: Callable[[], Any], scaler: GradScaler | None) -> Any:  # noqa: ANN401
+def _one_pass(sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
     """Compute the gradient at x, which is x + e with rho = 0: the step is the base optimizer's."""
-    sam.begin_step(scaler)
     loss = closure()
     check_dense(sam.parameters)
     sam.ascend(Gradients([], []))  # moves nothing; subclasses publish x + e here

@@ -1,0 +1,33 @@
+"""MSAM: along the base optimizer's momentum, so that a step takes one pass."""
+
+from __future__ import annotations
+
+from torch.amp.grad_scaler import GradScaler
+
+from lsam_hpc.optim.ascents.base import Ascending, OnePass
+from lsam_hpc.optim.gradients import Gradients
+
+BUFFERS = ("momentum_buffer", "exp_avg")  # names of the momentum in the optimizers' states
+
+
+class MSAM(OnePass):
+    """e = e(-v), v the momentum buffer of the base optimizer; the first step is the base's.
+
+    Source: Becker et al. 2024, "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead"
+    (arXiv 2401.12033), algorithm 1. x is here the unperturbed state, to which weight decay applies; the authors' code
+    for SGD decays the perturbed one.
+    """
+
+    name = "msam"
+    along_gradients = False  # the momentum has the sign of the step already
+
+    def gradients(self, sam: Ascending, scaler: GradScaler | None) -> tuple[Gradients, bool]:
+        """Return the negative momentum."""
+        direction = Gradients([], [])
+        for p in sam.parameters:
+            state = sam.base.state.get(p, {})
+            buffer = next((state[name] for name in BUFFERS if state.get(name) is not None), None)
+            if buffer is not None:
+                direction.params.append(p)
+                direction.grads.append(-buffer)
+        return direction, True
