@@ -226,7 +226,7 @@ class LocalLSAM(SAM):
         super().add_param_group(param_group)
 
     def _adopt_groups(self) -> None:
-        if "_coupler" in self.__dict__ and len(self.param_groups) > len(self._rho):
+        if "_coupler" in self.__dict__ and len(self.param_groups) > len(self._radii):
             raise InputError("base.add_param_group: expected before LSAM is made, which fixes the center's size")
         super()._adopt_groups()
 

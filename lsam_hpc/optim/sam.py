@@ -22,13 +22,15 @@ from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
 from lsam_hpc.optim.gradients import Gradients, check_dense, check_real, present
 from lsam_hpc.optim.masks import resolve
 from lsam_hpc.optim.perturbation import Perturbation
+from lsam_hpc.optim.radii import Radii, signed
+from lsam_hpc.optim.wrapper import OptimizerWrapper
 from lsam_hpc.options.ascent import Ascent
 from lsam_hpc.options.keywords import documented, takes
-from lsam_hpc.options.schedules import ScalarOrSchedule, evaluate
+from lsam_hpc.options.schedules import evaluate
 
 
 @documented(SAMArguments)
-class SAM(Optimizer):
+class SAM(OptimizerWrapper):
     """The base optimizer's step with the gradient taken at x + e(x).
 
     `step(closure)` takes a whole step. Loops without a closure call backward at x, `perturb()`, backward again,
@@ -54,7 +56,6 @@ class SAM(Optimizer):
         InputError: an argument is out of its range, or a parameter is complex.
     """
 
-    base: Optimizer
     has_center = False  # True for optimizers whose chain has a center
     _step_supports_amp_scaling = True  # torch then lets `step` refuse GradScaler.step, see `step`
 
@@ -66,14 +67,13 @@ class SAM(Optimizer):
         self.perturbation = Perturbation(
             float(arguments.gamma), arguments.metric, float(arguments.eta), resolve(arguments.mask)
         )
-        super().__init__(base.param_groups, {**base.defaults, "rho": arguments.rho})
-        self.base = base
+        super().__init__(base, {"rho": arguments.rho})
         self._arguments = arguments
         self._ascent = make_ascent(arguments)
         self.average = arguments.average
         self.local_step = 0  # steps taken by this chain
         self.global_step = 0  # steps taken by all chains; the argument of schedules
-        self._rho: list[ScalarOrSchedule] = [group["rho"] for group in base.param_groups]
+        self._radii = Radii(base.param_groups, arguments.rho)
         self.frozen = FrozenBatchNormStats(arguments.model)
         self.keeps_gradients = False  # True: dp-sat copies them, so that the caller can read them after a step
         self.passes = [Pass(self) for _ in range(4)]
@@ -82,25 +82,6 @@ class SAM(Optimizer):
         self._in_step = False  # `step` runs: torch calls the step hooks around it
         self._set_rho()
         base.__dict__["sam"] = True
-
-    # Properties: the base optimizer replaces these objects when it loads a state. torch's constructor sets them.
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizer's groups."""
-        return self.base.param_groups if "base" in self.__dict__ else self.__dict__["_groups"]
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.__dict__["_groups"] = groups
-
-    @property
-    def state(self) -> Any:  # noqa: ANN401
-        """The base optimizer's state."""
-        return self.base.state
-
-    @state.setter
-    def state(self, state: object) -> None:
-        pass
 
     @property
     def ascent(self) -> str:
@@ -257,21 +238,16 @@ class SAM(Optimizer):
             for after in self._optimizer_step_post_hooks.values():
                 after(self, (), {})
 
-    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
-        """Clear the gradients, as the base optimizer does: Opacus' has more to clear."""
-        self.base.zero_grad(set_to_none)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; its `rho` defaults to this optimizer's."""
         if "base" not in self.__dict__:
             super().add_param_group(param_group)
             return
-        rho = param_group.get("rho", self.defaults["rho"])
+        rho = param_group.get("rho", self._radii.default)
         evaluate("rho", rho, self.global_step)
         params = param_group["params"]
         check_real([params] if isinstance(params, Tensor) else params)
         self.base.add_param_group({**param_group, "rho": rho})
-        self._rho.append(rho)
         self._set_rho()
 
     def __repr__(self) -> str:
@@ -281,19 +257,13 @@ class SAM(Optimizer):
         rho = ", ".join(f"{value:g}" for value in dict.fromkeys(group["rho"] for group in self.param_groups))
         return [f"rho={rho}", f"ascent={self.ascent!r}", f"metric={self.perturbation.metric!r}"]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()  # for copy.deepcopy; torch's keeps only its own attributes
-
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state and, under "sam", SAM's; `torch.load(weights_only=True)` can read both."""
-        self.check_unperturbed("state_dict")
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state = self._state()
-        for after in self._optimizer_state_dict_post_hooks.values():
-            changed = after(self, state)
-            state = state if changed is None else changed
-        return state
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, or a plain base optimizer's state, which leaves SAM's state unchanged."""
+        super().load_state_dict(state_dict)
 
     def _state(self) -> dict[str, Any]:
         state = self.base.state_dict()
@@ -307,17 +277,6 @@ class SAM(Optimizer):
         if self._ascent.last_batch is not None:
             state["sam"]["batch"] = self._ascent.last_batch
         return state
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, or a plain base optimizer's state, which leaves SAM's state unchanged."""
-        self.check_unperturbed("load_state_dict")
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = before(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        self._load(state_dict)
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         sam = state_dict.get("sam")
@@ -335,9 +294,7 @@ class SAM(Optimizer):
 
     def _adopt_groups(self) -> None:
         """Take over groups that were added to the base optimizer itself."""
-        for group in self.param_groups[len(self._rho) :]:
-            check_real(group["params"])
-            self._rho.append(group.setdefault("rho", self.defaults["rho"]))
+        self._radii.adopt(self.param_groups)
 
     def check_unperturbed(self, method: str) -> None:
         """Raise RuntimeError, naming the method, if the parameters are at x + e."""
@@ -355,15 +312,7 @@ class SAM(Optimizer):
             radius: the ascent radius. Default None: each group's rho.
             further: move on from where the parameters are, without saving x. Default False.
         """
-        signs = [-1 if group.get("maximize") and self._ascent.along_gradients else 1 for group in self.param_groups]
-        rhos = [
-            sign * (group["rho"] if radius is None else radius)
-            for sign, group in zip(signs, self.param_groups, strict=True)
-        ]
-        radii: float | list[float] = rhos[0]
-        if len(set(rhos)) > 1:
-            by_param = {id(p): rho for rho, group in zip(rhos, self.param_groups, strict=True) for p in group["params"]}
-            radii = [by_param[id(p)] for p in ascent.params]
+        radii = signed(self.param_groups, ascent.params, radius, reverse=self._ascent.along_gradients)
         self.perturbation.apply(ascent.params, ascent.grads, radii, keep=keep, further=further)
 
     def forget_last(self) -> None:
@@ -395,12 +344,7 @@ class SAM(Optimizer):
 
     def _set_rho(self) -> None:
         self._adopt_groups()
-        for group, rho in zip(self.param_groups, self._rho, strict=True):
-            if callable(rho):
-                group["rho"] = evaluate("rho", rho, self.global_step)
-            else:
-                # The user or a loaded state may have set another value; a plain base optimizer's state has none.
-                evaluate("rho", group.setdefault("rho", rho), self.global_step)
+        self._radii.evaluate(self.param_groups, self.global_step)
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - tensors in containers
