@@ -1,4 +1,4 @@
-"""Freezes, preserves and recomputes BatchNorm's running statistics."""
+"""Freezes, preserves and recomputes running statistics of BatchNorm and InstanceNorm layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.optim import Optimizer
 
 
@@ -22,18 +22,21 @@ class FrozenBatchNormStats:
 
     def __init__(self, model: nn.Module | None) -> None:
         self._model = model
-        self._stopped: list[_BatchNorm] = []
+        self._stopped: list[tuple[_NormBase, Tensor | None, Tensor | None]] = []
 
     def on(self) -> None:
         """Stop updates of the statistics in all layers that track them."""
         if not self._stopped:
-            self._stopped = layers(self._model)
-            for layer in self._stopped:
+            self._stopped = [(layer, layer.running_mean, layer.running_var) for layer in layers(self._model)]
+            for layer, _, _ in self._stopped:
                 layer.track_running_stats = False
+                if not isinstance(layer, _BatchNorm):  # InstanceNorm updates the statistics that it has
+                    layer.running_mean = layer.running_var = None
 
     def off(self) -> None:
         """Allow updates again."""
-        for layer in self._stopped:
+        for layer, mean, variance in self._stopped:
+            layer.running_mean, layer.running_var = mean, variance
             layer.track_running_stats = True
         self._stopped = []
 
@@ -49,11 +52,10 @@ class FrozenBatchNormStats:
         return [buffer for layer in layers(self._model) for buffer in layer.buffers(recurse=False)]
 
 
-def layers(model: nn.Module | None) -> list[_BatchNorm]:
-    """Return the BatchNorm layers of a model that track running statistics; for None an empty list."""
-    return [
-        m for m in (model.modules() if model is not None else ()) if isinstance(m, _BatchNorm) and m.track_running_stats
-    ]
+def layers(model: nn.Module | None) -> list[_NormBase]:
+    """Return the BatchNorm and InstanceNorm layers of a model that track running statistics; for None an empty list."""
+    modules = model.modules() if model is not None else ()
+    return [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
 
 
 @contextmanager
@@ -80,10 +82,10 @@ def _preserve_modes(model: nn.Module) -> Iterator[None]:
 
 
 def recalibrate(model: nn.Module, data: Iterable[Tensor]) -> None:
-    """Set the running statistics of every BatchNorm layer to their mean over batches of inputs.
+    """Set the running statistics of every BatchNorm and InstanceNorm layer to their mean over batches of inputs.
 
     Args:
-        model: only the buffers of its BatchNorm layers change.
+        model: only the buffers of these layers change.
         data: batches of inputs; not read if the model has no such layer.
 
     Source: Izmailov et al. 2018 (arXiv 1803.05407), section 3.3.
@@ -97,10 +99,11 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor]) -> None:
             model.eval()  # dropout would change the inputs of these layers
             for layer in tracking:
                 layer.reset_running_stats()
-                layer.momentum = None  # torch then computes a cumulative mean
                 layer.train()
             with torch.no_grad():
-                for batch in data:
+                for count, batch in enumerate(data, 1):
+                    for layer in tracking:
+                        layer.momentum = 1 / count  # the cumulative mean, which InstanceNorm has no mode for
                     model(batch)
         finally:
             for layer, momentum in zip(tracking, momenta, strict=True):

@@ -72,6 +72,7 @@ class GAM(ClosureOnly):
             return
         params, g0s, g1s = _common(g0, found[1][0])
         sam.ascend(Gradients(params, list(torch._foreach_sub(g1s, g0s))), radius=self.norm_rho)
+        sam.frozen.on()  # `restore` has ended it
         closure()
         found.append(_take(sam, 2, scaler))
         if not found[2][1]:
