@@ -1,57 +1,28 @@
-"""ESAM, AUSAM and Focal-SAM against their formulas written out."""
+"""The step with selected and weighted samples; Focal-SAM against its formulas written out."""
 
-import io
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from torch.nn import functional
 
 from lsam_hpc import SAM, InputError
-from lsam_hpc.optim.samples import AUSAM, ESAM, Selection, sample_step
+from lsam_hpc.optim.samples import AUSAM, ESAM, Chosen, Selection, sample_step
 from tests.helpers.mpis import ROOT
 from tests.helpers.problems import batches, closure_of, flat, network
-
-LR, RHO, GAMMA = 0.3, 0.2, 1e-3
-EXACT = {"rtol": 0, "atol": 1e-12}
-
-
-def optimizer(model, **options):
-    return SAM(torch.optim.SGD(model.parameters(), lr=LR), RHO, GAMMA, **options)
-
-
-def losses_of(model, x, y, calls=None):
-    """Return the function `losses`; append the argument of each call to `calls`."""
-
-    def losses(chosen):
-        if calls is not None:
-            calls.append(chosen)
-        a, b = (x, y) if chosen is None else (x[chosen], y[chosen])
-        return functional.cross_entropy(model(a), b, reduction="none")
-
-    return losses
-
-
-def sample_losses(model, at, x, y):
-    """Return the losses of the samples at a vector of parameters, by functional calls alone."""
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    pieces = at.split([s.numel() for s in shapes.values()])
-    params = {n: v.view(s) for (n, s), v in zip(shapes.items(), pieces, strict=True)}
-    return functional.cross_entropy(torch.func.functional_call(model, params, (x,)), y, reduction="none")
-
-
-def weighted_gradient(model, at, x, y, weights):
-    """Return grad sum_i weights_i l_i at a vector of parameters."""
-    return torch.func.grad(lambda v: (weights * sample_losses(model, v, x, y)).sum())(at)
-
-
-def ascent_of(model, at, x, y, weights):
-    g = weighted_gradient(model, at, x, y, weights)
-    return RHO * g / (g.norm() + GAMMA)
-
-
-def uniform(n):
-    return torch.full((n,), 1 / n, dtype=torch.float64)
+from tests.helpers.samples import (
+    EXACT,
+    GAMMA,
+    LR,
+    RHO,
+    ascent_of,
+    losses_of,
+    optimizer,
+    sample_losses,
+    uniform,
+    weighted_gradient,
+)
 
 
 def test_without_options_equals_sam():
@@ -76,21 +47,6 @@ def test_earlier_gradients_and_no_grad_mode_change_nothing():
     assert torch.equal(flat(ours), flat(theirs))
 
 
-@pytest.mark.parametrize(("fraction", "count"), [(0.5, 8), (0.3, 5), (0.01, 1)])
-def test_esam_descends_the_mean_loss_of_the_samples_that_the_ascent_raises_most(fraction, count):
-    model, calls = network(), []
-    opt, at = optimizer(model), flat(model)
-    for x, y in batches(10):
-        moved = at + ascent_of(model, at, x, y, uniform(16))
-        change = sample_losses(model, moved, x, y) - sample_losses(model, at, x, y)
-        alpha = change.sort(descending=True).values[count]
-        chosen = change > alpha
-        at = at - LR * weighted_gradient(model, moved, x, y, chosen.double() / count)
-        sample_step(opt, losses_of(model, x, y, calls), selection=ESAM(fraction))
-        assert calls[-1].tolist() == chosen.nonzero().flatten().tolist()
-        torch.testing.assert_close(flat(model), at, **EXACT)
-
-
 @pytest.mark.parametrize("selection", [ESAM(1), AUSAM(1)])
 def test_a_fraction_of_1_equals_sam_without_an_extra_pass(selection):
     ours, theirs, calls = network(), network(), []
@@ -100,122 +56,6 @@ def test_a_fraction_of_1_equals_sam_without_an_extra_pass(selection):
         sample_step(other, losses_of(theirs, x, y))
     assert len(calls) == 10
     torch.testing.assert_close(flat(ours), flat(theirs), **EXACT)
-
-
-def probabilities(history, ids, fraction, floor):
-    """Return AUSAM's p_i, with c found by bisection; history: dataset index -> its DLPs."""
-    mean = [sum(history[i]) / len(history[i]) if history.get(i) else None for i in ids]
-    known = [m for m in mean if m is not None]
-    adlp = [(sum(known) / len(known) if known else 1.0) if m is None else m for m in mean]
-    q = [floor + (1 - floor) * a / (sum(adlp) / len(adlp)) for a in adlp]
-    low, high = 0.0, 1 / min(q)
-    for _ in range(200):
-        c = (low + high) / 2
-        low, high = (c, high) if sum(min(1.0, c * v) for v in q) < round(fraction * len(q)) else (low, c)
-    return torch.tensor([min(1.0, high * v) for v in q], dtype=torch.float64)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_ausam_follows_its_formula(weighted):
-    model, calls, history, certain = network(), [], {}, 0
-    opt, at = optimizer(model), flat(model)
-    selection = AUSAM(0.5, floor=0.2)
-    perturbed_weight = torch.linspace(0.01, 0.1, 16, dtype=torch.float64) if weighted else uniform(16)
-    weighting = (lambda before: (uniform(16), None, perturbed_weight)) if weighted else None
-    generator = torch.Generator().manual_seed(3)
-    for x, y in batches(20):
-        ids = torch.randperm(40, generator=generator)[:16]
-        p = probabilities(history, ids.tolist(), 0.5, 0.2)
-        certain += int((p == 1).sum())
-        sample_step(opt, losses_of(model, x, y, calls), ids=ids, selection=selection, weighting=weighting)
-        chosen = calls[-1]
-        assert len(set(chosen.tolist())) == 8
-        moved = at + ascent_of(model, at, x, y, uniform(16))
-        change = (sample_losses(model, moved, x, y) - sample_losses(model, at, x, y)).abs()
-        for i in chosen.tolist():
-            history.setdefault(int(ids[i]), []).append(float(change[i]))
-        weights = torch.zeros(16, dtype=torch.float64)
-        weights[chosen] = perturbed_weight[chosen] / p[chosen]
-        at = at - LR * weighted_gradient(model, moved, x, y, weights)
-        torch.testing.assert_close(flat(model), at, **EXACT)
-    assert certain > 0  # some probabilities were capped at 1
-    assert len(calls) == 40
-
-
-@pytest.mark.slow("a statistical trial of 5 s")
-def test_ausam_is_unbiased():
-    """4 sigma on each of 83 + 16 numbers: a false alarm has probability < 99 * 6.4e-5 = 0.0064; fixed seed."""
-    model, draws, n = network(), 20_000, 16
-    x, y = next(batches(1))
-    ids, selection = torch.arange(n), AUSAM(0.25, generator=torch.Generator().manual_seed(5))
-    selection.learn(ids, ids, torch.arange(n, dtype=torch.float64) ** 6)  # steep: probabilities from 0.025 to 1
-    p = selection.probabilities(ids)
-    before = sample_losses(model, flat(model), x, y)
-    weights = torch.zeros(draws, n, dtype=torch.float64)
-    for row in weights:
-        chosen, factors = selection.choose(before, None, ids)
-        row[chosen] = factors / n
-    assert p.min() < 0.05
-    assert (p == 1).any()
-    hits = (weights > 0).double()
-    assert (hits.sum(1) == 4).all()
-    assert ((hits.mean(0) - p).abs() <= 4 * (p * (1 - p) / draws).sqrt()).all()
-    per_sample = torch.stack([weighted_gradient(model, flat(model), x[i : i + 1], y[i : i + 1], 1.0) for i in range(n)])
-    estimates = weights @ per_sample
-    error = (estimates.mean(0) - per_sample.mean(0)).abs()
-    assert (error <= 4 * estimates.std(0) / draws**0.5).all()
-
-
-def run(steps, selection, model, opt, start=0):
-    calls = []
-    for step, (x, y) in enumerate(batches(steps)):
-        if step >= start:
-            ids = (torch.arange(16) * 7 + step) % 50
-            sample_step(opt, losses_of(model, x, y, calls), ids=ids, selection=selection)
-    return calls
-
-
-def test_ausam_is_determined_by_its_generator():
-    def result(seed):
-        model = network()
-        torch.seed()  # torch's global generator must not matter
-        run(10, AUSAM(0.5, generator=torch.Generator().manual_seed(seed)), model, optimizer(model))
-        return flat(model)
-
-    assert torch.equal(result(1), result(1))
-    assert not torch.equal(result(1), result(2))
-
-
-def test_ausam_resumes_to_the_bit():
-    model, selection = network(), AUSAM(0.5)
-    opt = optimizer(model)
-    run(10, selection, model, opt)
-    half, before = network(), AUSAM(0.5)
-    run(5, before, half, optimizer(half))
-    file = io.BytesIO()
-    torch.save(before.state_dict(), file)
-    file.seek(0)
-    resumed = AUSAM(0.5, generator=torch.Generator().manual_seed(99))
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    run(10, resumed, half, optimizer(half), start=5)
-    assert torch.equal(flat(half), flat(model))
-
-
-def test_ausam_handles_samples_without_an_average():
-    ids = torch.tensor([3, 3, 0, 9], dtype=torch.int32)
-    selection = AUSAM(0.5)
-    selection.learn(ids, torch.arange(4), torch.tensor([float("nan"), float("inf"), 0.0, 0.0]))
-    half = torch.full((4,), 0.5, dtype=torch.float64)
-    assert torch.equal(selection.probabilities(ids), half)
-    selection.learn(ids, torch.tensor([0, 1]), torch.tensor([2.0, 4.0]))  # a sample that occurs twice counts twice
-    expected = probabilities({3: [2.0, 4.0], 0: [0.0], 9: [0.0]}, ids.tolist(), 0.5, 0.1)
-    torch.testing.assert_close(selection.probabilities(ids), expected, **EXACT)
-
-
-def test_a_selection_without_memory_has_no_state():
-    selection = ESAM(0.5)
-    selection.load_state_dict(selection.state_dict())
-    assert selection.state_dict() == {}
 
 
 @pytest.mark.parametrize("selection", [None, ESAM(0.5)])
@@ -263,8 +103,8 @@ def test_a_parameter_used_only_at_x_gets_the_gradient_with_the_clean_weight():
         return torch.cat([3 * a, 5 * b]) if chosen is None else 3 * a
 
     class First(Selection):
-        def choose(self, before, losses, ids):
-            return torch.tensor([0]), before.new_ones(1)
+        def choose_second(self, before, losses, ids):
+            return Chosen(torch.tensor([0]), before.new_ones(1))
 
     sample_step(opt, losses, selection=First(0.5), weighting=lambda before: (one, one, one))
     assert a.item() == pytest.approx(1 - 0.1 * (3 + 3), abs=1e-15)
@@ -272,7 +112,7 @@ def test_a_parameter_used_only_at_x_gets_the_gradient_with_the_clean_weight():
 
 
 def test_focal_sam_in_the_docs_follows_the_paper():
-    setup, steps = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "samples.md").read_text(), flags=re.DOTALL)
+    setup, steps, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "samples.md").read_text(), flags=re.DOTALL)
     names = {}
     exec(setup, names)
     model, images, labels = names["model"], names["images"], names["labels"]
@@ -299,7 +139,7 @@ def test_focal_sam_in_the_docs_follows_the_paper():
 class Broken(Selection):
     """Fails at the perturbed point."""
 
-    def choose(self, before, losses, ids):
+    def choose_second(self, before, losses, ids):
         raise KeyError("selection")
 
 
@@ -345,19 +185,9 @@ def test_refuses_fractions_out_of_range(name, make, fraction):
     assert str(caught.value) == f"{name}: expected a number > 0 and <= 1, found {fraction!r}"
 
 
-IDS = "ids: expected 16 dataset indices >= 0 in a 1-D tensor, found "
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"selection": AUSAM(0.5)}, IDS + "None"),
-        ({"selection": AUSAM(0.5), "ids": torch.arange(3)}, IDS + "torch.int64 of shape (3,): [0, 1, 2]"),
-        ({"selection": AUSAM(0.5), "ids": torch.ones(2)}, IDS + "torch.float32 of shape (2,): [1.0, 1.0]"),
-        (
-            {"selection": AUSAM(0.5), "ids": torch.arange(16) - 1},
-            IDS + "torch.int64 of shape (16,): [-1, 0, 1, 2, 3, 4, 5, 6]",
-        ),
         (
             {"weighting": lambda before: (before, None, before[1:])},
             "weighting: expected weights of shape (16,), found perturbed_weight of shape (15,)",
@@ -409,3 +239,110 @@ def test_refuses_an_ascent_without_a_pass_at_x():
     model = network()
     with pytest.raises(InputError, match=r"^opt: expected the ascent 'sam', found 'dp-sat'$"):
         sample_step(optimizer(model, ascent="dp-sat"), losses_of(model, *next(batches(1))))
+
+
+def with_momentum(model):
+    return SAM(torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9), RHO, GAMMA)
+
+
+@pytest.mark.parametrize("selection", [None, ESAM, AUSAM])
+@pytest.mark.parametrize("clean", [0.0, 0.02])
+def test_a_scaler_changes_nothing_but_the_scale(selection, clean):
+    results = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3)):
+        model = network()
+        opt = with_momentum(model)
+        chosen = selection and selection(0.5)
+        for step, (x, y) in enumerate(batches(10)):
+            sample_step(
+                opt,
+                losses_of(model, x, y),
+                ids=torch.arange(16) + step,
+                selection=chosen,
+                weighting=lambda before: (uniform(16), torch.full((16,), clean), uniform(16)),
+                scaler=scaler,
+            )
+            if scaler is not None:
+                scaler.update()
+        results.append(flat(model))
+    assert scaler.get_scale() > 2.0**16
+    torch.testing.assert_close(*results, **EXACT)
+
+
+@pytest.mark.parametrize("selection", [None, ESAM, AUSAM])
+@pytest.mark.parametrize("overflowing", ["first", "clean", "second"])
+def test_an_overflow_in_either_pass_skips_the_step(selection, overflowing):
+    model, fresh = network(), network()
+    before = flat(model)
+    chosen, again = (selection and selection(0.5) for _ in range(2))
+    opt, ids = with_momentum(model), torch.arange(16)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    (x, y), (next_x, next_y) = batches(2)
+    good, calls = losses_of(model, x, y), []
+
+    def losses(samples):
+        calls.append(torch.is_grad_enabled())
+        result = good(samples)
+        if calls[-1] and sum(calls) == 2 and overflowing == "second":  # in autograd mode: not ESAM's selection
+            result.register_hook(lambda grad: grad * torch.inf)
+        return result
+
+    weights = {name: uniform(16) for name in ("first", "clean", "second")}
+    if overflowing != "second":
+        weights[overflowing] = uniform(16) * 1e308
+    sample_step(opt, losses, ids=ids, selection=chosen, weighting=lambda _: tuple(weights.values()), scaler=scaler)
+    scaler.update()
+    assert torch.equal(flat(model), before)
+    assert not opt.state
+    assert scaler.get_scale() == 2.0**9
+    if selection is AUSAM and overflowing == "first":  # nothing was learned from a step that did not ascend
+        assert not chosen.state_dict()["visits"].any()
+    # The next step is a first step, apart from what the selection learned and drew.
+    if chosen is not None:
+        again.load_state_dict(chosen.state_dict())
+    sample_step(opt, losses_of(model, next_x, next_y), ids=ids, selection=chosen, scaler=scaler)
+    sample_step(with_momentum(fresh), losses_of(fresh, next_x, next_y), ids=ids, selection=again)
+    torch.testing.assert_close(flat(model), flat(fresh), **EXACT)
+
+
+PROGRAM = """
+import datetime, os, sys
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from lsam_hpc.optim.samples import sample_step
+from tests.helpers.problems import batches, flat, network
+from tests.helpers.samples import losses_of, optimizer
+rank, folder, views = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "views"
+distributed.init_process_group(
+    "gloo", f"file://{folder}/meet", datetime.timedelta(seconds=60), world_size=2, rank=rank
+)
+model = network()
+opt, wrapped = optimizer(model), DistributedDataParallel(model, gradient_as_bucket_view=views)
+for step, (x, y) in enumerate(batches(10)):
+    mine = slice(8 * rank, 8 * rank + 8)
+    weights = torch.rand(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(step))[:, mine]
+    sample_step(opt, losses_of(wrapped, x[mine], y[mine]), weighting=lambda before: tuple(2 * weights))
+torch.save(flat(model), f"{folder}/{rank}.pt")
+distributed.barrier()
+os._exit(0)  # a normal exit may abort in gloo's threads
+"""
+
+
+@pytest.mark.parametrize("grads", ["copies", "views"])
+def test_data_parallel_ranks_average_the_gradients_of_all_three_weights(tmp_path, grads):
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(rank), str(tmp_path), grads], cwd=ROOT, stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    errors = [job.communicate(timeout=120)[1].decode() for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], errors
+    model = network()
+    opt = optimizer(model)
+    for step, (x, y) in enumerate(batches(10)):
+        weights = torch.rand(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        sample_step(opt, losses_of(model, x, y), weighting=lambda before, weights=weights: tuple(weights))
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), flat(model), **EXACT)
