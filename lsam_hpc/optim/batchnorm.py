@@ -85,7 +85,7 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor]) -> None:
     """Set the running statistics of every BatchNorm and InstanceNorm layer to their mean over batches of inputs.
 
     Args:
-        model: only the buffers of these layers change.
+        model: only the buffers of these layers change, and of BatchNorm layers only of those that the inputs reach.
         data: batches of inputs; not read if the model has no such layer.
 
     Source: Izmailov et al. 2018 (arXiv 1803.05407), section 3.3.
@@ -94,6 +94,7 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor]) -> None:
     if not tracking:
         return
     momenta = [layer.momentum for layer in tracking]
+    before = [[buffer.clone() for buffer in layer.buffers(recurse=False)] for layer in tracking]
     with _preserve_modes(model):
         try:
             model.eval()  # dropout would change the inputs of these layers
@@ -106,8 +107,12 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor]) -> None:
                         layer.momentum = 1 / count  # the cumulative mean, which InstanceNorm has no mode for
                     model(batch)
         finally:
-            for layer, momentum in zip(tracking, momenta, strict=True):
+            for layer, momentum, buffers in zip(tracking, momenta, before, strict=True):
                 layer.momentum = momentum
+                # Not reached, such as the statistics of adversarial inputs; InstanceNorm does not count.
+                if isinstance(layer, _BatchNorm) and not layer.num_batches_tracked:
+                    for buffer, value in zip(layer.buffers(recurse=False), buffers, strict=True):
+                        buffer.copy_(value)
 
 
 def shared_tensors(base: Optimizer, model: nn.Module | None) -> tuple[list[Tensor], list[Tensor]]:
