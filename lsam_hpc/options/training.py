@@ -28,12 +28,24 @@ class TrainingOptions:
         "none", "standard: shift training images at random, and mirror them if the data set allows it"
     )
     cutout: int = option(0, "side of a random square to blank in each training image, in pixels", COUNT)
+    adversarial: Literal["none", "conadv"] = option(
+        "none", "conadv: train on adversarial images too, made one step ahead, with BatchNorm statistics of their own"
+    )
+    adversarial_epsilon: float = option(
+        0.1, "largest change of a value in an adversarial image, in the units of the normalised images", NOT_NEGATIVE
+    )
     model: str | None = option(
         None, f"model: {', '.join(MODELS)}, or your own MODULE:FUNCTION; default: depends on --data"
     )
     epochs: float = option(120.0, "passes over the training set, by all ranks together", POSITIVE)
     steps: int | None = option(None, "steps of all chains together, in place of --epochs", Range(least=1, whole=True))
     batch_size: int = option(32, "images per mini-batch of a rank", IMAGES)
+    selection: Literal["none", "esam", "ausam"] = option(
+        "none",
+        "images of a mini-batch to compute gradients of. esam: in the second pass, those whose loss the ascent raises "
+        "most; ausam: in both passes, random ones, by their loss changes in earlier steps",
+    )
+    selection_fraction: float = option(0.5, "fraction of a mini-batch that --selection chooses", Range(above=0, most=1))
     optimizer: Literal["sgd", "lars"] = option("sgd", "base optimizer; lars scales its rate by the layers' norms")
     lr: float = option(0.1, "learning rate", NOT_NEGATIVE)
     lr_scaling: Literal["none", "linear"] = option(

@@ -45,6 +45,8 @@ _ONLY = {
     "budget": "total",
     "wire_dtype": "float32",
     "stragglers": "none",
+    "selection": "none",
+    "adversarial": "none",
 }
 
 

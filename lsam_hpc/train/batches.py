@@ -16,6 +16,8 @@ _AUGMENT_STREAM = 1 << 31  # XORed into the seed for the augmentation's own rand
 class Batches:
     """An endless stream of mini-batches; each pass over the training set has a new random order.
 
+    `ids` are the indices of the last mini-batch in the training set, shape (size,).
+
     Args:
         x: N images, or a tensor of shape (N, ...).
         y: shape (N,).
@@ -28,13 +30,18 @@ class Batches:
         self._x, self._y, self._size, self._augment = x, y, min(size, len(y)), augment
         self._generator = torch.Generator().manual_seed(seed)
         self._augment_generator = torch.Generator().manual_seed(seed ^ _AUGMENT_STREAM)
+        self.ids = torch.empty(0, dtype=torch.int64)
         self._begin_pass()
+
+    def __iter__(self) -> Batches:
+        return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         if self._at + self._size > len(self._y):
             self._begin_pass()
         chosen = self._order[self._at : self._at + self._size]
         self._at += self._size
+        self.ids = chosen
         x = self._x[chosen]
         return x if self._augment is None else self._augment(x, self._augment_generator), self._y[chosen]
 

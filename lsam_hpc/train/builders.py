@@ -12,14 +12,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lsam_hpc.optim import masks
+from lsam_hpc.optim.samples import AUSAM, ESAM, ConAdv, Selection, split_batchnorm
 from lsam_hpc.options.ascent import AscentOptions
 from lsam_hpc.options.coupling import CouplingOptions
 from lsam_hpc.options.option import keywords
 from lsam_hpc.train import data
 from lsam_hpc.train.augment import Augment, make_augment
+from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.models import build
 from lsam_hpc.train.selection import OPTIONS
+
+_SELECTION_STREAM = 1 << 30  # XORed into the seed of the mini-batches, as batches.py does for the augmentation
 
 
 def make_dataset(config: TrainConfig) -> data.Dataset:
@@ -39,6 +43,8 @@ def make_model(config: TrainConfig, dataset: data.Dataset) -> nn.Module:
     torch.manual_seed(config.seed)
     _, channels, height, width = dataset.train_x.shape
     model = build(config.model, config.data, (channels, height, width), dataset.classes)
+    if config.adversarial == "conadv":
+        split_batchnorm(model)
     if config.mask == "norm":
         masks.Norm(model)  # raises before the run directory is made if the model has no such layers
     return model
@@ -56,6 +62,22 @@ def sampler_options(config: TrainConfig, model: nn.Module) -> dict[str, Any]:
     """Return the keywords of LSAM for ascent, coupling and model, without those of the communication."""
     options = {**keywords(config, AscentOptions), **keywords(config, CouplingOptions), "model": model}
     return options if config.mask != "norm" else {**options, "mask": masks.Norm(model)}
+
+
+def make_selection(config: TrainConfig, seed: int) -> Selection | None:
+    """Return the selection of samples, or None; seed: of its random draws, as that of the mini-batches."""
+    if config.selection == "ausam":
+        generator = torch.Generator().manual_seed(seed ^ _SELECTION_STREAM)
+        return AUSAM(config.selection_fraction, generator=generator)
+    return ESAM(config.selection_fraction) if config.selection == "esam" else None
+
+
+def make_adversary(config: TrainConfig, batches: Batches, model: nn.Module, dataset: data.Dataset) -> ConAdv | None:
+    """Return the stream of mini-batches with adversarial images, or None; they keep to the images' range of values."""
+    if config.adversarial == "none":
+        return None
+    low, high = dataset.train_x.limits
+    return ConAdv(batches, model, config.adversarial_epsilon, low=low, high=high)
 
 
 def images_per_step(config: TrainConfig) -> int:

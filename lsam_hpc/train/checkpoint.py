@@ -224,8 +224,10 @@ def check(manifest: Manifest, layout: Sequence[tuple[str, tuple[int, ...]]], con
             f"--resume: expected a checkpoint of this model, found a difference in {name}: "
             f"{theirs.get(name, 'none')} in the checkpoint, {ours.get(name, 'none')} in this job"
         )
-    for name in ("data", *OPTIONS, "topology", "center_momentum", "coupling", "mode", "budget"):
-        saved = manifest.config.get(name, manifest.config.get("schedule") if name == "mode" else None)
+    older = {"mode": manifest.config.get("schedule"), "selection": "none", "adversarial": "none"}  # not saved then
+    names = ("data", *OPTIONS, "topology", "center_momentum", "coupling", "mode", "budget", "selection", "adversarial")
+    for name in names:
+        saved = manifest.config.get(name, older.get(name))
         if saved != config.get(name):
             option = name.replace("_", "-")
             raise InputError(f"--{option}: expected {saved}, as in the checkpoint, found {config.get(name)}")

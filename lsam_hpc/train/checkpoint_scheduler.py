@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lsam_hpc import rma
+from lsam_hpc.optim.samples import ConAdv, Selection
 from lsam_hpc.train.checkpoint import Checkpoints, State
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.job import Chain
@@ -111,6 +112,7 @@ class CheckpointScheduler:
         return {
             "opt": opt,
             "batches": self._chain.batches.state_dict(),
+            **{name: part.state_dict() for name, part in _parts(self._chain).items()},
             "buffers": dict(self._chain.model.named_buffers()),
             "random": _random_state(),
             "seconds": self.seconds,
@@ -139,10 +141,18 @@ def resume(chain: Chain, state: State | None, center: State | None) -> None:
     if state is None:
         return
     chain.batches.load_state_dict(state["batches"])
+    for name, part in _parts(chain).items():
+        part.load_state_dict(state[name])
     _set_random_state(state["random"])
     with torch.no_grad():
         for name, buffer in chain.model.named_buffers():
             buffer.copy_(state["buffers"][name])
+
+
+def _parts(chain: Chain) -> dict[str, Selection | ConAdv]:
+    """Return the parts with a state that only some jobs have."""
+    parts = {"selection": chain.selection, "adversary": chain.adversary}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _random_state() -> State:

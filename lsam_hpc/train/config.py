@@ -39,6 +39,12 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
             raise InputError("--optimizer lars: expected pytorch_optimizer (pip install 'lsam-hpc[train]'), found none")
         if self.ascent == "sampa" and (self.group_size > 1 or self.synchronous):
             raise InputError("--ascent: expected another ascent than sampa in groups")
+        if self.selection != "none":
+            for name, only in (("ascent", "sam"), ("adversarial", "none"), ("stragglers", "none")):
+                if (value := getattr(self, name)) != only:
+                    raise InputError(f"--{name}: expected {only} with --selection {self.selection}, found {value}")
+            if self.rho == 0:
+                raise InputError(f"--rho: expected > 0 with --selection {self.selection}, found {self.rho}")
         profiled(self.profile)
         every = self.checkpoint_every
         if every not in ("auto", "none") and not (every.isdecimal() and int(every) > 0):

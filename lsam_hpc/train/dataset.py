@@ -38,6 +38,13 @@ class Images:
         """Memory of the stored images, in bytes."""
         return self._stored.numel() * self._stored.element_size()
 
+    @property
+    def limits(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """The normalised values of the bytes 0 and 255, each of shape (C, 1, 1); None for images stored as floats."""
+        if self._stored.is_floating_point():
+            return None, None
+        return -self._mean / self._deviation, (255 - self._mean) / self._deviation
+
     def __len__(self) -> int:
         return len(self._stored)
 

@@ -12,14 +12,23 @@ from torch import nn
 
 from lsam_hpc.distributed.lsam import LSAM
 from lsam_hpc.errors import InputError
+from lsam_hpc.optim.samples import ConAdv, Selection
 from lsam_hpc.options.communication import CommunicationOptions
 from lsam_hpc.options.coupling import StepOptions
 from lsam_hpc.options.option import keywords
 from lsam_hpc.rundir.runlog import RunLog
 from lsam_hpc.train import data
 from lsam_hpc.train.batches import Batches
-from lsam_hpc.train.builders import augmentation, make_base, sampler_options, total_steps
+from lsam_hpc.train.builders import (
+    augmentation,
+    make_adversary,
+    make_base,
+    make_selection,
+    sampler_options,
+    total_steps,
+)
 from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.train.losses import Batch
 
 
 @dataclass
@@ -31,6 +40,12 @@ class Chain:
     batches: Batches
     dataset: data.Dataset
     total: int  # steps of all chains together
+    selection: Selection | None  # of samples, if the steps use one
+    adversary: ConAdv | None  # adds adversarial images to the mini-batches
+
+    def next_batch(self) -> Batch:
+        """Return the mini-batch of the next step."""
+        return next(self.batches if self.adversary is None else self.adversary)
 
 
 def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log: RunLog, comm: MPI.Intracomm) -> Chain:
@@ -52,14 +67,17 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
         state_callback=log.state_callback,
         comm=comm,
     )
-    batches = Batches(
-        dataset.train_x,
-        dataset.train_y,
-        config.batch_size,
-        config.seed * comm.size + comm.rank,
-        augmentation(config, dataset),
+    seed = config.seed * comm.size + comm.rank
+    batches = Batches(dataset.train_x, dataset.train_y, config.batch_size, seed, augmentation(config, dataset))
+    return Chain(
+        model,
+        opt,
+        batches,
+        dataset,
+        total_steps(config, dataset),
+        make_selection(config, seed),
+        make_adversary(config, batches, model, dataset),
     )
-    return Chain(model, opt, batches, dataset, total_steps(config, dataset))
 
 
 def start_averaging(config: TrainConfig) -> None:

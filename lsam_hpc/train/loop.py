@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 
 from lsam_hpc import rma
+from lsam_hpc.optim.samples import sample_step
 from lsam_hpc.options.logging import LoggingOptions
 from lsam_hpc.options.option import part
 from lsam_hpc.rundir.prepare import prepare
@@ -30,6 +30,7 @@ from lsam_hpc.train.compiler import postpone_compiler
 from lsam_hpc.train.config import TrainConfig, parse
 from lsam_hpc.train.evaluation import SUBSET, evaluate
 from lsam_hpc.train.job import Chain, make_chain, pick_device, share_cores, start_averaging
+from lsam_hpc.train.losses import Batch, batch_loss, sample_losses
 from lsam_hpc.train.profile import Profile, profiled
 from lsam_hpc.train.resume_point import find_resume_point
 from lsam_hpc.train.signals import StopRequest, job_end
@@ -124,11 +125,10 @@ def _train(
     model, opt, total, peak = chain.model, chain.opt, chain.total, peak_lr(config)
     stop_requested = False
 
-    def closure(batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = batch
-        with stragglers.a_pass(x.device):
+    def closure(batch: Batch) -> Tensor:
+        with stragglers.a_pass(batch[0].device):
             opt.zero_grad()
-            loss = functional.cross_entropy(model(x), y)
+            loss = batch_loss(model, batch)
             loss.backward()
         return loss
 
@@ -137,7 +137,12 @@ def _train(
             profile.before(opt.local_step)
             for group in opt.param_groups:
                 group["lr"] = peak * lr_factor(config, step, total)
-            loss = opt.step(closure, batch=next(chain.batches)).item()
+            batch = chain.next_batch()
+            if chain.selection is None:
+                loss = opt.step(closure, batch=batch).item()
+            else:
+                losses = sample_losses(model, batch)
+                loss = sample_step(opt, losses, ids=chain.batches.ids, selection=chain.selection).item()
             log.step(opt, step, loss)
             scheduler.step()
             if not stop_requested and (stop_request.asked() or (config.on_lost == "stop" and opt.unresponsive_ranks)):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lsam_hpc.trajectory import Run, verify
-from tests.helpers.mpis import run
+from tests.helpers.mpis import ROOT, run
 
 KILLS = int(os.environ.get("LSAM_JOB_KILLS", "2"))
 # The given rank (-1: each rank) sends itself a signal after the given local step.
@@ -95,6 +95,33 @@ def test_in_lockstep_a_resumed_job_gives_the_same_bits_as_an_undisturbed_one(mpi
         np.testing.assert_array_equal(one.steps(rank)["loss"], other.steps(rank)["loss"])
     whole, again = (torch.load(tmp_path / d / "checkpoints" / "center.pt", weights_only=True) for d in ("whole", "run"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+NORMALIZED = """
+from torch import nn
+def network(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, classes))
+"""
+
+
+@pytest.mark.parametrize("method", ["--selection ausam", "--adversarial conadv --model normalized:network"])
+def test_averages_of_samples_and_the_mini_batch_made_ahead_are_resumed(mpi, method, tmp_path):
+    (tmp_path / "normalized.py").write_text(NORMALIZED)
+    words = ("--steps", "80", "--mode", "lockstep", "--snapshot-every", "log", "--resume", "auto", *method.split())
+    env = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    assert train(mpi, 2, tmp_path / "whole", *words, **env).returncode == 0
+    assert train(mpi, 2, tmp_path / "run", *words, signalled=(0, 17, "SIGTERM"), **env).returncode == 3
+    done = train(mpi, 2, tmp_path / "run", *words, **env)
+    assert done.returncode == 0, done.stderr
+    assert 17 <= resumed_at(done) < 80
+    one, other = Run(tmp_path / "whole"), sound(tmp_path / "run")
+    for rank in range(2):
+        np.testing.assert_array_equal(one.snapshot(rank, -1), other.snapshot(rank, -1))
+        np.testing.assert_array_equal(one.steps(rank)["loss"], other.steps(rank)["loss"])
+    whole, again = (torch.load(tmp_path / d / "checkpoints" / "center.pt", weights_only=True) for d in ("whole", "run"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    if "conadv" in method:
+        assert whole["2.adversarial.num_batches_tracked"] > 0  # the center's evaluation kept the second statistics
 
 
 @pytest.mark.slow("kills whole jobs at random moments")

@@ -50,6 +50,14 @@ def test_every_topology_trains(mpi, words, tmp_path):
             assert sorted(global_steps) == list(range(2528))
 
 
+@pytest.mark.parametrize("words", ["--selection esam", "--selection ausam --synchronous", "--adversarial conadv"])
+def test_methods_on_samples_train(mpi, words, tmp_path):
+    done = lsam(mpi, 2, "train", "--epochs", "20", "--out", str(tmp_path / "run"), *words.split())
+    assert done.returncode == 0, done.stderr
+    with Run(tmp_path / "run") as logs:
+        assert logs.logs[0].result["center_test_error"] < 5
+
+
 def test_synchronous_is_data_parallel_sam(mpi, tmp_path):
     """Compare with a loop of plain tensors: one ascent per rank, mean gradients, the center is the last sample."""
     steps, rho, lr = 12, 0.1, 0.05

@@ -83,6 +83,8 @@ def test_chains_of_a_network_with_batchnorm_share_its_statistics():
     [
         ("topology", "gossip", "--topology: expected center in a simulated order, found gossip"),
         ("group_size", 2, "--group-size: expected 1 in a simulated order, found 2"),
+        ("selection", "esam", "--selection: expected none in a simulated order, found esam"),
+        ("adversarial", "conadv", "--adversarial: expected none in a simulated order, found conadv"),
         ("mode", "lockstep", "--mode: expected async in a simulated order, found lockstep"),
         ("wire_dtype", "bfloat16", "--wire-dtype: expected float32 in a simulated order, found bfloat16"),
     ],

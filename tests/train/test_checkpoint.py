@@ -244,13 +244,17 @@ def test_refuses_other_manifests(tmp_path, change, message):
 def test_refuses_another_model_and_another_job(tmp_path):
     complete(tmp_path)
     manifest = newest(tmp_path)
-    check(manifest, LAYOUT, CONFIG)
+    config = {**CONFIG, "selection": "none", "adversarial": "none"}  # the set is from before these options
+    check(manifest, LAYOUT, config)
     with pytest.raises(InputError, match=r"difference in w: \(2, 3\) in the checkpoint, \(3, 2\) in this job"):
-        check(manifest, [("w", (3, 2)), ("b", ())], CONFIG)
+        check(manifest, [("w", (3, 2)), ("b", ())], config)
     with pytest.raises(InputError, match=r"--center-momentum: expected 0.0, as in the checkpoint, found 0.5"):
-        check(manifest, LAYOUT, {**CONFIG, "center_momentum": 0.5})
+        check(manifest, LAYOUT, {**config, "center_momentum": 0.5})
     with pytest.raises(InputError, match=r"--subset: expected None, as in the checkpoint, found 100"):
-        check(manifest, LAYOUT, {**CONFIG, "subset": 100})
+        check(manifest, LAYOUT, {**config, "subset": 100})
+    for name, value in (("selection", "ausam"), ("adversarial", "conadv")):
+        with pytest.raises(InputError, match=f"--{name}: expected none, as in the checkpoint, found {value}"):
+            check(manifest, LAYOUT, {**config, name: value})
 
 
 def test_batches_resume_where_they_were_saved():

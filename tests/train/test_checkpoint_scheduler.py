@@ -43,7 +43,8 @@ def make(comm, unresponsive):
         alike=lambda number: number(),
         state_dict=lambda: {"center": {"y": 0}},
     )
-    chain = SimpleNamespace(opt=opt, model=nn.Identity(), batches=SimpleNamespace(state_dict=dict))
+    batches = SimpleNamespace(state_dict=dict)
+    chain = SimpleNamespace(opt=opt, model=nn.Identity(), batches=batches, selection=None, adversary=None)
     config = TrainConfig(checkpoint_every="auto", mtbf=SECONDS**2 / (2 * Written.seconds * 3600))
     written = Written()
     return CheckpointScheduler(config, written, chain, 0.0), opt, written

@@ -96,6 +96,18 @@ def test_a_flag_wins_over_the_file_s_other_way_to_say_how_long(tmp_path):
         (["--flush-seconds", "0"], "--flush-seconds: expected a finite number of seconds > 0, found 0.0"),
         (["--coupling", "loose"], "--coupling: expected one of elastic, kernel, restart, found 'loose'"),
         (["--center-momentum", "1"], "--center-momentum: expected a number >= 0 and < 1, found 1.0"),
+        (["--selection-fraction", "0"], "--selection-fraction: expected a number > 0 and <= 1, found 0.0"),
+        (["--adversarial-epsilon", "-1"], "--adversarial-epsilon: expected a finite number >= 0, found -1.0"),
+        (["--selection", "esam", "--ascent", "stale"], "--ascent: expected exact with --selection esam, found stale"),
+        (
+            ["--selection", "ausam", "--adversarial", "conadv"],
+            "--adversarial: expected none with --selection ausam, found conadv",
+        ),
+        (
+            ["--selection", "esam", "--stragglers", "0:2"],
+            "--stragglers: expected none with --selection esam, found 0:2",
+        ),
+        (["--selection", "esam", "--rho", "0"], "--rho: expected > 0 with --selection esam, found 0.0"),
         (["--data", "cifar10"], "--data-dir: expected the directory of cifar10's files, found none"),
         (
             ["--config", "/no/such.toml"],

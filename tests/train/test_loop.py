@@ -47,6 +47,7 @@ def test_each_rank_sees_the_whole_set_in_its_own_order():
     assert len({tuple(order) for order in passes[0]}) == 4
     x, y = next(first)
     assert torch.equal(x[:, 0], y.float())
+    assert torch.equal(first.ids, y)  # the labels are the indices here
 
 
 def test_evaluate_counts_errors_and_keeps_the_mode():
