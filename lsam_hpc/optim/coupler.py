@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.optim.anchor import Anchor
 from lsam_hpc.optim.callback import StateCallback
 from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.delta_filter import DeltaFilter
@@ -101,25 +102,12 @@ class Coupler:
         # If the sample is needed after x - y is computed, x - y gets its own vector instead of overwriting it.
         self._gap = torch.empty_like(like) if center.publishes or coupling == "restart" or state_callback else None
         self._velocity = torch.zeros_like(like) if center_momentum else None
-        self._anchor = FlatVector(self.tensors, dtype=like.dtype) if coupling == "kernel" else None
-        if self._anchor is not None:
-            self._anchor.vector.copy_(self._center)
+        self.anchor = Anchor(params, statistics, self._center) if coupling == "kernel" else None
 
     @property
     def dtype(self) -> torch.dtype:
         """The element type of the vectors."""
         return self._center.dtype
-
-    def add_force(self, stiffness: float) -> None:
-        """Add stiffness * (x - y_read) to the gradients; `kernel` coupling only."""
-        assert self._anchor is not None
-        anchors = self._anchor.views[: len(self.params)]
-        pulled = [(p, p.grad, a) for p, a in zip(self.params, anchors, strict=True) if p.grad is not None]
-        xs, grads, ys = ([triple[i] for triple in pulled] for i in range(3))
-        # Not in place: the next ascent may use the old gradients.
-        forced = torch._foreach_add(grads, torch._foreach_sub(xs, ys), alpha=stiffness)
-        for x, grad in zip(xs, forced, strict=True):
-            x.grad = grad.to(x.dtype)
 
     def take_perturbed(self) -> None:
         """Stage the current parameters, at x + e, to be published by the next exchange."""
@@ -239,8 +227,8 @@ class Coupler:
         sample.vector.copy_(state["sample"])
         sample.scatter(self.tensors)
         self._center.copy_(state["anchor"])
-        if self._anchor is not None:
-            self._anchor.vector.copy_(self._center)
+        if self.anchor is not None:
+            self.anchor.load(self._center)
         self._center_version = state["anchor_version"]
         if self._velocity is not None:
             self._velocity.copy_(state["velocity"])
@@ -354,5 +342,5 @@ class Coupler:
         elif self.coupling == "restart":
             # With another executor the buffers hold y - x at the staging: adding it keeps the steps since.
             (torch._foreach_copy_ if self._inline else torch._foreach_add_)(self.params, params)
-        if self._anchor is not None:
-            torch._foreach_copy_(self._anchor.views, views)
+        if self.anchor is not None:
+            self.anchor.load_views(views)

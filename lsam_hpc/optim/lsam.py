@@ -23,8 +23,8 @@ from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.coupler import Coupler
 from lsam_hpc.optim.delta_filter import DeltaFilter
 from lsam_hpc.optim.executor import Executor, InlineExecutor
-from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.gradients import Gradients
+from lsam_hpc.optim.noise import LangevinNoise
 from lsam_hpc.optim.record import Exchange
 from lsam_hpc.optim.sam import SAM
 from lsam_hpc.optim.steps import LocalSteps, StepCounter
@@ -136,8 +136,7 @@ class LocalLSAM(SAM):
             state_callback=arguments.state_callback,
             tracks_movement=arguments.ascent == "center",
         )
-        self._noise: FlatVector | None = None
-        self._generator = torch.Generator(self.parameters[0].device).manual_seed(arguments.seed)
+        self._noise = LangevinNoise(self.parameters[0].device, arguments.seed)
         if (callable(self.temperature) or self.temperature > 0) and not _is_plain_sgd(base):
             warnings.warn(
                 f"temperature: the noise makes exact Langevin steps only with SGD without momentum, not with this "
@@ -243,7 +242,7 @@ class LocalLSAM(SAM):
         state = super()._state()
         state["lsam"] = {
             **self._coupler.state_dict(),
-            "generator": self._generator.get_state(),
+            "generator": self._noise.generator.get_state(),
             **{key: getattr(self, name) for key, name in _COUNTS.items()},
         }
         return state
@@ -262,7 +261,7 @@ class LocalLSAM(SAM):
         self.drain()
         super()._load(state_dict)
         self._coupler.load_state_dict(chain)
-        self._generator.set_state(chain["generator"].cpu())
+        self._noise.generator.set_state(chain["generator"].cpu())
         for key, name in _COUNTS.items():
             setattr(self, name, chain[key])
 
@@ -288,11 +287,11 @@ class LocalLSAM(SAM):
         super().begin_step(scaler)
 
     def _descend(self) -> None:
-        if self.coupling == "kernel":
-            self._coupler.add_force(self._stiffness)
+        if self._coupler.anchor is not None:
+            self._coupler.anchor.add_force(self._stiffness)
         super()._descend()
         if self._temperature > 0:
-            self._diffuse(self._temperature)
+            self._noise.add(self.param_groups, self._temperature)
 
     def _finish(self) -> None:
         self._claimed = False
@@ -317,21 +316,6 @@ class LocalLSAM(SAM):
         if self._since_exchange + 1 >= self._period:
             self._coupler.take_perturbed()
             self._coupler.take_perturbation(self.local_step + 1, lambda: self.perturbation.offset(self.parameters))
-
-    def _diffuse(self, temperature: float) -> None:
-        """Add sqrt(2 lr T) * N(0, I), with each group's learning rate."""
-        if self._noise is None:
-            self._noise = FlatVector(self.parameters)
-        self._noise.vector.normal_(generator=self._generator)
-        at = 0
-        for group in self.param_groups:
-            params = group["params"]
-            noise = self._noise.views[at : at + len(params)]
-            at += len(params)
-            moving = [(p, n) for p, n in zip(params, noise, strict=True) if p.grad is not None]
-            if moving:
-                scale = math.sqrt(2 * float(group["lr"]) * temperature)
-                torch._foreach_add_([p for p, _ in moving], [n for _, n in moving], alpha=scale)
 
     def _collect(self, in_flight: int | None = None) -> None:
         """Apply the complete exchanges; with `in_flight`, wait until at most that many are in flight."""

@@ -98,7 +98,7 @@ def test_a_flag_wins_over_the_file_s_other_way_to_say_how_long(tmp_path):
         (["--center-momentum", "1"], "--center-momentum: expected a number >= 0 and < 1, found 1.0"),
         (["--selection-fraction", "0"], "--selection-fraction: expected a number > 0 and <= 1, found 0.0"),
         (["--adversarial-epsilon", "-1"], "--adversarial-epsilon: expected a finite number >= 0, found -1.0"),
-        (["--selection", "esam", "--ascent", "stale"], "--ascent: expected exact with --selection esam, found stale"),
+        (["--selection", "esam", "--ascent", "msam"], "--ascent: expected sam with --selection esam, found msam"),
         (
             ["--selection", "ausam", "--adversarial", "conadv"],
             "--adversarial: expected none with --selection ausam, found conadv",
