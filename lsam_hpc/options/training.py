@@ -46,16 +46,33 @@ class TrainingOptions:
         "most; ausam: in both passes, random ones, by their loss changes in earlier steps",
     )
     selection_fraction: float = option(0.5, "fraction of a mini-batch that --selection chooses", Range(above=0, most=1))
-    optimizer: Literal["sgd", "lars"] = option("sgd", "base optimizer; lars scales its rate by the layers' norms")
+    optimizer: Literal["sgd", "lars", "tvlars", "lamb", "adamw"] = option(
+        "sgd", "base optimizer; lars, tvlars and lamb scale their rates by the layers' norms"
+    )
     lr: float = option(0.1, "learning rate", NOT_NEGATIVE)
     lr_scaling: Literal["none", "linear"] = option(
         "none", "linear: --lr is for 256 images per step, and is scaled by the images per step of a chain"
     )
-    momentum: float = option(0.9, "momentum of the base optimizer", NOT_NEGATIVE)
+    momentum: float = option(
+        0.9, "momentum of sgd, lars and tvlars; lamb and adamw have betas of 0.9 and 0.999", Range(least=0, below=1)
+    )
     weight_decay: float = option(5e-4, "weight decay of the base optimizer", NOT_NEGATIVE)
     lr_schedule: Literal["cosine", "constant"] = option("cosine", "learning rate as a function of the global step")
-    warmup: float = option(
-        0.05, "fraction of the steps in which the learning rate rises linearly", Range(least=0, below=1)
+    warmup: float | None = option(
+        None,
+        "fraction of the steps in which the learning rate rises linearly; default: 0.05, and 0 with tvlars, which has "
+        "its own factor in place of a warm-up",
+        Range(least=0, below=1),
+    )
+    tvlars_lambda: float = option(
+        1e-3, "tvlars: steepness of the fall of its layer-wise rates, per step of a chain", NOT_NEGATIVE
+    )
+    tvlars_delay: int = option(0, "tvlars: steps of a chain until the middle of the fall", COUNT)
+    tvlars_floor: float = option(0.0, "tvlars: what remains of the layer-wise rates after the fall", NOT_NEGATIVE)
+    clip_coordinates: float = option(
+        0.0,
+        "fraction of the gradient's coordinates, those of largest magnitude, to clip to the largest of the others",
+        Range(least=0, below=1),
     )
     synchronous: bool = option(False, "data parallel: all ranks form one chain, and the center is its sample")
     reduce: Literal["auto", "horovod", "mpi"] = option(

@@ -12,7 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lsam_hpc.optim import masks
+from lsam_hpc.optim.clipping import clip_coordinates
 from lsam_hpc.optim.samples import AUSAM, ESAM, ConAdv, Selection, split_batchnorm
+from lsam_hpc.optim.tvlars import TVLARS
 from lsam_hpc.options.ascent import AscentOptions
 from lsam_hpc.options.coupling import CouplingOptions
 from lsam_hpc.options.option import keywords
@@ -52,10 +54,23 @@ def make_model(config: TrainConfig, dataset: data.Dataset) -> nn.Module:
 
 def make_base(config: TrainConfig, model: nn.Module) -> Optimizer:
     """Return the base optimizer of the options."""
-    make: Callable[..., Optimizer] = torch.optim.SGD
-    if config.optimizer == "lars":
-        make = importlib.import_module("pytorch_optimizer").LARS
-    return make(model.parameters(), lr=peak_lr(config), momentum=config.momentum, weight_decay=config.weight_decay)
+    options = {"lr": peak_lr(config), "weight_decay": config.weight_decay}
+    if config.optimizer in ("sgd", "lars", "tvlars"):
+        options["momentum"] = config.momentum
+    if config.optimizer == "tvlars":
+        options |= {"lambda_": config.tvlars_lambda, "delay": config.tvlars_delay, "floor": config.tvlars_floor}
+    base = _optimizer_class(config.optimizer)(model.parameters(), **options)
+    if config.clip_coordinates > 0:
+        clip_coordinates(base, config.clip_coordinates)
+    return base
+
+
+def _optimizer_class(name: str) -> Callable[..., Optimizer]:
+    """Return the class of a name that `--optimizer` accepts."""
+    if name in ("lars", "lamb"):
+        library = importlib.import_module("pytorch_optimizer")  # optional, and slow to import
+        return library.LARS if name == "lars" else library.Lamb  # type: ignore[no-any-return]
+    return {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "tvlars": TVLARS}[name]
 
 
 def sampler_options(config: TrainConfig, model: nn.Module) -> dict[str, Any]:
@@ -100,7 +115,8 @@ def peak_lr(config: TrainConfig) -> float:
 
 def lr_factor(config: TrainConfig, step: int, total: int) -> float:
     """Return the learning rate as a fraction of its peak at a global step: linear warmup, then cosine or constant."""
-    warmup = config.warmup * total
+    default = 0.0 if config.optimizer == "tvlars" else 0.05
+    warmup = (default if config.warmup is None else config.warmup) * total
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if config.lr_schedule == "constant":

@@ -35,8 +35,6 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
                 raise InputError(f"--{name}: expected one of {', '.join(known)} or MODULE:FUNCTION, found {value!r}")
         if self.data != "digits" and ":" not in self.data and self.data_dir is None:
             raise InputError(f"--data-dir: expected the directory of {self.data}'s files, found none")
-        if self.optimizer == "lars" and find_spec("pytorch_optimizer") is None:
-            raise InputError("--optimizer lars: expected pytorch_optimizer (pip install 'lsam-hpc[train]'), found none")
         if self.ascent == "sampa" and (self.group_size > 1 or self.synchronous):
             raise InputError("--ascent: expected another ascent than sampa in groups")
         if self.selection != "none":
@@ -45,6 +43,12 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
                     raise InputError(f"--{name}: expected {only} with --selection {self.selection}, found {value}")
             if self.rho == 0:
                 raise InputError(f"--rho: expected > 0 with --selection {self.selection}, found {self.rho}")
+        if self.optimizer in ("lars", "lamb") and find_spec("pytorch_optimizer") is None:
+            raise InputError(
+                f"--optimizer {self.optimizer}: expected pytorch_optimizer (pip install 'lsam-hpc[train]'), found none"
+            )
+        if self.optimizer == "tvlars" and self.warmup:
+            raise InputError(f"--warmup: expected 0 with --optimizer tvlars, which replaces it, found {self.warmup}")
         profiled(self.profile)
         every = self.checkpoint_every
         if every not in ("auto", "none") and not (every.isdecimal() and int(every) > 0):
