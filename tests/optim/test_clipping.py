@@ -71,11 +71,11 @@ def test_half_precision(dtype):
     assert param.tolist() == [-1.0, 2.0, -2.0, -0.5, 2.0]
 
 
-def test_the_stale_ascent_goes_along_the_gradient_before_clipping():
+def test_dp_sat_ascends_along_the_gradient_before_clipping():
     model, lr, rho = network(), 0.3, 0.2
     base = torch.optim.SGD(model.parameters(), lr=lr)
     clip_coordinates(base, 0.5)
-    opt = SAM(base, rho, 0.0, ascent="stale")
+    opt = SAM(base, rho, 0.0, ascent="dp-sat")
     x, last = flat(model), torch.zeros_like(flat(model))
     for images, labels in batches(10):
         ascent = rho * last / last.norm() if last.any() else last

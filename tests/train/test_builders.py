@@ -49,7 +49,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name, clip):
 
     def start(model):
         words = ("--optimizer", name, "--lr", "0.05", "--tvlars-lambda", "0.3", "--clip-coordinates", clip)
-        return SAM(base_of(model, *words), 0.1, ascent="stale")
+        return SAM(base_of(model, *words), 0.1, ascent="dp-sat")
 
     def go(model, opt, first, last):
         for x, y in data[first:last]:
