@@ -88,7 +88,7 @@ def test_the_site_builds_and_holds_the_api(tmp_path):
         "index.html": ("Tutorial", "Which page answers what"),
         "results.html": ("figures/cifar10.png",),
         "api/lsam_hpc.html": ('id="lsam_hpc.LSAM.rendezvous"', "heartbeat_timeout", 'id="lsam_hpc.SAM.perturb"'),
-        "api/optim.html": ('id="lsam_hpc.optim.masks.Fisher"', "ScalarOrSchedule"),
+        "api/optim.html": ('id="lsam_hpc.optim.masks.FSAM"', "ScalarOrSchedule"),
         "api/rma.html": ('id="lsam_hpc.rma.Center.add"', "why_progress_needed"),
         "api/trajectory.html": ('id="lsam_hpc.trajectory.CountSketch"',),
         "api/landscape.html": ('id="lsam_hpc.landscape.diagnose"',),

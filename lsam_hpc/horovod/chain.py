@@ -29,6 +29,10 @@ from lsam_hpc.options.option import keywords, part
 from lsam_hpc.rundir.prepare import prepare
 from lsam_hpc.rundir.runlog import RunLog, describe
 
+# Without those of the data set and the number of steps, which a script does not give, and those that switch off
+# gradients, for which Horovod waits.
+MASKS = ("all", "norm", "random", "fsam", "adasap")
+
 
 def make_chain(
     base: Optimizer,
@@ -52,8 +56,14 @@ def make_chain(
     comm = session.comm
 
     def check() -> None:
-        if options.mask == "norm" and model is None:
-            raise InputError("mask: norm: expected a call of the module that holds the parameters, found none")
+        if options.mask not in MASKS:
+            raise InputError(f"mask: expected one of {', '.join(MASKS)} in a Horovod script, found {options.mask!r}")
+        if model is not None:
+            masks.make(options, model)
+        elif options.mask not in ("all", "random"):
+            raise InputError(
+                f"mask: {options.mask}: expected a call of the module that holds the parameters, found none"
+            )
 
     rma.raise_on_all(comm, check)
     communication = keywords(options, CommunicationOptions)
@@ -62,8 +72,8 @@ def make_chain(
         communication |= {"group_ranks": list(ranks), "group_average": average}
     communication["group_size"] = len(ranks)
     ascent = {**keywords(options, AscentOptions), "ascent": options.one_pass_ascent}
-    if options.mask == "norm" and model is not None:
-        ascent["mask"] = masks.Norm(model)
+    if model is not None:
+        ascent["mask"] = masks.make(options, model)
     chain = LSAM(
         base,
         **ascent,

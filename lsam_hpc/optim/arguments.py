@@ -14,8 +14,8 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.optim.gradients import check_real
 from lsam_hpc.optim.masks import resolve
 from lsam_hpc.optim.perturbation import HALF
-from lsam_hpc.options.ascent import AscentOptions
-from lsam_hpc.options.option import argument, check
+from lsam_hpc.options.ascent import AscentOptions, check_ascent
+from lsam_hpc.options.option import argument
 from lsam_hpc.options.schedules import evaluate
 
 
@@ -47,8 +47,8 @@ def check_arguments(base: Optimizer, arguments: SAMArguments) -> None:
         raise InputError(f"base: expected an optimizer whose step needs no closure, found {name}")
     if "sam" in base.__dict__:
         raise InputError("base: expected an optimizer that no other SAM wraps, found one that another SAM wraps")
-    resolve(arguments.mask)
-    check(arguments)
+    resolve(arguments)
+    check_ascent(arguments)
     ascent, pair = arguments.ascent, arguments.pair
     if pair is not None and ascent not in ("sampa", "asyncsam"):
         raise InputError(f"pair: expected the ascent sampa or asyncsam, found {ascent}")

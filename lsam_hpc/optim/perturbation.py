@@ -49,6 +49,7 @@ class Perturbation:
         rhos: float | list[float],
         *,
         keep: bool = False,
+        again: bool = False,
         further: bool = False,
     ) -> None:
         """Move the parameters to x + e.
@@ -58,7 +59,8 @@ class Perturbation:
             grads: the gradient of each parameter; overwritten unless `keep`.
             rhos: the ascent radius, one for all parameters or one for each; negative: against the gradients.
             keep: True if the caller needs the gradients afterwards. Default False.
-            further: the parameters are perturbed already, and move on from where they are. Default False.
+            again: another ascent of the same step: the mask stays. Default False.
+            further: the same, and the parameters move on from where they are. Default False.
         """
         if self.mask.partial:
             chosen = [i for i, p in enumerate(params) if self.mask.selects(p)]
@@ -66,14 +68,15 @@ class Perturbation:
             rhos = [rhos[i] for i in chosen] if isinstance(rhos, list) else rhos
         if not further:
             self.leave(params)
-        if not params:
-            return
         try:
-            self._move(params, [g.clone() for g in grads] if keep else grads, rhos)
+            if params:
+                self._move(params, [g.clone() for g in grads] if keep else grads, rhos, again=again or further)
+            if not (again or further):
+                self.mask.moved(params)
         except BaseException:
             self.undo()
             raise
-        if further or params[0].dtype in HALF:
+        if params and (further or params[0].dtype in HALF):
             self.norm = global_norm([p - x for p, x in zip(self._params, self._copies, strict=True)])
 
     def leave(self, params: list[Tensor]) -> None:
@@ -93,8 +96,9 @@ class Perturbation:
         saved = {id(p): copy for p, copy in zip(self._params, self._copies, strict=True)}
         return [p - saved[id(p)] if id(p) in saved else torch.zeros_like(p) for p in params]
 
-    def _move(self, params: list[Tensor], direction: list[Tensor], rhos: float | list[float]) -> None:
-        self.mask.prepare(params, direction)
+    def _move(self, params: list[Tensor], direction: list[Tensor], rhos: float | list[float], *, again: bool) -> None:
+        if not again:
+            self.mask.prepare(params, direction)
         scales: list[Tensor] = []
         if self.metric == "adaptive":
             scales = list(torch._foreach_abs(params))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +66,7 @@ class SAM(OptimizerWrapper):
         if arguments.ascent == "center" and not self.has_center:
             raise InputError("ascent: expected center with LSAM only, found it without a center")
         self.perturbation = Perturbation(
-            float(arguments.gamma), arguments.metric, float(arguments.eta), resolve(arguments.mask)
+            float(arguments.gamma), arguments.metric, float(arguments.eta), resolve(arguments)
         )
         super().__init__(base, {"rho": arguments.rho})
         self._arguments = arguments
@@ -91,7 +92,9 @@ class SAM(OptimizerWrapper):
     @ascent.setter
     def ascent(self, name: Ascent) -> None:
         if name != self._ascent.name:
-            self._ascent = make_ascent(replace(self._arguments, ascent=name))
+            arguments = replace(self._arguments, ascent=name, mask=self.perturbation.mask)
+            resolve(arguments)  # raises if the mask needs another ascent
+            self._ascent = make_ascent(arguments)
 
     @property
     def last(self) -> Gradients:
@@ -150,7 +153,8 @@ class SAM(OptimizerWrapper):
         self._in_step = True
         try:
             self.begin_step(scaler)
-            loss = self._ascent.passes(self, passes, scaler)
+            with self.masked():
+                loss = self._ascent.passes(self, passes, scaler)
             self.update(scaler)
         finally:
             self._in_step = False
@@ -160,6 +164,17 @@ class SAM(OptimizerWrapper):
 
     def observe(self, loss: Tensor | float) -> None:
         """Receive a step's mini-batch loss; LSAM publishes it."""
+
+    def masked(self) -> AbstractContextManager[None]:
+        """Return a context for all passes of a step in phases: backward saves the gradients that the mask leaves out.
+
+        It switches `requires_grad` of parameters off and on again. Without it, as in `step`, a mask of whole parameters
+        has the same effect, but saves no work.
+        """
+        mask = self.perturbation.mask
+        if not mask.in_steps:
+            return nullcontext()
+        return mask.passes(self.parameters, ascent_only=self._ascent.begins_with_ascent and not self.radii_are_0)
 
     @torch.no_grad()
     def perturb(self, scaler: GradScaler | None = None) -> None:
@@ -228,6 +243,8 @@ class SAM(OptimizerWrapper):
         finite = (not keys or unscale(scaler, *keys)) and not self.overflow
         self.overflow = False
         if finite:
+            if self.perturbation.mask.in_steps:
+                self.perturbation.mask.before_descent(self.parameters)
             self._ascent.before_descent(self)
             self._descend()
             self._ascent.after_descent(self)
@@ -313,7 +330,9 @@ class SAM(OptimizerWrapper):
             further: move on from where the parameters are, without saving x. Default False.
         """
         radii = signed(self.param_groups, ascent.params, radius, reverse=self._ascent.along_gradients)
-        self.perturbation.apply(ascent.params, ascent.grads, radii, keep=keep, further=further)
+        self.perturbation.apply(
+            ascent.params, ascent.grads, radii, keep=keep, again=radius is not None, further=further
+        )
 
     def forget_last(self) -> None:
         """Drop the gradients of earlier steps: the next ascent is as in the first step."""
@@ -341,6 +360,8 @@ class SAM(OptimizerWrapper):
         """Count a step, also one that was skipped after an overflow."""
         self.local_step += 1
         self.global_step += 1
+        if self.perturbation.mask.in_steps:
+            self.perturbation.mask.end_step(self.parameters)
 
     def _set_rho(self) -> None:
         self._adopt_groups()

@@ -139,7 +139,7 @@ def train(config: TrainConfig, ranks: int, events: Iterable[Event], dataset: dat
                 counter,
                 overlap=config.overlap,
                 on_exchange=records[rank].append,
-                **{**sampler_options(config, model), "pull": pull, "seed": config.seed * ranks + rank},
+                **{**sampler_options(config, model, dataset, ranks), "pull": pull, "seed": config.seed * ranks + rank},
             )
         )
     augment = augmentation(config, dataset)

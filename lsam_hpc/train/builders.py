@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lsam_hpc.optim import masks
@@ -47,8 +47,7 @@ def make_model(config: TrainConfig, dataset: data.Dataset) -> nn.Module:
     model = build(config.model, config.data, (channels, height, width), dataset.classes)
     if config.adversarial == "conadv":
         split_batchnorm(model)
-    if config.mask == "norm":
-        masks.Norm(model)  # raises before the run directory is made if the model has no such layers
+    make_mask(config, model, dataset, 1)  # raises before the run directory is made if the model does not fit
     return model
 
 
@@ -73,10 +72,36 @@ def _optimizer_class(name: str) -> Callable[..., Optimizer]:
     return {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "tvlars": TVLARS}[name]
 
 
-def sampler_options(config: TrainConfig, model: nn.Module) -> dict[str, Any]:
-    """Return the keywords of LSAM for ascent, coupling and model, without those of the communication."""
+def make_mask(config: TrainConfig, model: nn.Module, dataset: data.Dataset, chains: int) -> masks.Mask:
+    """Return the mask of the options for one of `chains` chains."""
+    total = math.ceil(total_steps(config, dataset) / chains)
+    return masks.make(config, model, _Samples(dataset.train_x, dataset.train_y), total)
+
+
+class _Samples:
+    """The training images and labels, one by one."""
+
+    def __init__(self, x: data.Images, y: Tensor) -> None:
+        self._x, self._y = x, y
+
+    def __len__(self) -> int:
+        return len(self._y)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._x[index : index + 1][0], self._y[index]
+
+
+def sampler_options(config: TrainConfig, model: nn.Module, dataset: data.Dataset, chains: int) -> dict[str, Any]:
+    """Return the keywords of LSAM for ascent, coupling and model, without those of the communication.
+
+    Args:
+        config: the job's options.
+        model: the chain's, on its device.
+        dataset: on the same device.
+        chains: number of chains that share the steps.
+    """
     options = {**keywords(config, AscentOptions), **keywords(config, CouplingOptions), "model": model}
-    return options if config.mask != "norm" else {**options, "mask": masks.Norm(model)}
+    return {**options, "mask": make_mask(config, model, dataset, chains)}
 
 
 def make_selection(config: TrainConfig, seed: int) -> Selection | None:

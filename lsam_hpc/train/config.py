@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.options.ascent import AscentOptions
+from lsam_hpc.options.ascent import AscentOptions, check_ascent
 from lsam_hpc.options.command_line import add_flags, flag, flags_in_messages
 from lsam_hpc.options.communication import CommunicationOptions, check_communication
 from lsam_hpc.options.coupling import CouplingOptions, StepOptions, check_coupling
@@ -58,6 +58,7 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
         if self.resume != "no" and self.overwrite:
             raise InputError("--resume and --overwrite exclude each other")
         with flags_in_messages():
+            check_ascent(part(self, AscentOptions))
             check_coupling(part(self, CouplingOptions))
             check_logging(part(self, LoggingOptions))
 

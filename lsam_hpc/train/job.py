@@ -60,7 +60,7 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
     """
     opt = LSAM(
         make_base(config, model),
-        **sampler_options(config, model),
+        **sampler_options(config, model, dataset, comm.size // config.group_size),
         **keywords(config, StepOptions),
         **keywords(config, CommunicationOptions),
         on_exchange=log.exchange,

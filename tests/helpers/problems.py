@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.utils.data import TensorDataset
 
 
 def network(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
@@ -23,6 +24,13 @@ def batches(count: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> It
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
         yield torch.randn(16, 6, generator=generator, dtype=dtype), torch.randint(0, 3, (16,), generator=generator)
+
+
+def samples(count: int = 40) -> TensorDataset:
+    """Return a data set of single samples for `network`, always the same."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(count, 6, generator=generator, dtype=torch.float64)
+    return TensorDataset(x, torch.randint(0, 3, (count,), generator=generator))
 
 
 def closure_of(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Callable[[], Tensor]:

@@ -31,7 +31,7 @@ def problems(draw):
         ]
         groups.append({"params": params, "rho": draw(st.sampled_from([0.0, 0.1, 2.0]))})
     base = torch.optim.SGD(groups, lr=0.1, momentum=0.9) if draw(st.booleans()) else torch.optim.AdamW(groups, lr=0.1)
-    mask = draw(st.sampled_from([masks.Mask(), masks.Random(0.5, 2), masks.Fisher(0.5, 2)]))
+    mask = draw(st.sampled_from([masks.Mask(), masks.Random(0.5, 2), masks.SSAMD(5, 0.5, 2), masks.Tensors(0.5)]))
     metric = draw(st.sampled_from(["l2", "adaptive"]))
     return SAM(base, ascent=draw(st.sampled_from([a for a in ASCENTS if a != "center"])), metric=metric, mask=mask)
 

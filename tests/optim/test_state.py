@@ -33,7 +33,7 @@ def make(kind, model, center, mask):
 ASCENTS = list(itertools.product(["sam", "dp-sat", "sampa", "asyncsam", "msam", "gam"], ["l2", "adaptive"]))
 
 
-@pytest.mark.parametrize("mask", [masks.Mask, lambda: masks.Random(0.5, 3), lambda: masks.Fisher(0.5, 3)])
+@pytest.mark.parametrize("mask", [masks.Mask, lambda: masks.Random(0.5, 3)])
 @pytest.mark.parametrize(
     "kind",
     [

@@ -95,6 +95,7 @@ class Ascent(ABC):
     name: str
     in_phases = True  # perturb(), restore() and update() can take the step
     freezes = False  # BatchNorm statistics are frozen at x + e
+    begins_with_ascent = False  # the gradient of a step's first pass is used by the ascent only
     keeps = False  # gradients are kept for the next step
     along_gradients = True  # the ascent's direction is a gradient, and so is reversed in groups that maximize
 

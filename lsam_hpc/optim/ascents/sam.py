@@ -21,6 +21,7 @@ class SharpnessAware(Ascent):
 
     name = "sam"
     freezes = True
+    begins_with_ascent = True
 
     def passes(self, sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
         """Run the passes at x and at x + e."""
