@@ -26,6 +26,15 @@ def evaluate(name: str, value: ScalarOrSchedule, step: int) -> float:
     return float(number)
 
 
+def late(value: ScalarOrSchedule, start: int) -> Callable[[int], float]:
+    """Return the schedule that is 0 before the global step `start` and the value from there on.
+
+    Source, for the ascent radius: Zhou et al. 2024, "Sharpness-Aware Minimization Efficiently Selects Flatter Minima
+    Late in Training" (arXiv 2410.10373).
+    """
+    return lambda step: 0.0 if step < start else value(step) if callable(value) else value
+
+
 def evaluate_period(value: ScalarOrSchedule, step: int) -> int:
     """Return the period, a whole number of steps >= 1, at a global step.
 

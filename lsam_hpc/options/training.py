@@ -46,6 +46,11 @@ class TrainingOptions:
         "most; ausam: in both passes, random ones, by their loss changes in earlier steps",
     )
     selection_fraction: float = option(0.5, "fraction of a mini-batch that --selection chooses", Range(above=0, most=1))
+    rho_from: float = option(
+        0.0,
+        "part of the steps in which rho is 0, so that they take one pass: SAM in the rest of training (late SAM)",
+        Range(least=0, below=1),
+    )
     optimizer: Literal["sgd", "lars", "tvlars", "lamb", "adamw"] = option(
         "sgd", "base optimizer; lars, tvlars and lamb scale their rates by the layers' norms"
     )

@@ -18,6 +18,7 @@ from lsam_hpc.optim.tvlars import TVLARS
 from lsam_hpc.options.ascent import AscentOptions
 from lsam_hpc.options.coupling import CouplingOptions
 from lsam_hpc.options.option import keywords
+from lsam_hpc.options.schedules import late
 from lsam_hpc.train import data
 from lsam_hpc.train.augment import Augment, make_augment
 from lsam_hpc.train.batches import Batches
@@ -101,6 +102,8 @@ def sampler_options(config: TrainConfig, model: nn.Module, dataset: data.Dataset
         chains: number of chains that share the steps.
     """
     options = {**keywords(config, AscentOptions), **keywords(config, CouplingOptions), "model": model}
+    if config.rho_from:
+        options["rho"] = late(config.rho, math.ceil(config.rho_from * total_steps(config, dataset)))
     return {**options, "mask": make_mask(config, model, dataset, chains)}
 
 

@@ -38,9 +38,9 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
         if self.ascent == "sampa" and (self.group_size > 1 or self.synchronous):
             raise InputError("--ascent: expected another ascent than sampa in groups")
         if self.selection != "none":
-            for name, only in (("ascent", "sam"), ("adversarial", "none"), ("stragglers", "none")):
+            for name, only in (("ascent", "sam"), ("adversarial", "none"), ("stragglers", "none"), ("rho_from", 0.0)):
                 if (value := getattr(self, name)) != only:
-                    raise InputError(f"--{name}: expected {only} with --selection {self.selection}, found {value}")
+                    raise InputError(f"{flag(name)}: expected {only} with --selection {self.selection}, found {value}")
             if self.rho == 0:
                 raise InputError(f"--rho: expected > 0 with --selection {self.selection}, found {self.rho}")
         if self.optimizer in ("lars", "lamb") and find_spec("pytorch_optimizer") is None:

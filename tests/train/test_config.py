@@ -6,6 +6,8 @@ import json
 import pytest
 
 from lsam_hpc import InputError
+from lsam_hpc.options.schedules import late
+from lsam_hpc.train.builders import make_dataset, make_model, sampler_options
 from lsam_hpc.train.config import TrainConfig, parse
 
 
@@ -149,3 +151,13 @@ def test_says_what_is_wrong_in_a_file(tmp_path, name, text, message):
         parse(["--config", str(tmp_path / name)])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_late_sam_takes_one_pass_until_its_part_of_the_steps():
+    config = parse(["--steps", "40", "--rho-from", "0.85", "--rho", "0.25"])
+    dataset = make_dataset(config)
+    rho = sampler_options(config, make_model(config, dataset), dataset, 1)["rho"]
+    assert [rho(step) for step in (0, 33, 34, 39)] == [0.0, 0.0, 0.25, 0.25]
+    assert late(lambda step: 2.0 * step, 3)(5) == 10.0
+    with pytest.raises(InputError, match=r"^--rho-from: expected 0\.0 with --selection esam, found 0\.5$"):
+        parse(["--selection", "esam", "--rho-from", "0.5"])

@@ -38,6 +38,8 @@ class AsyncSAM(ClosureOnly):
         """Run the pass at x on b' and the pass at x + e; return the loss at x + e (in a pair: this rank's)."""
         if self.fraction < 1:
             closure.require_batch(self.name)
+        if sam.radii_are_0:
+            return self.one_pass(sam, closure, scaler)
         if self.pair is None:
             following, finite = self._at_x(sam, closure, scaler)[1:]
             loss, descent, also_finite = self._at_ascent(sam, closure, scaler)

@@ -15,8 +15,8 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.optim.amp import Pass, forget, unscale
 from lsam_hpc.optim.arguments import Average
 from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
-from lsam_hpc.optim.gradients import Gradients, check_dense, take
-from lsam_hpc.optim.perturbation import Perturbation
+from lsam_hpc.optim.gradients import Gradients, check_dense, present, take
+from lsam_hpc.optim.perturbation import Perturbation, global_norm
 from lsam_hpc.optim.random_state import RandomState
 
 
@@ -153,6 +153,15 @@ class ClosureOnly(Ascent):
 
     in_phases = False
 
+    def one_pass(self, sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
+        """Run one pass at x, where all radii are 0; the next ascent is as in the first step."""
+        self.forget()
+        loss = one_pass(sam, closure, scaler)
+        gradients, finite = collect(sam, 0, scaler)
+        set_grads(gradients)
+        sam.overflow = not finite
+        return loss
+
     def gradients(self, sam: Ascending, scaler: GradScaler | None) -> tuple[Gradients, bool]:
         """Raise RuntimeError: the step needs a closure."""
         raise RuntimeError(f"perturb: the ascent {self.name} works by step(closure) only")
@@ -160,6 +169,19 @@ class ClosureOnly(Ascent):
     def unscaled_by(self, sam: Ascending) -> tuple[object, ...]:
         """Return no key: `passes` unscales each pass."""
         return ()
+
+
+def one_pass(sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
+    """Compute the gradient at x, which is x + e with rho = 0: the step is the base optimizer's."""
+    loss = closure()
+    check_dense(sam.parameters)
+    sam.ascend(Gradients([], []))  # moves nothing; subclasses publish x + e here
+    sam.restore()
+    with torch.no_grad():
+        norm = global_norm(present(sam.parameters).grads)
+        sam.perturbation.grad_norm = norm if scaler is None else norm / scaler.get_scale()  # 1 if it is disabled
+        sam.perturbation.norm = torch.zeros_like(norm)
+    return loss
 
 
 def collect(sam: Ascending, number: int, scaler: GradScaler | None) -> tuple[Gradients, bool]:

@@ -45,7 +45,9 @@ class GAM(ClosureOnly):
         self.norm_rho, self.weights = norm_rho, weights
 
     def passes(self, sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
-        """Run the four passes; return the loss at x."""
+        """Run the four passes; return the loss at x. One pass where all radii are 0."""
+        if sam.radii_are_0:
+            return self.one_pass(sam, closure, scaler)
         loss = closure()
         found = [_take(sam, 0, scaler)]
         with sam.frozen:

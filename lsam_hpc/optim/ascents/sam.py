@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.amp.grad_scaler import GradScaler
 
 from lsam_hpc.optim.amp import unscale, unscaled
-from lsam_hpc.optim.ascents.base import Ascending, Ascent, Closure
-from lsam_hpc.optim.gradients import Gradients, check_dense, present, take
-from lsam_hpc.optim.perturbation import global_norm
+from lsam_hpc.optim.ascents.base import Ascending, Ascent, Closure, one_pass
+from lsam_hpc.optim.gradients import Gradients, check_dense, take
 
 
 class SharpnessAware(Ascent):
@@ -26,7 +24,7 @@ class SharpnessAware(Ascent):
     def passes(self, sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
         """Run the passes at x and at x + e."""
         if sam.radii_are_0:
-            return _one_pass(sam, closure, scaler)
+            return one_pass(sam, closure, scaler)
         loss = closure()
         sam.climb(scaler)
         try:
@@ -48,16 +46,3 @@ class SharpnessAware(Ascent):
     def unscaled_by(self, sam: Ascending) -> tuple[object, ...]:
         """Return the base optimizer; the key SAM itself is used for the pass at x."""
         return (sam.base,)
-
-
-def _one_pass(sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
-    """Compute the gradient at x, which is x + e with rho = 0: the step is the base optimizer's."""
-    loss = closure()
-    check_dense(sam.parameters)
-    sam.ascend(Gradients([], []))  # moves nothing; subclasses publish x + e here
-    sam.restore()
-    with torch.no_grad():
-        norm = global_norm(present(sam.parameters).grads)
-        sam.perturbation.grad_norm = norm if scaler is None else norm / scaler.get_scale()  # 1 if it is disabled
-        sam.perturbation.norm = torch.zeros_like(norm)
-    return loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 from torch.amp.grad_scaler import GradScaler
 
-from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect, set_grads
+from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect, one_pass, set_grads
 from lsam_hpc.optim.ascents.pair import swap
 from lsam_hpc.optim.gradients import Gradients
 
@@ -20,7 +20,8 @@ class SAMPa(ClosureOnly):
 
     The step descends along (1 - interpolation) grad f(x~; B) + interpolation grad f(y'; B'), B' being this step's
     mini-batch, and g becomes grad f(y'; B'). step(g) is the step that SGD would take along g, with its momentum and
-    weight decay; for other base optimizers lr * g. The first step is the base optimizer's, and sets g.
+    weight decay; for other base optimizers lr * g. The first step and steps with rho = 0 are the base optimizer's,
+    and set g.
 
     Args:
         interpolation: weight of grad f(y'), 0 to 1.
@@ -43,10 +44,10 @@ class SAMPa(ClosureOnly):
     def passes(self, sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
         """Run the passes at x~ and y', in the first step at x; return the loss at y' (in a pair: this rank's)."""
         closure.require_batch(self.name)
-        if self.last.params:
+        if self.last.params and not sam.radii_are_0:
             loss, ahead, finite = self._both(sam, closure, scaler)
         else:
-            loss = closure()
+            loss = one_pass(sam, closure, scaler)
             ahead, finite = collect(sam, 0, scaler)
             set_grads(Gradients(ahead.params, [g.clone() for g in ahead.grads]))  # the base may write into them
         # After an overflow the next step starts as the first one did.
