@@ -22,7 +22,7 @@ def blocks(language):
     return [(name, block) for name, text in PAGES.items() for block in pattern.findall(text)]
 
 
-@pytest.mark.parametrize("page", ["docs/optimizers.md", "docs/samples.md"])
+@pytest.mark.parametrize("page", ["docs/optimizers.md", "docs/samples.md", "docs/migration.md"])
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     examples = [block for name, block in blocks("python") if name == page]
