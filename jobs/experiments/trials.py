@@ -170,7 +170,7 @@ def make_chains(
         # Only the momentum, because the parameter groups hold SAM's rho.
         momentum = copy.deepcopy(base.state_dict()["state"])
         optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
-        opt = LocalLSAM(optimizer, center, **{**sampler_options(config, replica), "pull": pull})
+        opt = LocalLSAM(optimizer, center, **{**sampler_options(config, replica, dataset, CHAINS), "pull": pull})
         yield opt, replica, Batches(dataset.train_x, dataset.train_y, config.batch_size, config.seed * CHAINS + index)
 
 

@@ -73,7 +73,7 @@ takes {SLOWER} times as long.
     return (
         text
         + """\
-A stale step copies the parameters, moves them and restores them; it saves the allreduce and the wait for the slowest
+A step with dp-sat copies the parameters, moves them and restores them; it saves the allreduce and the wait for the slowest
 rank.
 """
     )
