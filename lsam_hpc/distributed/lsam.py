@@ -22,6 +22,7 @@ from lsam_hpc.optim.batchnorm import shared_tensors
 from lsam_hpc.optim.callback import StateCallback
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.lsam import LocalLSAM
+from lsam_hpc.optim.shards import check_whole
 from lsam_hpc.optim.smoothed import SmoothedLoss
 from lsam_hpc.options.ascent import AscentOptions
 from lsam_hpc.options.communication import CommunicationOptions, check_communication
@@ -84,6 +85,7 @@ class LSAM(LocalLSAM, CollectiveContext):
 
         def check_all() -> CommunicationOptions:
             check_arguments(base, sam)
+            check_whole(shared_tensors(base, None)[0])
             check_coupling(part(arguments, CouplingOptions))
             options = part(arguments, CommunicationOptions)
             check_communication(options, comm.size, neighbours=arguments.group_ranks is None)

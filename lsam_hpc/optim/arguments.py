@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.gradients import check_real
-from lsam_hpc.optim.masks import resolve
+from lsam_hpc.optim.masks import Mask, resolve
 from lsam_hpc.optim.perturbation import HALF
+from lsam_hpc.optim.shards import any_sharded, refuse_flat, refuse_sharded
 from lsam_hpc.options.ascent import AscentOptions, check_ascent
 from lsam_hpc.options.option import argument
 from lsam_hpc.options.schedules import evaluate
@@ -47,9 +48,17 @@ def check_arguments(base: Optimizer, arguments: SAMArguments) -> None:
         raise InputError(f"base: expected an optimizer whose step needs no closure, found {name}")
     if "sam" in base.__dict__:
         raise InputError("base: expected an optimizer that no other SAM wraps, found one that another SAM wraps")
-    resolve(arguments)
+    mask = resolve(arguments)
     check_ascent(arguments)
     ascent, pair = arguments.ascent, arguments.pair
+    params = [p for group in base.param_groups for p in group["params"]]
+    check_parts(params, mask)
+    if arguments.model is None:
+        refuse_sharded("model", params, "pass model=, whose gathered parameters must follow x + e")
+    if pair is not None:
+        refuse_sharded("pair", params, "both ranks of a pair need all parameters")
+    if arguments.average is not None:
+        refuse_sharded("average", params, "fully_shard averages the gradients itself")
     if pair is not None and ascent not in ("sampa", "asyncsam"):
         raise InputError(f"pair: expected the ascent sampa or asyncsam, found {ascent}")
     if pair is not None and (ranks := distributed.get_world_size(pair)) != 2:
@@ -67,10 +76,19 @@ def check_arguments(base: Optimizer, arguments: SAMArguments) -> None:
     for group in base.param_groups:
         evaluate("rho", group.get("rho", arguments.rho), 0)
         check_real(group["params"])
-    half = next((p.dtype for group in base.param_groups for p in group["params"] if p.dtype in HALF), None)
+    half = next((p.dtype for p in params if p.dtype in HALF), None)
     if half is not None:
         warnings.warn(
             f"parameters: x + e is rounded to {half}, so that e moves few coordinates: keep the parameters in float32 "
             "and use torch.autocast",
             stacklevel=5,
         )
+
+
+def check_parts(params: list[Tensor], mask: Mask) -> None:
+    """Raise InputError if the ranks hold parts of the parameters in a way that SAM or its mask cannot use."""
+    refuse_flat(params)
+    if mask.elementwise or mask.in_steps:
+        refuse_sharded("mask", params, f"{type(mask).__name__} selects among the coordinates of all ranks")
+    if mask.partial and any_sharded(params) and not any(mask.selects(p) for p in params):
+        raise InputError("mask: expected one made after fully_shard, found one that selects no parameter of base")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lsam_hpc.optim.shards import check_whole
+
 
 class FlatVector:
     """A flat vector, and one view of it per tensor of a list.
@@ -15,11 +17,15 @@ class FlatVector:
         like: tensors whose shapes, in this order, make up the vector; P elements in all. They are not copied.
         dtype: of the vector. Default None: float64 if a tensor has it, else float32.
         device: of the vector. Default None: the first tensor's.
+
+    Raises:
+        InputError: a tensor is a DTensor, of which this rank holds a part.
     """
 
     def __init__(
         self, like: Sequence[Tensor], dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> None:
+        check_whole(like)
         dtype = dtype or widest_dtype(like)
         self.vector = torch.zeros(sum(t.numel() for t in like), dtype=dtype, device=device or like[0].device)
         pieces = self.vector.split([t.numel() for t in like])

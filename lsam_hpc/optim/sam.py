@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.utils import _pytree
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.amp import Pass, forget, unscale, unscaled
-from lsam_hpc.optim.arguments import Average, SAMArguments, check_arguments
+from lsam_hpc.optim.arguments import Average, SAMArguments, check_arguments, check_parts
 from lsam_hpc.optim.ascents import make_ascent
 from lsam_hpc.optim.ascents.base import Closure
 from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
@@ -24,6 +23,8 @@ from lsam_hpc.optim.gradients import Gradients, check_dense, check_real, present
 from lsam_hpc.optim.masks import resolve
 from lsam_hpc.optim.perturbation import Perturbation
 from lsam_hpc.optim.radii import Radii, signed
+from lsam_hpc.optim.shards import check_whole
+from lsam_hpc.optim.state import is_made_by, join, split
 from lsam_hpc.optim.wrapper import OptimizerWrapper
 from lsam_hpc.options.ascent import Ascent
 from lsam_hpc.options.keywords import documented, takes
@@ -47,7 +48,8 @@ class SAM(OptimizerWrapper):
         {options}
         pair: for sampa and asyncsam: two ranks with the same parameters and mini-batches, which compute the step's two
             gradients at the same time. Default None: one rank computes both.
-        model: module whose BatchNorm statistics change once per step. Default None: in every pass.
+        model: module whose BatchNorm statistics change once per step. Default None: in every pass. Needed if
+            `fully_shard` has sharded the parameters.
         average: averages gradients over the ranks of a data-parallel SAM. Default None: a single rank.
 
     Options that are numbers may be functions of the global step where their type says so. A mask may also be an object
@@ -65,8 +67,10 @@ class SAM(OptimizerWrapper):
         check_arguments(base, arguments)
         if arguments.ascent == "center" and not self.has_center:
             raise InputError("ascent: expected center with LSAM only, found it without a center")
+        if self.has_center:
+            check_whole(p for group in base.param_groups for p in group["params"])
         self.perturbation = Perturbation(
-            float(arguments.gamma), arguments.metric, float(arguments.eta), resolve(arguments)
+            float(arguments.gamma), arguments.metric, float(arguments.eta), resolve(arguments), arguments.model
         )
         super().__init__(base, {"rho": arguments.rho})
         self._arguments = arguments
@@ -144,6 +148,8 @@ class SAM(OptimizerWrapper):
         if "grad_scale" in self.__dict__:  # set by GradScaler.step, which would leave the gradients scaled
             raise InputError("step: expected opt.step(closure, scaler) with a scaler, found scaler.step(opt, closure)")
         if closure is None:
+            if is_made_by(self.param_groups):
+                return self.base.step()
             raise InputError(
                 "step: expected a closure (zero_grad, forward, backward, return loss), found None; "
                 "without one call perturb(), restore() and update()"
@@ -263,7 +269,9 @@ class SAM(OptimizerWrapper):
         rho = param_group.get("rho", self._radii.default)
         evaluate("rho", rho, self.global_step)
         params = param_group["params"]
-        check_real([params] if isinstance(params, Tensor) else params)
+        added = [params] if isinstance(params, Tensor) else params
+        check_real(added)
+        check_parts([*self.parameters, *added], self.perturbation.mask)
         self.base.add_param_group({**param_group, "rho": rho})
         self._set_rho()
 
@@ -283,30 +291,21 @@ class SAM(OptimizerWrapper):
         super().load_state_dict(state_dict)
 
     def _state(self) -> dict[str, Any]:
-        state = self.base.state_dict()
-        index = {id(p): i for i, p in enumerate(self.parameters)}
-        state["sam"] = {
-            "local_step": self.local_step,
-            "total_step": self.global_step,
-            "last": {index[id(p)]: g.clone() for p, g in zip(*self.last, strict=True)},
-            "mask": self.perturbation.mask.state_dict(self.parameters),
-        }
-        if self._ascent.last_batch is not None:
-            state["sam"]["batch"] = self._ascent.last_batch
-        return state
+        params = self.parameters
+        steps = {"local_step": self.local_step, "total_step": self.global_step}
+        mask = self.perturbation.mask.state_dict(params)
+        return join(self.base.state_dict(), {**steps, **self._ascent.state_dict(params), "mask": mask})
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        sam = state_dict.get("sam")
+        plain, sam = split(state_dict)
         if sam is not None:
             self.perturbation.mask.check(sam["mask"], self.parameters)
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key in ("state", "param_groups")})
+        self.base.load_state_dict(plain)
         self._set_rho()
         if sam is not None:
             params = self.parameters
             self.local_step, self.global_step = sam["local_step"], sam["total_step"]
-            last = [(params[i], g.to(params[i].device, copy=True)) for i, g in sam["last"].items()]
-            self._ascent.last = Gradients([p for p, _ in last], [g for _, g in last])
-            self._ascent.last_batch = _to_device(sam.get("batch"), params[0].device)
+            self._ascent.load_state_dict(sam, params)
             self.perturbation.mask.load_state_dict(sam["mask"], params)
 
     def _adopt_groups(self) -> None:
@@ -366,7 +365,3 @@ class SAM(OptimizerWrapper):
     def _set_rho(self) -> None:
         self._adopt_groups()
         self._radii.evaluate(self.param_groups, self.global_step)
-
-
-def _to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - tensors in containers
-    return _pytree.tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, batch)

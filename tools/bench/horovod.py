@@ -73,8 +73,8 @@ takes {SLOWER} times as long.
     return (
         text
         + """\
-A step with dp-sat copies the parameters, moves them and restores them; it saves the allreduce and the wait for the slowest
-rank.
+A step with dp-sat copies the parameters, moves them and restores them; it saves the allreduce and the wait for the
+slowest rank.
 """
     )
 

@@ -28,6 +28,7 @@ class AsyncSAM(ClosureOnly):
     """
 
     name = "asyncsam"
+    remembers = True
 
     def __init__(self, fraction: float, pair: distributed.ProcessGroup | None) -> None:
         super().__init__()

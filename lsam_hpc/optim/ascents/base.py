@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.utils import _pytree
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.amp import Pass, forget, unscale
@@ -18,6 +19,7 @@ from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
 from lsam_hpc.optim.gradients import Gradients, check_dense, present, take
 from lsam_hpc.optim.perturbation import Perturbation, global_norm
 from lsam_hpc.optim.random_state import RandomState
+from lsam_hpc.optim.state import known_in, numbered
 
 
 class Ascending(Protocol):
@@ -97,6 +99,7 @@ class Ascent(ABC):
     freezes = False  # BatchNorm statistics are frozen at x + e
     begins_with_ascent = False  # the gradient of a step's first pass is used by the ascent only
     keeps = False  # gradients are kept for the next step
+    remembers = False  # `last` is used in the next step
     along_gradients = True  # the ascent's direction is a gradient, and so is reversed in groups that maximize
 
     def __init__(self) -> None:
@@ -126,6 +129,20 @@ class Ascent(ABC):
 
     def after_descent(self, sam: Ascending) -> None:
         """Clean up after the base optimizer's step."""
+
+    def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
+        """Return what the next step needs of earlier ones; params: all parameters of the optimizer, in order."""
+        last = {id(p): g for p, g in zip(*self.last, strict=True)}
+        grads, kept = numbered(last, params, torch.zeros_like) if self.remembers else ({}, [])
+        state: dict[str, Any] = {"last": grads, "kept": kept}
+        return state if self.last_batch is None else {**state, "batch": self.last_batch}
+
+    def load_state_dict(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
+        """Load what `state_dict` returned."""
+        last = known_in(state["last"], state["kept"], params)
+        self.last = Gradients([params[i] for i in last], list(last.values()))
+        device = params[0].device
+        self.last_batch = _pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, state.get("batch"))
 
     def forget(self) -> None:
         """Drop what earlier steps left: the next ascent is as in the first step."""

@@ -22,6 +22,7 @@ class CenterMovement(OnePass):
     """
 
     name = "center"
+    remembers = True
     along_gradients = False  # the center has moved in the direction of the steps already
 
     def gradients(self, sam: Ascending, scaler: GradScaler | None) -> tuple[Gradients, bool]:

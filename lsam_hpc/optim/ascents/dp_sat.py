@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lsam_hpc.optim.ascents.base import Ascending, OnePass
 from lsam_hpc.optim.gradients import Gradients, clear, present
+from lsam_hpc.optim.shards import clones
 
 # These read the gradients and do not write into them, at least where the group's options are as in `_reads_only`.
 _READERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -26,6 +27,7 @@ class DPSAT(OnePass):
 
     name = "dp-sat"
     keeps = True
+    remembers = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class DPSAT(OnePass):
     def _keep(self, sam: Ascending) -> None:
         last = present(sam.parameters)
         copied = sam.keeps_gradients or not _reads_only(sam.base)
-        self.last = Gradients(last.params, list(torch._foreach_clone(last.grads))) if copied else last
+        self.last = Gradients(last.params, clones(last.grads)) if copied else last
 
 
 def private_step(base: Optimizer) -> Optimizer | None:

@@ -11,7 +11,8 @@ from torch.amp.grad_scaler import GradScaler
 
 from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect, set_grads
 from lsam_hpc.optim.gradients import Gradients
-from lsam_hpc.optim.perturbation import global_norm
+from lsam_hpc.optim.perturbation import global_dot, global_norm
+from lsam_hpc.optim.shards import clones, local_parts
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class GAM(ClosureOnly):
         if not found[1][1]:
             return
         params, g0s, g1s = _common(g0, found[1][0])
-        sam.ascend(Gradients(params, list(torch._foreach_sub(g1s, g0s))), radius=self.norm_rho)
+        differences = clones(g1s)
+        torch._foreach_sub_(local_parts(differences), local_parts(g0s))
+        sam.ascend(Gradients(params, differences), radius=self.norm_rho)
         sam.frozen.on()  # `restore` has ended it
         closure()
         found.append(_take(sam, 2, scaler))
@@ -85,18 +88,19 @@ class GAM(ClosureOnly):
 
     @torch.no_grad()
     def _descent(self, sam: Ascending, found: list[Gradients]) -> Gradients:
-        params, g0, g1, g2, g3 = _common(*found)
+        params, *all_parts = _common(*found)
+        g0, g1, g2, g3 = map(local_parts, all_parts)
         torch._foreach_mul_(g1, self.weights.at_ascent)
         torch._foreach_add_(g1, g3, alpha=1 - self.weights.at_ascent)
         torch._foreach_add_(g0, g2, alpha=self.weights.norm)
         gamma = sam.perturbation.gamma
-        d_norm, q_norm = global_norm(g1), global_norm(g0)
-        product = torch.stack([(d * q).sum() for d, q in zip(g1, g0, strict=True)]).sum()
-        cosine = product / (d_norm * q_norm + gamma)
+        q, d = all_parts[:2]  # whose parts are g0 and g1
+        d_norm, q_norm = global_norm(d), global_norm(q)
+        cosine = global_dot(d, q) / (d_norm * q_norm + gamma)
         along = cosine * q_norm / (d_norm + gamma)
         torch._foreach_sub_(g0, torch._foreach_mul(g1, along))
         torch._foreach_sub_(g1, g0, alpha=self.weights.perpendicular)
-        return Gradients(params, g1)
+        return Gradients(params, d)
 
 
 def _take(sam: Ascending, number: int, scaler: GradScaler | None) -> tuple[Gradients, bool]:

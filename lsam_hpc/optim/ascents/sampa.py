@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect, one_pass, set_grads
 from lsam_hpc.optim.ascents.pair import swap
 from lsam_hpc.optim.gradients import Gradients
+from lsam_hpc.optim.shards import local_parts, placed_like
 
 
 class SAMPa(ClosureOnly):
@@ -35,6 +36,7 @@ class SAMPa(ClosureOnly):
     """
 
     name = "sampa"
+    remembers = True
 
     def __init__(self, interpolation: float, pair: distributed.ProcessGroup | None) -> None:
         super().__init__()
@@ -74,7 +76,8 @@ class SAMPa(ClosureOnly):
             at_ascent, at_ahead, finite = swap(sam, local, self.pair, statistics_from=1, finite=finite)
         known = {id(p): h for p, h in zip(*at_ahead, strict=True)}
         shared = [(p, h, known[id(p)]) for p, h in zip(*at_ascent, strict=True) if id(p) in known]
-        torch._foreach_lerp_([h for _, h, _ in shared], [k for _, _, k in shared], self.interpolation)
+        at_ascents, at_aheads = local_parts([h for _, h, _ in shared]), local_parts([k for _, _, k in shared])
+        torch._foreach_lerp_(at_ascents, at_aheads, self.interpolation)
         set_grads(Gradients([p for p, _, _ in shared], [h for _, h, _ in shared]))
         return loss, at_ahead, finite
 
@@ -116,7 +119,8 @@ def _look_ahead(sam: Ascending, g: Gradients) -> None:
         if is_sgd:
             states = [sam.base.state.get(p, {}) for p in params]
             along = [_sgd_update(p, h, group, state) for p, h, state in zip(params, along, states, strict=True)]
-        torch._foreach_sub_(params, along, alpha=float(group["lr"]))
+        along = placed_like(along, params)
+        torch._foreach_sub_(local_parts(params), local_parts(along), alpha=float(group["lr"]))
 
 
 def _sgd_update(p: Tensor, update: Tensor, group: dict[str, Any], state: dict[str, Any]) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.optim.state import known_in, numbered
 from lsam_hpc.options.ascent import AscentOptions
 from lsam_hpc.options.option import default
 
@@ -113,8 +115,8 @@ class Sparse(Mask):
 
     def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
         """Return the count of ascents or steps and the masks."""
-        masks = {i: self._masks[id(p)].clone() for i, p in enumerate(params) if id(p) in self._masks}
-        return {**super().state_dict(params), "ascents": self._count, "masks": masks}
+        masks, made = numbered(self._masks, params, partial(torch.ones_like, dtype=torch.bool))
+        return {**super().state_dict(params), "ascents": self._count, "masks": masks, "made": made}
 
     def check(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
         """Raise InputError if a state was not saved by a mask of this kind for such parameters."""
@@ -128,7 +130,7 @@ class Sparse(Mask):
     def load_state_dict(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
         """Load what `state_dict` returned."""
         self._count = state["ascents"]
-        self._masks = {id(params[i]): mask.to(params[i].device, copy=True) for i, mask in state["masks"].items()}
+        self._masks = {id(params[i]): m for i, m in known_in(state["masks"], state["made"], params).items()}
 
 
 class OfGradients(Sparse, ABC):

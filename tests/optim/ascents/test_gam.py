@@ -62,3 +62,25 @@ def test_reports_the_norm_of_the_whole_move():
     opt.step(closure_of(model, opt, *next(batches(1))))
     assert len(seen) == 4
     torch.testing.assert_close(opt.perturbation_norm, (seen[3] - x).norm(), rtol=1e-12, atol=0)
+
+
+def test_a_parameter_without_a_gradient_in_some_passes_is_left_out():
+    # Many small tensors, whose norm is computed on their concatenation; two are not used in the last two passes.
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(100)]
+    opt, passes = SAM(torch.optim.SGD(params, lr=LR), RHO, ascent="gam", norm_rho=NORM_RHO), []
+
+    def closure():
+        passes.append(1)
+        opt.zero_grad()
+        used = params if len(passes) <= 2 else params[:98]
+        loss = sum((p**2).sum() for p in used)
+        loss.backward()
+        return loss
+
+    before = [p.detach().clone() for p in params]
+    opt.step(closure)
+    # The gradient of sum x^2 is 2 x: without the two, all passes would point the same way, to distance rho' + rho.
+    assert NORM_RHO + 0.9 * RHO < opt.perturbation_norm < NORM_RHO + RHO
+    assert all(torch.equal(p, x) for p, x in zip(params[98:], before[98:], strict=True))
+    assert not torch.equal(params[0], before[0])
