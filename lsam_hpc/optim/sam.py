@@ -84,7 +84,6 @@ class SAM(OptimizerWrapper):
         self.passes = [Pass(self) for _ in range(4)]
         self.overflow = False  # True if gradients of this step were not finite
         self._unfinished = False  # a step has begun and not ended
-        self._in_step = False  # `step` runs: torch calls the step hooks around it
         self._set_rho()
         base.__dict__["sam"] = True
 
@@ -109,11 +108,6 @@ class SAM(OptimizerWrapper):
     def radii_are_0(self) -> bool:
         """True if all radii are 0 at this step."""
         return all(group["rho"] == 0 for group in self.param_groups)
-
-    @property
-    def gamma(self) -> float:
-        """The constant that keeps the ascent's division finite."""
-        return self.perturbation.gamma
 
     @property
     def grad_norm(self) -> Tensor:
@@ -156,14 +150,11 @@ class SAM(OptimizerWrapper):
             )
         self.check_unperturbed("step")
         passes = Closure(closure, batch, same_random_numbers=self._arguments.same_random_numbers)
-        self._in_step = True
-        try:
+        with self.in_step():
             self.begin_step(scaler)
             with self.masked():
                 loss = self._ascent.passes(self, passes, scaler)
             self.update(scaler)
-        finally:
-            self._in_step = False
         if isinstance(loss, (Tensor, float)):
             self.observe(loss)
         return loss
@@ -238,28 +229,23 @@ class SAM(OptimizerWrapper):
             raise RuntimeError(
                 "update: no parameter has a gradient: call loss.backward() between perturb() and restore()"
             )
-        if not self._in_step:
-            for before in self._optimizer_step_pre_hooks.values():
-                before(self, (), {})
-        if self._ascent.keeps or self.average is not None:
-            check_dense(self.parameters)
-        if self.average is not None:
-            self._average(self.average, scaler)
-        keys = self._ascent.unscaled_by(self)
-        finite = (not keys or unscale(scaler, *keys)) and not self.overflow
-        self.overflow = False
-        if finite:
-            if self.perturbation.mask.in_steps:
-                self.perturbation.mask.before_descent(self.parameters)
-            self._ascent.before_descent(self)
-            self._descend()
-            self._ascent.after_descent(self)
-        self._opt_called = True  # learning-rate schedulers of torch check this attribute
-        self._unfinished = False
-        self._finish()
-        if not self._in_step:
-            for after in self._optimizer_step_post_hooks.values():
-                after(self, (), {})
+        with self.step_hooks():
+            if self._ascent.keeps or self.average is not None:
+                check_dense(self.parameters)
+            if self.average is not None:
+                self._average(self.average, scaler)
+            keys = self._ascent.unscaled_by(self)
+            finite = (not keys or unscale(scaler, *keys)) and not self.overflow
+            self.overflow = False
+            if finite:
+                if self.perturbation.mask.in_steps:
+                    self.perturbation.mask.before_descent(self.parameters)
+                self._ascent.before_descent(self)
+                self._descend()
+                self._ascent.after_descent(self)
+            self._opt_called = True  # learning-rate schedulers of torch check this attribute
+            self._unfinished = False
+            self._finish()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; its `rho` defaults to this optimizer's."""
@@ -281,14 +267,6 @@ class SAM(OptimizerWrapper):
     def _described(self) -> list[str]:
         rho = ", ".join(f"{value:g}" for value in dict.fromkeys(group["rho"] for group in self.param_groups))
         return [f"rho={rho}", f"ascent={self.ascent!r}", f"metric={self.perturbation.metric!r}"]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the base optimizer's state and, under "sam", SAM's; `torch.load(weights_only=True)` can read both."""
-        return super().state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, or a plain base optimizer's state, which leaves SAM's state unchanged."""
-        super().load_state_dict(state_dict)
 
     def _state(self) -> dict[str, Any]:
         params = self.parameters

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ class OptimizerWrapper(Optimizer):
     def __init__(self, base: Optimizer, defaults: dict[str, Any]) -> None:
         super().__init__(base.param_groups, {**base.defaults, **defaults})
         self.base = base
+        self._in_step = False
 
     # Properties: the base optimizer replaces these objects when it loads a state. torch's constructor sets them.
     @property
@@ -47,8 +50,27 @@ class OptimizerWrapper(Optimizer):
         """Clear the gradients, as the base optimizer does: Opacus' has more to clear."""
         self.base.zero_grad(set_to_none)
 
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Return a context for the body of `step`, around which torch calls the hooks of a step."""
+        self._in_step = True
+        try:
+            yield
+        finally:
+            self._in_step = False
+
+    @contextmanager
+    def step_hooks(self) -> Iterator[None]:
+        """Return a context that calls the hooks of a step, for a method that takes a step outside `step`."""
+        called = not self._in_step
+        for before in self._optimizer_step_pre_hooks.values() if called else ():
+            before(self, (), {})
+        yield
+        for after in self._optimizer_step_post_hooks.values() if called else ():
+            after(self, (), {})
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, after the hooks registered for it."""
+        """Return the base optimizer's state and this one's; `torch.load(weights_only=True)` can read both."""
         self.check_unperturbed("state_dict")
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
@@ -60,7 +82,7 @@ class OptimizerWrapper(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, between the hooks registered for it."""
+        """Load what `state_dict` returned, or a plain base optimizer's state, which leaves the rest unchanged."""
         self.check_unperturbed("load_state_dict")
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
