@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     now = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
     run_dir = Path(config.out or f"runs/{config.data.replace(':', '-')}-{now:%Y%m%d-%H%M%S}")
-    resume_point = find_resume_point(config, run_dir, layout, comm)
+    resume_point = find_resume_point(config.resume, options, run_dir, layout, comm)
     rma.raise_on_all(
         comm, lambda: prepare(run_dir, options, comm.rank, overwrite=config.overwrite, resumed=resume_point.resumed)
     )

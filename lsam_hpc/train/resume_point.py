@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from mpi4py import MPI
 
@@ -13,7 +14,6 @@ from lsam_hpc import rma
 from lsam_hpc.errors import InputError
 from lsam_hpc.train import checkpoint
 from lsam_hpc.train.checkpoint import Manifest, State
-from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.trajectory import Earlier, RankLog
 from lsam_hpc.trajectory.schema import rank_file
 from lsam_hpc.util.log import get_logger
@@ -38,22 +38,31 @@ class ResumePoint:
         return float(self.state["seconds"]) if self.state is not None else 0.0
 
 
-def find_resume_point(config: TrainConfig, run_dir: Path, layout: Layout, comm: MPI.Intracomm) -> ResumePoint:
+def find_resume_point(
+    resume: str, options: dict[str, Any], run_dir: Path, layout: Layout, comm: MPI.Intracomm
+) -> ResumePoint:
     """Return the point from which to resume; collective. Removes newer files, renames logs of dropped ranks.
+
+    Args:
+        resume: `--resume`.
+        options: the job's options as given; a checkpoint has them as they were given to its job.
+        run_dir: the run directory.
+        layout: names and shapes of the parameters.
+        comm: communicator of all ranks.
 
     Raises:
         InputError: a required checkpoint is missing, or a checkpoint does not fit this job; raised on all ranks.
     """
-    if config.resume == "no":
+    if resume == "no":
         return ResumePoint()
     folder = run_dir / "checkpoints"
     manifest = comm.bcast(rma.raise_on_all(comm, lambda: checkpoint.newest(folder) if comm.rank == 0 else None))
     if manifest is None:
-        if config.resume == "must":
+        if resume == "must":
             raise InputError(f"--resume: expected a checkpoint in {folder}, found none", everywhere=True)
         rma.raise_on_all(comm, lambda: _set_logs_aside(run_dir, 0) if comm.rank == 0 else None)
         return ResumePoint(resumed=True)
-    rma.raise_on_all(comm, lambda: checkpoint.check(manifest, layout, asdict(config)))
+    rma.raise_on_all(comm, lambda: checkpoint.check(manifest, layout, options))
     state = rma.raise_on_all(comm, lambda: checkpoint.load(folder, manifest, comm.rank))
     center = rma.raise_on_all(comm, lambda: _center(folder, manifest, state) if comm.rank == 0 else None)
     earlier = rma.raise_on_all(comm, lambda: _earlier(run_dir / rank_file(comm.rank), state))

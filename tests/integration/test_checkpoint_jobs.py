@@ -97,6 +97,18 @@ def test_in_lockstep_a_resumed_job_gives_the_same_bits_as_an_undisturbed_one(mpi
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_synchronous_job_resumes(mpi, tmp_path):
+    words = ("--synchronous", "--reduce", "mpi", "--steps", "60", "--resume", "auto")
+    assert train(mpi, 2, tmp_path / "whole", *words).returncode == 0
+    assert train(mpi, 2, tmp_path / "run", *words, signalled=(0, 17, "SIGTERM")).returncode == 3
+    done = train(mpi, 2, tmp_path / "run", *words)
+    assert done.returncode == 0, done.stderr
+    assert 17 <= resumed_at(done) < 60
+    whole, again = (torch.load(tmp_path / d / "checkpoints" / "center.pt", weights_only=True) for d in ("whole", "run"))
+    for name in whole:  # the exchange in flight at the stop is applied earlier, and rounds otherwise
+        torch.testing.assert_close(whole[name], again[name], rtol=1e-4, atol=1e-5)
+
+
 NORMALIZED = """
 from torch import nn
 def network(shape, classes):
