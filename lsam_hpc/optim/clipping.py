@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim.gradients import check_dense, present
+from lsam_hpc.optim.gradients import present
 from lsam_hpc.options.option import Range
 
 
@@ -46,7 +46,6 @@ def clip_coordinates(base: Optimizer, fraction: float) -> RemovableHandle:
         if args[1:2] not in ((), (None,)) or kwargs.get("closure") is not None:
             raise InputError("clip_coordinates: expected step() without a closure, found one, which would run after it")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        check_dense(parameters)
         params, grads = present(parameters)
         if any(hasattr(grad, "to_local") for grad in grads):  # a DTensor: the threshold would be a shard's
             raise InputError("clip_coordinates: expected whole gradients, found shards (DTensor)")

@@ -23,10 +23,16 @@ def present(parameters: Iterable[Tensor]) -> Gradients:
 
     Raises:
         RuntimeError: no parameter has a gradient.
+        InputError: a gradient is sparse.
     """
     gradients = Gradients([], [])
     for p in parameters:
         if (grad := p.grad) is not None:
+            if grad.layout is not torch.strided:
+                raise InputError(
+                    f"gradients: expected dense gradients, found {grad.layout} for a parameter of shape "
+                    f"{tuple(p.shape)}: an embedding needs sparse=False"
+                )
             gradients.params.append(p)
             gradients.grads.append(grad)
     if not gradients.params:
@@ -45,17 +51,6 @@ def take(parameters: Iterable[Tensor]) -> Gradients:
     taken = present(parameters)
     clear(taken.params)
     return taken
-
-
-def check_dense(parameters: Iterable[Tensor]) -> None:
-    """Raise InputError if a gradient is sparse."""
-    for p in parameters:
-        grad = p.grad
-        if grad is not None and grad.layout is not torch.strided:
-            raise InputError(
-                f"gradients: expected dense gradients, found {grad.layout} for a parameter of shape "
-                f"{tuple(p.shape)}: an embedding needs sparse=False"
-            )
 
 
 def check_real(parameters: Iterable[Tensor]) -> None:

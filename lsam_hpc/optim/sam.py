@@ -19,7 +19,7 @@ from lsam_hpc.optim.arguments import Average, SAMArguments, check_arguments, che
 from lsam_hpc.optim.ascents import make_ascent
 from lsam_hpc.optim.ascents.base import Closure
 from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
-from lsam_hpc.optim.gradients import Gradients, check_dense, check_real, present
+from lsam_hpc.optim.gradients import Gradients, check_real, present
 from lsam_hpc.optim.masks import resolve
 from lsam_hpc.optim.perturbation import Perturbation
 from lsam_hpc.optim.radii import Radii, signed
@@ -230,8 +230,6 @@ class SAM(OptimizerWrapper):
                 "update: no parameter has a gradient: call loss.backward() between perturb() and restore()"
             )
         with self.step_hooks():
-            if self._ascent.keeps or self.average is not None:
-                check_dense(self.parameters)
             if self.average is not None:
                 self._average(self.average, scaler)
             keys = self._ascent.unscaled_by(self)
@@ -325,8 +323,9 @@ class SAM(OptimizerWrapper):
     def _average(self, average: Average, scaler: GradScaler | None) -> None:
         if unscaled(scaler, self.base):
             raise RuntimeError("update: the scaler has unscaled opt.base before the ranks' gradients were averaged")
+        grads = present(self.parameters).grads
         if self.overflow:  # on this rank: an infinite mean makes all ranks skip the step
-            torch._foreach_mul_(present(self.parameters).grads, math.inf)
+            torch._foreach_mul_(grads, math.inf)
         average(self.parameters)
 
     def _descend(self) -> None:

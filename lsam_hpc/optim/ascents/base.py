@@ -16,7 +16,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.optim.amp import Pass, forget, unscale
 from lsam_hpc.optim.arguments import Average
 from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
-from lsam_hpc.optim.gradients import Gradients, check_dense, present, take
+from lsam_hpc.optim.gradients import Gradients, present, take
 from lsam_hpc.optim.perturbation import Perturbation, global_norm
 from lsam_hpc.optim.random_state import RandomState
 from lsam_hpc.optim.state import known_in, numbered
@@ -98,7 +98,6 @@ class Ascent(ABC):
     in_phases = True  # perturb(), restore() and update() can take the step
     freezes = False  # BatchNorm statistics are frozen at x + e
     begins_with_ascent = False  # the gradient of a step's first pass is used by the ascent only
-    keeps = False  # gradients are kept for the next step
     remembers = False  # `last` is used in the next step
     along_gradients = True  # the ascent's direction is a gradient, and so is reversed in groups that maximize
 
@@ -191,7 +190,6 @@ class ClosureOnly(Ascent):
 def one_pass(sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any:  # noqa: ANN401
     """Compute the gradient at x, which is x + e with rho = 0: the step is the base optimizer's."""
     loss = closure()
-    check_dense(sam.parameters)
     sam.ascend(Gradients([], []))  # moves nothing; subclasses publish x + e here
     sam.restore()
     with torch.no_grad():
@@ -209,7 +207,6 @@ def collect(sam: Ascending, number: int, scaler: GradScaler | None) -> tuple[Gra
         number: of the pass in its step.
         scaler: gradient scaler of mixed precision.
     """
-    check_dense(sam.parameters)
     forget(scaler, sam.passes[number])
     finite = unscale(scaler, sam.passes[number])
     taken = take(sam.parameters)

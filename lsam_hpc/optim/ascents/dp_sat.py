@@ -26,7 +26,6 @@ class DPSAT(OnePass):
     """
 
     name = "dp-sat"
-    keeps = True
     remembers = True
 
     def __init__(self) -> None:

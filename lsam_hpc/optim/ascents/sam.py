@@ -8,7 +8,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from lsam_hpc.optim.amp import unscale, unscaled
 from lsam_hpc.optim.ascents.base import Ascending, Ascent, Closure, one_pass
-from lsam_hpc.optim.gradients import Gradients, check_dense, take
+from lsam_hpc.optim.gradients import Gradients, take
 
 
 class SharpnessAware(Ascent):
@@ -37,7 +37,6 @@ class SharpnessAware(Ascent):
         """Take the gradients at x from the parameters."""
         if unscaled(scaler, sam.base):
             raise RuntimeError("perturb: the scaler has unscaled opt.base already: call unscale_ after restore() only")
-        check_dense(sam.parameters)
         if sam.average is not None and sam.average.ascent:
             sam.average(sam.parameters)
         finite = unscale(scaler, sam)
