@@ -116,19 +116,35 @@ def _look_ahead(sam: Ascending, g: Gradients) -> None:
         if not params:
             continue
         along = [-grads[id(p)] if group.get("maximize") else grads[id(p)] for p in params]
+        xs, updates = local_parts(params), local_parts(placed_like(along, params))
         if is_sgd:
-            states = [sam.base.state.get(p, {}) for p in params]
-            along = [_sgd_update(p, h, group, state) for p, h, state in zip(params, along, states, strict=True)]
-        along = placed_like(along, params)
-        torch._foreach_sub_(local_parts(params), local_parts(along), alpha=float(group["lr"]))
+            buffers = [sam.base.state.get(p, {}).get("momentum_buffer") for p in params]
+            updates = _sgd_updates(xs, updates, group, buffers)
+        torch._foreach_sub_(xs, updates, alpha=float(group["lr"]))
 
 
-def _sgd_update(p: Tensor, update: Tensor, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    """Return the vector that torch's SGD would subtract for a gradient, divided by the learning rate."""
+def _sgd_updates(
+    xs: list[Tensor], updates: list[Tensor], group: dict[str, Any], buffers: list[Tensor | None]
+) -> list[Tensor]:
+    """Return the vectors that torch's SGD would subtract for gradients, divided by the learning rate.
+
+    Args:
+        xs: the parameters.
+        updates: the gradient of each.
+        group: their group.
+        buffers: the momentum buffer of each; None before its first step.
+    """
     if group["weight_decay"]:
-        update = update.add(p, alpha=group["weight_decay"])
+        updates = list(torch._foreach_add(updates, xs, alpha=group["weight_decay"]))
     if not group["momentum"]:
-        return update
-    buffer = state.get("momentum_buffer")
-    after = update if buffer is None else buffer * group["momentum"] + (1 - group["dampening"]) * update
-    return update.add(after, alpha=group["momentum"]) if group["nesterov"] else after
+        return updates
+    known = local_parts([b for b in buffers if b is not None])
+    if len(known) == len(updates):
+        moved = list(torch._foreach_mul(known, group["momentum"]))
+        torch._foreach_add_(moved, updates, alpha=1 - group["dampening"])
+    else:  # before a parameter's first step, its momentum will be the update itself
+        moved, rest = [], iter(known)
+        for update, buffer in zip(updates, buffers, strict=True):
+            fresh = (1 - group["dampening"]) * update
+            moved.append(update if buffer is None else next(rest) * group["momentum"] + fresh)
+    return list(torch._foreach_add(updates, moved, alpha=group["momentum"])) if group["nesterov"] else moved
