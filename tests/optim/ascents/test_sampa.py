@@ -101,3 +101,29 @@ def test_needs_the_mini_batch():
 def test_a_pair_needs_an_ascent_of_two_independent_gradients(kind):
     with pytest.raises(InputError, match=f"^pair: expected the ascent sampa or asyncsam, found {kind}$"):
         SAM(torch.optim.SGD(network().parameters(), lr=0.1), ascent=kind, pair=object())
+
+
+def test_a_parameter_that_joins_later_looks_ahead_by_its_first_update():
+    # Its momentum buffer is missing where the others have theirs.
+    model = network()
+    opt = SAM(torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, dampening=0.3), RHO, ascent="sampa")
+    data = list(batches(3))
+    step_on(model, opt, *data[0])
+    del opt.base.state[model[0].bias]
+    x, before = flat(model), copy.deepcopy(opt.base.state_dict()["state"])
+    points = []
+    model.register_forward_pre_hook(lambda *_: points.append(flat(model)))
+    step_on(model, opt, *data[1])
+    expected, at = [], 0
+    for i, (p, g) in enumerate(zip(model.parameters(), first_gradient(data[0]), strict=True)):
+        update = g if i == 1 else 0.9 * before[i]["momentum_buffer"] + 0.7 * g
+        expected.append(x[at : at + p.numel()] - LR * update.reshape(-1))
+        at += p.numel()
+    torch.testing.assert_close(points[-1], torch.cat(expected), rtol=0, atol=1e-12)
+
+
+def first_gradient(batch):
+    model = network()
+    g = gradient(model, flat(model), *batch)
+    pieces = g.split([p.numel() for p in model.parameters()])
+    return [piece.view(p.shape) for piece, p in zip(pieces, model.parameters(), strict=True)]
