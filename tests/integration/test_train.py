@@ -65,9 +65,17 @@ def test_methods_on_samples_train(mpi, words, tmp_path):
         pytest.param("--optimizer lars --lr 4", marks=SLOW),
         pytest.param("--optimizer lamb --lr 0.01", marks=SLOW),
         pytest.param("--optimizer adamw --lr 0.003", marks=SLOW),
+        "--ascent center --mask tensors",
+        pytest.param("--ascent dp-sat --mask random", marks=SLOW),
+        pytest.param("--ascent asyncsam --mask fsam", marks=SLOW),
+        pytest.param("--ascent sampa --mask ssam-d", marks=SLOW),
+        pytest.param("--ascent msam --mask adasap --rho 0.3", marks=SLOW),
+        pytest.param("--ascent gam --metric adaptive --rho 0.5", marks=SLOW),
+        pytest.param("--mask sl-sam --optimizer lamb --lr 0.01", marks=SLOW),
+        pytest.param("--mask ssam-f --mask-refresh 200 --rho-from 0.5", marks=SLOW),
     ],
 )
-def test_every_base_optimizer_trains(mpi, words, tmp_path):
+def test_every_method_trains(mpi, words, tmp_path):
     done = lsam(mpi, 4, "train", "--epochs", "60", "--out", str(tmp_path / "run"), *words.split())
     assert done.returncode == 0, done.stderr
     with Run(tmp_path / "run") as logs:
