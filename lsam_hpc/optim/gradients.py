@@ -53,6 +53,12 @@ def take(parameters: Iterable[Tensor]) -> Gradients:
     return taken
 
 
+def set_grads(gradients: Gradients) -> None:
+    """Put gradients into the parameters."""
+    for p, g in zip(*gradients, strict=True):
+        p.grad = g
+
+
 def check_real(parameters: Iterable[Tensor]) -> None:
     """Raise InputError if a parameter is complex."""
     for p in parameters:

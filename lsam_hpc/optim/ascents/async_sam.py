@@ -7,9 +7,9 @@ from typing import Any
 from torch import distributed
 from torch.amp.grad_scaler import GradScaler
 
-from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect, set_grads
+from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect
 from lsam_hpc.optim.ascents.pair import swap
-from lsam_hpc.optim.gradients import Gradients
+from lsam_hpc.optim.gradients import Gradients, set_grads
 from lsam_hpc.optim.minibatch import first_part
 
 

@@ -16,7 +16,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.optim.amp import Pass, forget, unscale
 from lsam_hpc.optim.arguments import Average
 from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
-from lsam_hpc.optim.gradients import Gradients, present, take
+from lsam_hpc.optim.gradients import Gradients, present, set_grads, take
 from lsam_hpc.optim.perturbation import Perturbation, global_norm
 from lsam_hpc.optim.random_state import RandomState
 from lsam_hpc.optim.state import known_in, numbered
@@ -212,9 +212,3 @@ def collect(sam: Ascending, number: int, scaler: GradScaler | None) -> tuple[Gra
     taken = take(sam.parameters)
     # Copy views: the next pass may overwrite their buffer, such as a bucket of DistributedDataParallel.
     return Gradients(taken.params, [g.clone() if g._base is not None else g for g in taken.grads]), finite
-
-
-def set_grads(gradients: Gradients) -> None:
-    """Put gradients into the parameters."""
-    for p, g in zip(*gradients, strict=True):
-        p.grad = g

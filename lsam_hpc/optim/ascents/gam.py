@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect, set_grads
-from lsam_hpc.optim.gradients import Gradients
+from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect
+from lsam_hpc.optim.gradients import Gradients, set_grads
 from lsam_hpc.optim.perturbation import global_dot, global_norm
 from lsam_hpc.optim.shards import clones, local_parts
 

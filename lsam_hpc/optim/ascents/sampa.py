@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, distributed
 from torch.amp.grad_scaler import GradScaler
 
-from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect, one_pass, set_grads
+from lsam_hpc.optim.ascents.base import Ascending, Closure, ClosureOnly, collect, one_pass
 from lsam_hpc.optim.ascents.pair import swap
-from lsam_hpc.optim.gradients import Gradients
+from lsam_hpc.optim.gradients import Gradients, set_grads
 from lsam_hpc.optim.shards import local_parts, placed_like
 
 

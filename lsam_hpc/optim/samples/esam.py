@@ -13,7 +13,8 @@ class ESAM(Selection):
 
     B+ = {i in B: l_i(x + e) - l_i(x) > alpha}, with alpha such that |B+| = fraction * |B|; the step descends along
     grad 1/|B+| sum_{i in B+} l_i(x + e). The first pass is over all samples. The selection costs a forward pass of all
-    samples at x + e, without a graph. ESAM's second technique, stochastic weight perturbation, is a mask.
+    samples at x + e, without a graph. ESAM's second technique, stochastic weight perturbation, is the
+    mask `lsam_hpc.optim.masks.Tensors`.
 
     Args:
         fraction: |B+| / |B|, > 0 and <= 1; gamma in the paper. Default 0.5.

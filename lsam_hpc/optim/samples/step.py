@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeAlias
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim.gradients import take
+from lsam_hpc.optim.gradients import set_grads, take
 from lsam_hpc.optim.sam import SAM
 from lsam_hpc.optim.samples.selection import Chosen, Losses, Selection, check_losses
 
@@ -56,34 +57,36 @@ def sample_step(
     if opt.ascent != "sam":
         raise InputError(f"opt: expected the ascent 'sam', found {opt.ascent!r}")
     opt.zero_grad()
-    first = None if selection is None else selection.choose_first(ids)
-    losses_at_x = _losses(losses, first)
-    before = _of_all(losses_at_x.detach(), first, ids)
-    uniform = torch.full_like(before, 1 / len(before))
-    step_weights = (uniform, None, uniform) if weighting is None else weighting(before)
-    ascent, clean_weight, perturbed_weight = _check_weights(step_weights, before)
-    _backward(ascent, losses_at_x, first, scaler, retain_graph=clean_weight is not None)
-    if clean_weight is not None:
-        # After the ascent's: DistributedDataParallel averages over the ranks in the first backward pass of a graph
-        # only. The second pass adds to the gradient left here, and averages the sum.
-        along = take(opt.parameters)
-        _backward(clean_weight, losses_at_x, first, scaler)
-        clean = take(opt.parameters)
-        _set_grads(along.params, along.grads)
-    estimate = (losses_at_x.detach() * _selected(uniform, first)).sum()
-    del losses_at_x
-    opt.perturb(scaler)
-    if clean_weight is not None:
-        _set_grads(clean.params, clean.grads)
-    overflow = opt.overflow
-    try:
-        second = first
-        if selection is not None and first is None:
-            second = selection.choose_second(before, losses, ids)
-        perturbed_losses = _losses(losses, second, len(before))
-        _backward(perturbed_weight, perturbed_losses, second, scaler)
-    finally:
-        opt.restore()
+    # With a clean weight the gradients at x are used by the descent too: the mask must not leave any out.
+    with opt.masked() if weighting is None else nullcontext():
+        first = None if selection is None else selection.choose_first(ids)
+        losses_at_x = _losses(losses, first)
+        before = _of_all(losses_at_x.detach(), first, ids)
+        uniform = torch.full_like(before, 1 / len(before))
+        step_weights = (uniform, None, uniform) if weighting is None else weighting(before)
+        ascent, clean_weight, perturbed_weight = _check_weights(step_weights, before)
+        _backward(ascent, losses_at_x, first, scaler, retain_graph=clean_weight is not None)
+        if clean_weight is not None:
+            # After the ascent's: DistributedDataParallel averages over the ranks in the first backward pass of a graph
+            # only. The second pass adds to the gradient left here, and averages the sum.
+            along = take(opt.parameters)
+            _backward(clean_weight, losses_at_x, first, scaler)
+            clean = take(opt.parameters)
+            set_grads(along)
+        estimate = (losses_at_x.detach() * _selected(uniform, first)).sum()
+        del losses_at_x
+        opt.perturb(scaler)
+        if clean_weight is not None:
+            set_grads(clean)
+        overflow = opt.overflow
+        try:
+            second = first
+            if selection is not None and first is None:
+                second = selection.choose_second(before, losses, ids)
+            perturbed_losses = _losses(losses, second, len(before))
+            _backward(perturbed_weight, perturbed_losses, second, scaler)
+        finally:
+            opt.restore()
     if selection is not None and not overflow:
         samples = torch.arange(len(before), device=before.device) if second is None else second.samples
         selection.learn(ids, samples, perturbed_losses.detach() - before[samples])
@@ -114,11 +117,6 @@ def _backward(
     loss = (_selected(weights, chosen) * losses).sum()
     scaled = loss if scaler is None else scaler.scale(loss)
     scaled.backward(retain_graph=retain_graph)
-
-
-def _set_grads(params: list[Tensor], grads: list[Tensor]) -> None:
-    for p, grad in zip(params, grads, strict=True):
-        p.grad = grad
 
 
 def _check_weights(weights: tuple[Tensor, Tensor | None, Tensor], like: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:

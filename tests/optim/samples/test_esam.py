@@ -1,8 +1,12 @@
 """ESAM's selection against its formula written out."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from lsam_hpc import SAM
+from lsam_hpc.optim import masks
 from lsam_hpc.optim.samples import ESAM, sample_step
 from tests.helpers.problems import batches, flat, network
 from tests.helpers.samples import EXACT, LR, ascent_of, losses_of, optimizer, sample_losses, uniform, weighted_gradient
@@ -27,3 +31,23 @@ def test_a_selection_without_memory_has_no_state():
     selection = ESAM(0.5)
     selection.load_state_dict(selection.state_dict())
     assert selection.state_dict() == {}
+
+
+def test_with_esams_mask_the_first_pass_leaves_tensors_out_and_the_step_is_the_same():
+    """Both techniques of ESAM: equal to the step without saved work, and to fewer gradients in the first pass."""
+    results, computed = [], []
+    for saves in (True, False):
+        model = network()
+        opt = SAM(torch.optim.SGD(model.parameters(), lr=0.3), 0.2, mask=masks.Tensors(0.5, seed=1))
+        if not saves:
+            opt.masked = nullcontext
+        counts = []
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(lambda _, counts=counts: counts.append(1))
+        for x, y in batches(6):
+            sample_step(opt, losses_of(model, x, y), selection=ESAM(0.5))
+        results.append(flat(model))
+        computed.append(len(counts))
+    assert torch.equal(*results)
+    assert computed[1] == 6 * 2 * 4
+    assert computed[0] < computed[1]
