@@ -16,17 +16,17 @@ from lsam_hpc.optim.shards import local_parts
 
 
 def numbered(
-    known: Mapping[int, Tensor], params: Sequence[Tensor], fill: Callable[[Tensor], Tensor]
+    known: Mapping[Tensor, Tensor], params: Sequence[Tensor], fill: Callable[[Tensor], Tensor]
 ) -> tuple[dict[int, Tensor], list[bool]]:
     """Return a tensor for each parameter, by its number, and for each whether it is a known one.
 
     Args:
-        known: tensors by the parameter's id; they are copied.
+        known: tensors by the parameter; they are copied.
         params: all parameters of the optimizer, in order.
         fill: makes the tensor of a parameter whose tensor is not known.
     """
-    numbers = [i for i, p in enumerate(params) if p.requires_grad or id(p) in known]
-    found = [known.get(id(params[i])) for i in numbers]
+    numbers = [i for i, p in enumerate(params) if p.requires_grad or p in known]
+    found = [known.get(params[i]) for i in numbers]
     tensors = {i: fill(params[i]) if t is None else t.clone() for i, t in zip(numbers, found, strict=True)}
     return tensors, [t is not None for t in found]
 

@@ -131,7 +131,7 @@ class Ascent(ABC):
 
     def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
         """Return what the next step needs of earlier ones; params: all parameters of the optimizer, in order."""
-        last = {id(p): g for p, g in zip(*self.last, strict=True)}
+        last = dict(zip(*self.last, strict=True))
         grads, kept = numbered(last, params, torch.zeros_like) if self.remembers else ({}, [])
         state: dict[str, Any] = {"last": grads, "kept": kept}
         return state if self.last_batch is None else {**state, "batch": self.last_batch}

@@ -40,21 +40,21 @@ class AdaSAP(Mask):
         if not 0 <= least <= 1:
             raise InputError(f"mask: expected a smallest radius from 0 to 1, found {least!r}")
         self.least = least
-        self._weight: dict[int, Tensor] = {}  # a parameter's id -> the weight whose rows are its neurons
+        self._weight: dict[Tensor, Tensor] = {}  # a parameter -> the weight whose rows are its neurons
         for module in model.modules():
             own = list(module.parameters(recurse=False))
             matrices = [p for p in own if p.ndim > 1]
-            self._weight |= {id(p): p for p in matrices}
+            self._weight |= {p: p for p in matrices}
             if len(matrices) == 1:
                 rows = len(matrices[0])
-                self._weight |= {id(p): matrices[0] for p in own if p.shape == (rows,)}
+                self._weight |= {p: matrices[0] for p in own if p.shape == (rows,)}
         if not self._weight:
             raise InputError("mask: expected a model with weights of two or more dimensions, found none")
-        self._parts: dict[int, Tensor] = {}  # a weight's id -> rho_i / rho of its neurons
+        self._parts: dict[Tensor, Tensor] = {}  # a weight -> rho_i / rho of its neurons
 
     def prepare(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Compute the radii at x."""
-        weights = list({id(weight): weight for weight in self._weight.values()}.values())
+        weights = list(dict.fromkeys(self._weight.values()))
         dtype = widest_dtype(weights)
         scores = [weight.detach().flatten(1).norm(dim=1, dtype=dtype) for weight in weights]
         device = scores[0].device
@@ -62,13 +62,13 @@ class AdaSAP(Mask):
         least, most = extremes[:, 0].min(), extremes[:, 1].max()
         width = (most - least).clamp_min(torch.finfo(least.dtype).tiny)
         self._parts = {
-            id(weight): 1 - (score - least.to(score.device)) / width.to(score.device) * (1 - self.least)
+            weight: 1 - (score - least.to(score.device)) / width.to(score.device) * (1 - self.least)
             for weight, score in zip(weights, scores, strict=True)
         }
 
     def multiply_(self, params: Sequence[Tensor], direction: list[Tensor]) -> None:
         """Multiply the coordinates of each neuron by rho_i / rho."""
         for p, d in zip(params, direction, strict=True):
-            weight = self._weight.get(id(p))
+            weight = self._weight.get(p)
             if weight is not None:
-                d.mul_(self._parts[id(weight)].view(-1, *[1] * (d.ndim - 1)))
+                d.mul_(self._parts[weight].view(-1, *[1] * (d.ndim - 1)))

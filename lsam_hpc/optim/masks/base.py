@@ -105,11 +105,11 @@ class Sparse(Mask):
             raise InputError(f"mask: expected a refresh period of 1 ascent or more, found {refresh!r}")
         self.refresh = refresh
         self._count = 0  # ascents or steps so far
-        self._masks: dict[int, Tensor] = {}  # by the parameter's id; parameters without one are dense
+        self._masks: dict[Tensor, Tensor] = {}  # by the parameter; those without one are dense
 
     def multiply_(self, params: Sequence[Tensor], direction: list[Tensor]) -> None:
         """Set the coordinates outside the current mask to 0, in place."""
-        pairs = [(d, self._masks[id(p)]) for p, d in zip(params, direction, strict=True) if id(p) in self._masks]
+        pairs = [(d, self._masks[p]) for p, d in zip(params, direction, strict=True) if p in self._masks]
         if pairs:
             torch._foreach_mul_([d for d, _ in pairs], [mask for _, mask in pairs])
 
@@ -130,7 +130,7 @@ class Sparse(Mask):
     def load_state_dict(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
         """Load what `state_dict` returned."""
         self._count = state["ascents"]
-        self._masks = {id(params[i]): m for i, m in known_in(state["masks"], state["made"], params).items()}
+        self._masks = {params[i]: m for i, m in known_in(state["masks"], state["made"], params).items()}
 
 
 class OfGradients(Sparse, ABC):
@@ -140,10 +140,10 @@ class OfGradients(Sparse, ABC):
         """Make new masks every `refresh` ascents, and for parameters without a mask."""
         if self._count % self.refresh == 0:
             self._masks = {}
-        new = [(p, g) for p, g in zip(params, grads, strict=True) if id(p) not in self._masks and not self.dense(p)]
+        new = [(p, g) for p, g in zip(params, grads, strict=True) if p not in self._masks and not self.dense(p)]
         if new:
             masks = self.make([g for _, g in new])
-            self._masks.update((id(p), mask) for (p, _), mask in zip(new, masks, strict=True))
+            self._masks.update((p, mask) for (p, _), mask in zip(new, masks, strict=True))
         self._count += 1
 
     def dense(self, param: Tensor) -> bool:

@@ -35,14 +35,14 @@ class FSAM(OfGradients):
     def __init__(self, model: nn.Module, density: float = DENSITY, refresh: int = REFRESH) -> None:
         super().__init__(density, refresh)
         by_type = [m for m in model.modules() if is_normalization(m) or isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
-        self._dense = {id(p) for module in by_type for p in module.parameters(recurse=False)}
-        self._dense |= {id(p) for name, p in model.named_parameters() if "bias" in name or "embed" in name}
+        self._dense = {p for module in by_type for p in module.parameters(recurse=False)}
+        self._dense |= {p for name, p in model.named_parameters() if "bias" in name or "embed" in name}
         if all(self.dense(p) for p in model.parameters()):
             raise InputError("mask: expected weights besides biases, embeddings and normalization layers, found none")
 
     def dense(self, param: Tensor) -> bool:
         """Return True for biases, embeddings and normalization layers."""
-        return id(param) in self._dense
+        return param in self._dense
 
     def make(self, grads: list[Tensor]) -> list[Tensor]:
         """Return the masks of the largest gradients."""

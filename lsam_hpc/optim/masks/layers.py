@@ -27,13 +27,13 @@ class Layers(Mask):
     partial = True
 
     def __init__(self, model: nn.Module, patterns: Sequence[str]) -> None:
-        self._chosen: set[int] = set()
+        self._chosen: set[Tensor] = set()
         for pattern in patterns:
-            matched = {id(p) for name, p in model.named_parameters() if fnmatch.fnmatchcase(name, pattern)}
+            matched = {p for name, p in model.named_parameters() if fnmatch.fnmatchcase(name, pattern)}
             if not matched:
                 raise InputError(f"mask: expected a pattern that matches a parameter's name, found {pattern!r}")
             self._chosen |= matched
 
     def selects(self, param: Tensor) -> bool:
         """Return True if the parameter's name matches a pattern."""
-        return id(param) in self._chosen
+        return param in self._chosen

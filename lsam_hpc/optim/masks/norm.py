@@ -26,13 +26,13 @@ class Norm(Mask):
 
     def __init__(self, model: nn.Module) -> None:
         layers = [module for module in model.modules() if is_normalization(module)]
-        self._chosen = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
+        self._chosen = {p for layer in layers for p in layer.parameters(recurse=False)}
         if not self._chosen:
             raise InputError("mask: expected a model with normalization layers that have parameters, found none")
 
     def selects(self, param: Tensor) -> bool:
         """Return True if the parameter belongs to a normalization layer."""
-        return id(param) in self._chosen
+        return param in self._chosen
 
 
 def is_normalization(module: nn.Module) -> bool:

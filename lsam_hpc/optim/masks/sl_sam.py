@@ -57,10 +57,10 @@ class SLSAM(Mask):
         if not 0 < exploration <= 1:
             raise InputError(f"mask: expected an exploration > 0 and <= 1, found {exploration!r}")
         self.exploration = exploration
-        self._layer: dict[int, int] = {}  # a parameter's id -> its layer
+        self._layer: dict[Tensor, int] = {}  # a parameter -> its layer
         layers = 0
         for module in model.modules():
-            new = {id(p) for p in module.parameters(recurse=False)} - self._layer.keys()
+            new = set(module.parameters(recurse=False)) - self._layer.keys()
             self._layer |= dict.fromkeys(new, layers)
             layers += bool(new)
         if not layers:
@@ -74,7 +74,7 @@ class SLSAM(Mask):
 
     def selects(self, param: Tensor) -> bool:
         """Return True if the parameter's layer takes part in this step."""
-        layer = self._layer.get(id(param))
+        layer = self._layer.get(param)
         return layer is None or layer in self.selected
 
     def begin_passes(self, params: Sequence[Tensor], *, ascent_only: bool) -> None:
@@ -93,8 +93,8 @@ class SLSAM(Mask):
         for p in params:
             if not self.selects(p):
                 p.grad = None
-            elif p.grad is not None and id(p) in self._layer:
-                layers.append(self._layer[id(p)])
+            elif p.grad is not None and p in self._layer:
+                layers.append(self._layer[p])
                 grads.append(p.grad)
         if not grads:
             return

@@ -67,10 +67,10 @@ class SSAMD(Sparse):
     def prepare(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Make random masks for parameters without one; keep |g| if a new mask is due."""
         self._grads = [g.abs() for g in grads] if self._count % self.refresh == 0 else None
-        new = [p for p in params if id(p) not in self._masks]
+        new = [p for p in params if p not in self._masks]
         if new:
             masks = self.make(new)
-            self._masks.update((id(p), mask) for p, mask in zip(new, masks, strict=True))
+            self._masks.update(zip(new, masks, strict=True))
 
     def make(self, params: list[Tensor]) -> list[Tensor]:
         """Return random masks."""
@@ -90,7 +90,7 @@ class SSAMD(Sparse):
         self._count += 1
 
     def _replace(self, params: Sequence[Tensor], grads: list[Tensor]) -> None:
-        masks = [self._masks[id(p)] for p in params]
+        masks = [self._masks[p] for p in params]
         n = sum(p.numel() for p in params)
         live = n - n * (1 - self.density)
         d = self.drop_rate * (1 + math.cos(math.pi * min(self._count / self.total, 1))) / 2
@@ -107,4 +107,4 @@ class SSAMD(Sparse):
             grown.append((scores[self.grow](i) + 1e-7) * ~mask)
         kept_masks = largest(kept, int(live * (1 - d)))
         grown_masks = largest(grown, int(min(live * d, n - live)))
-        self._masks.update((id(p), keep | grow) for p, keep, grow in zip(params, kept_masks, grown_masks, strict=True))
+        self._masks.update((p, keep | grow) for p, keep, grow in zip(params, kept_masks, grown_masks, strict=True))

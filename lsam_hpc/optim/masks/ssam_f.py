@@ -95,14 +95,14 @@ class SSAMF(Sparse):
 
     def prepare(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Make masks of 0 for parameters without a mask."""
-        self._masks.update((id(p), torch.zeros_like(p, dtype=torch.bool)) for p in params if id(p) not in self._masks)
+        self._masks.update((p, torch.zeros_like(p, dtype=torch.bool)) for p in params if p not in self._masks)
 
     def end_step(self, params: Sequence[Tensor]) -> None:
         """Make new masks after the first step, and every `refresh` steps later."""
         if self._count % self.refresh == 0:
             trained = [p for p in params if p.requires_grad]
             masks = self.make(trained)
-            self._masks = {id(p): mask for p, mask in zip(trained, masks, strict=True)}
+            self._masks = dict(zip(trained, masks, strict=True))
         self._count += 1
 
     def make(self, params: list[Tensor]) -> list[Tensor]:

@@ -37,12 +37,12 @@ class Tensors(Mask):
     def __init__(self, density: float = DENSITY, seed: int = 0) -> None:
         self.density, self.seed = check_density(density), seed
         self._count = 0  # steps so far
-        self._left_out: set[int] = set()  # by id
+        self._left_out: set[Tensor] = set()
         self._off: list[Tensor] = []  # parameters whose requires_grad is switched off
 
     def selects(self, param: Tensor) -> bool:
         """Return True if the parameter moves in this step."""
-        return id(param) not in self._left_out
+        return param not in self._left_out
 
     def begin_passes(self, params: Sequence[Tensor], *, ascent_only: bool) -> None:
         """Switch off the gradients of the parameters that are left out, if the first pass is the ascent's."""
@@ -71,7 +71,7 @@ class Tensors(Mask):
     def _draw(self, params: Sequence[Tensor]) -> None:
         trained = [p for p in params if p.requires_grad]
         draws = torch.rand(len(trained), generator=generator_of(self.seed, self._count), dtype=torch.float64)
-        left_out = {id(p) for p, draw in zip(trained, draws.tolist(), strict=True) if draw > self.density}
+        left_out = {p for p, draw in zip(trained, draws.tolist(), strict=True) if draw > self.density}
         self._left_out = left_out if self._count and len(left_out) < len(trained) else set()
 
     def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:

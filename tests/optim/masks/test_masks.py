@@ -1,5 +1,6 @@
 """What all masks share: their names, every combination with ascent and metric, failures, and saved states."""
 
+import copy
 import itertools
 
 import pytest
@@ -166,6 +167,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(mask, tmp_path):
         if type(wrong) is not type(opt.perturbation.mask):
             with pytest.raises(InputError, match="state_dict: expected the state of the mask"):
                 wrong.check(one.state_dict()["sam"]["mask"], one.parameters)
+
+
+@pytest.mark.parametrize("mask", NAMES)
+def test_a_deep_copy_of_model_and_optimizer_has_the_mask_of_the_copied_parameters(mask):
+    model, data = network(), list(batches(8))
+    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), 0.5, mask=make(mask, model, 100))
+    for x, y in data[:4]:
+        opt.step(closure_of(model, opt, x, y))
+    twin_model, twin = copy.deepcopy((model, opt))
+    for x, y in data[4:]:
+        opt.step(closure_of(model, opt, x, y))
+        twin.step(closure_of(twin_model, twin, x, y))
+        assert torch.equal(flat(model), flat(twin_model))
+    assert twin.perturbation_norm > 0
 
 
 @pytest.mark.parametrize("mask", ["ssam-f", "tensors", "sl-sam"])
