@@ -102,4 +102,6 @@ class OptimizerWrapper(Optimizer):
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()  # for copy.deepcopy; torch's keeps only its own attributes
+        # For copy.deepcopy and pickle; torch's keeps only its own attributes. The `step` that a learning-rate scheduler
+        # puts into this object steps this object, also from a copy.
+        return {name: value for name, value in self.__dict__.items() if name != "step"}

@@ -1,6 +1,7 @@
 """SAM in phases, without a closure, and in loops that accumulate, clip, freeze and scale gradients."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -493,6 +494,19 @@ def test_a_deep_copy_is_independent():
     opt.step(closure_of(model, opt, x, y))
     twin.step(closure_of(twin_model, twin, x, y))
     assert torch.equal(flat(model), flat(twin_model))
+
+
+def test_a_copy_behind_a_scheduler_takes_its_own_steps():
+    model = network()
+    opt = SAM(sgd(model), 0.2)
+    torch.optim.lr_scheduler.StepLR(opt, 30)  # replaces opt.step by a function that steps this opt
+    x, y = next(batches(1))
+    before = flat(model)
+    pickled = pickle.dumps((model, opt))
+    for twin_model, twin in (copy.deepcopy((model, opt)), pickle.loads(pickled)):  # noqa: S301 - ours
+        twin.step(closure_of(twin_model, twin, x, y))
+        assert not torch.equal(flat(twin_model), before)
+        assert torch.equal(flat(model), before)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
