@@ -253,10 +253,12 @@ class SAM(OptimizerWrapper):
         rho = param_group.get("rho", self._radii.default)
         evaluate("rho", rho, self.global_step)
         params = param_group["params"]
-        added = [params] if isinstance(params, Tensor) else params
+        if not isinstance(params, (Tensor, set)):  # torch refuses a set
+            params = list(params)  # a generator gives its parameters once
+        added = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
         check_real(added)
         check_parts([*self.parameters, *added], self.perturbation.mask)
-        self.base.add_param_group({**param_group, "rho": rho})
+        self.base.add_param_group({**param_group, "params": params, "rho": rho})
         self._set_rho()
 
     def __repr__(self) -> str:

@@ -496,6 +496,19 @@ def test_a_deep_copy_is_independent():
     assert torch.equal(flat(model), flat(twin_model))
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_an_added_group_may_be_a_generator_of_parameters(named):
+    model = network()
+    layers = (model[0].named_parameters(), model[2].named_parameters()) if named else map(nn.Module.parameters, model)
+    first, *_, last = layers
+    opt = SAM(torch.optim.SGD(first, lr=0.1), 0.2)
+    opt.add_param_group({"params": last})
+    before = flat(model)
+    x, y = next(batches(1))
+    opt.step(closure_of(model, opt, x, y))
+    assert (flat(model) != before).all()
+
+
 def test_a_copy_behind_a_scheduler_takes_its_own_steps():
     model = network()
     opt = SAM(sgd(model), 0.2)
