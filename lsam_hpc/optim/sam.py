@@ -140,6 +140,8 @@ class SAM(OptimizerWrapper):
             What the closure returned at x (ascents of one pass, sampa and asyncsam: in the pass on all samples).
         """
         if "grad_scale" in self.__dict__:  # set by GradScaler.step, which would leave the gradients scaled
+            for name in ("grad_scale", "found_inf"):  # the scaler removes them only after a step
+                delattr(self, name)
             raise InputError("step: expected opt.step(closure, scaler) with a scaler, found scaler.step(opt, closure)")
         if closure is None:
             if is_made_by(self.param_groups):

@@ -39,6 +39,8 @@ def test_a_scaler_must_be_given_to_the_step():
         "step: expected opt.step(closure, scaler) with a scaler, found scaler.step(opt, closure)"
     )
     assert torch.equal(flat(model), before)
+    opt.step(closure, scaler)  # the right call is not refused afterwards
+    assert not torch.equal(flat(model), before)
 
 
 @pytest.mark.parametrize("ascent", WITHOUT_CENTER)
