@@ -50,7 +50,7 @@ def check_arguments(base: Optimizer, arguments: SAMArguments) -> None:
         raise InputError("base: expected an optimizer that no other SAM wraps, found one that another SAM wraps")
     mask = resolve(arguments)
     check_ascent(arguments)
-    ascent, pair = arguments.ascent, arguments.pair
+    pair = arguments.pair
     params = [p for group in base.param_groups for p in group["params"]]
     check_parts(params, mask)
     if arguments.model is None:
@@ -59,19 +59,9 @@ def check_arguments(base: Optimizer, arguments: SAMArguments) -> None:
         refuse_sharded("pair", params, "both ranks of a pair need all parameters")
     if arguments.average is not None:
         refuse_sharded("average", params, "fully_shard averages the gradients itself")
-    if pair is not None and ascent not in ("sampa", "asyncsam"):
-        raise InputError(f"pair: expected the ascent sampa or asyncsam, found {ascent}")
+    check_combination(base, arguments)
     if pair is not None and (ranks := distributed.get_world_size(pair)) != 2:
         raise InputError(f"pair: expected a group of 2 ranks, found {ranks}")
-    if arguments.average is not None and ascent == "sampa":
-        raise InputError("average: expected another ascent than sampa, whose ranks would look ahead to other points")
-    if hasattr(base, "original_optimizer") and ascent not in ("dp-sat", "msam", "center"):
-        raise InputError(
-            f"ascent: expected dp-sat, msam or center with {name}, whose step makes the gradients private, "
-            f"found {ascent}, which would use them before"
-        )
-    if ascent == "msam" and not any(group.get("momentum") or group.get("betas") for group in base.param_groups):
-        raise InputError(f"ascent: expected a base optimizer with momentum for msam, found {name} without")
     evaluate("rho", arguments.rho, 0)
     for group in base.param_groups:
         evaluate("rho", group.get("rho", arguments.rho), 0)
@@ -83,6 +73,22 @@ def check_arguments(base: Optimizer, arguments: SAMArguments) -> None:
             "and use torch.autocast",
             stacklevel=5,
         )
+
+
+def check_combination(base: Optimizer, arguments: SAMArguments) -> None:
+    """Raise InputError if the ascent does not fit the base optimizer, or another argument."""
+    ascent, name = arguments.ascent, type(base).__name__
+    if arguments.pair is not None and ascent not in ("sampa", "asyncsam"):
+        raise InputError(f"pair: expected the ascent sampa or asyncsam, found {ascent}")
+    if arguments.average is not None and ascent == "sampa":
+        raise InputError("average: expected another ascent than sampa, whose ranks would look ahead to other points")
+    if hasattr(base, "original_optimizer") and ascent not in ("dp-sat", "msam", "center"):
+        raise InputError(
+            f"ascent: expected dp-sat, msam or center with {name}, whose step makes the gradients private, "
+            f"found {ascent}, which would use them before"
+        )
+    if ascent == "msam" and not any(group.get("momentum") or group.get("betas") for group in base.param_groups):
+        raise InputError(f"ascent: expected a base optimizer with momentum for msam, found {name} without")
 
 
 def check_parts(params: list[Tensor], mask: Mask) -> None:

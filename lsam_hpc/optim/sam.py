@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.amp import Pass, forget, unscale, unscaled
-from lsam_hpc.optim.arguments import Average, SAMArguments, check_arguments, check_parts
+from lsam_hpc.optim.arguments import Average, SAMArguments, check_arguments, check_combination, check_parts
 from lsam_hpc.optim.ascents import make_ascent
 from lsam_hpc.optim.ascents.base import Closure
 from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
@@ -26,7 +26,7 @@ from lsam_hpc.optim.radii import Radii, signed
 from lsam_hpc.optim.shards import check_whole
 from lsam_hpc.optim.state import is_made_by, join, split
 from lsam_hpc.optim.wrapper import OptimizerWrapper
-from lsam_hpc.options.ascent import Ascent
+from lsam_hpc.options.ascent import Ascent, check_ascent
 from lsam_hpc.options.keywords import documented, takes
 from lsam_hpc.options.schedules import evaluate
 
@@ -94,10 +94,16 @@ class SAM(OptimizerWrapper):
 
     @ascent.setter
     def ascent(self, name: Ascent) -> None:
-        if name != self._ascent.name:
-            arguments = replace(self._arguments, ascent=name, mask=self.perturbation.mask)
-            resolve(arguments)  # raises if the mask needs another ascent
-            self._ascent = make_ascent(arguments)
+        if name == self._ascent.name:
+            return
+        self.check_unperturbed("ascent")
+        if name == "center":
+            raise InputError("ascent: expected center when LSAM is made, which then tracks the center, found it later")
+        arguments = replace(self._arguments, ascent=name, mask=self.perturbation.mask)
+        check_ascent(arguments)
+        resolve(arguments)  # raises if the mask needs another ascent
+        check_combination(self.base, arguments)
+        self._ascent = make_ascent(arguments)
 
     @property
     def last(self) -> Gradients:

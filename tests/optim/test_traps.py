@@ -43,6 +43,30 @@ def test_a_scaler_must_be_given_to_the_step():
     assert not torch.equal(flat(model), before)
 
 
+@pytest.mark.parametrize(
+    ("ascent", "reason"),
+    [
+        ("center", "expected center when LSAM is made, which then tracks the center, found it later"),
+        ("msam", "expected a base optimizer with momentum for msam, found SGD without"),
+        ("sma", "expected one of sam, dp-sat, asyncsam, sampa, msam, center, gam, found 'sma'"),
+    ],
+)
+@pytest.mark.parametrize("chain", [False, True])
+def test_an_ascent_that_is_set_later_is_checked(ascent, reason, chain):
+    model = network()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    opt = LocalLSAM(base, LocalCenter(flat(model))) if chain else SAM(base)
+    with pytest.raises(InputError) as caught:
+        opt.ascent = ascent
+    assert str(caught.value) == f"ascent: {reason}"
+    x, y = next(batches(1))
+    functional.cross_entropy(model(x), y).backward()
+    opt.perturb()
+    with pytest.raises(RuntimeError, match="ascent: the parameters are perturbed"):
+        opt.ascent = "dp-sat"
+    assert opt.ascent == "sam"
+
+
 @pytest.mark.parametrize("ascent", WITHOUT_CENTER)
 @pytest.mark.parametrize("metric", ["l2", "adaptive"])
 def test_maximizing_equals_minimizing_the_negative(ascent, metric):
