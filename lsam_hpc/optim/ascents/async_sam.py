@@ -65,7 +65,8 @@ class AsyncSAM(ClosureOnly):
         return loss, *collect(sam, 0, scaler)
 
     def _at_ascent(self, sam: Ascending, closure: Closure, scaler: GradScaler | None) -> tuple[Any, Gradients, bool]:
-        sam.ascend(self.last)
+        last, self.last = self.last, Gradients([], [])  # the ascent overwrites them: of no use if the pass fails
+        sam.ascend(last)
         try:
             loss = closure()
         finally:

@@ -55,3 +55,25 @@ def test_the_first_part_of_a_mini_batch():
         first_part((x, y[:5]), 0.5)
     with pytest.raises(InputError, match=r"^batch: expected tensors with one row per sample, found no tensor$"):
         first_part("words", 0.5)
+
+
+def test_after_a_failed_pass_at_x_plus_e_the_next_step_is_as_the_first():
+    """The ascent has overwritten the last gradient: the next one must not go along what is left of it."""
+    model, calls = network(), []
+    base = torch.optim.SGD(model.parameters(), lr=LR)
+    opt = SAM(base, RHO, ascent="asyncsam", ascent_fraction=1.0, metric="adaptive")
+    first, second, third = batches(3)
+    step_on(model, opt, *first)
+    closure = closure_of(model, opt, *second)
+
+    def failing():
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return closure()
+
+    with pytest.raises(MemoryError):
+        opt.step(failing)
+    x = flat(model)
+    step_on(model, opt, *third)
+    torch.testing.assert_close(flat(model), x - LR * gradient(model, x, *third), rtol=0, atol=1e-12)
