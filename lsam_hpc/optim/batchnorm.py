@@ -25,9 +25,11 @@ class FrozenBatchNormStats:
         self._stopped: list[tuple[_NormBase, Tensor | None, Tensor | None]] = []
 
     def on(self) -> None:
-        """Stop updates of the statistics in all layers that track them."""
+        """Stop updates of the statistics in all layers in training mode that track them."""
         if not self._stopped:
-            self._stopped = [(layer, layer.running_mean, layer.running_var) for layer in layers(self._model)]
+            # In evaluation mode a layer normalizes by the statistics, and InstanceNorm could not without them.
+            training = [layer for layer in layers(self._model) if layer.training]
+            self._stopped = [(layer, layer.running_mean, layer.running_var) for layer in training]
             for layer, _, _ in self._stopped:
                 layer.track_running_stats = False
                 if not isinstance(layer, _BatchNorm):  # InstanceNorm updates the statistics that it has

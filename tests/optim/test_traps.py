@@ -119,6 +119,21 @@ def test_instance_norms_statistics_move_once_per_step(ascent):
         torch.testing.assert_close(model[0].running_mean, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, nn.InstanceNorm1d])
+def test_a_layer_in_evaluation_mode_normalizes_by_its_statistics_in_all_passes(layer):
+    x, y = torch.randn(8, 4, 5, dtype=torch.float64), torch.randint(0, 3, (8,))
+    ends = []
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        norm = layer(4, affine=True, track_running_stats=True)
+        model = nn.Sequential(norm, nn.Flatten(), nn.Linear(20, 3)).double()
+        norm.running_mean += 1
+        norm.eval()
+        step_on(model, SAM(sgd(model.parameters()), 0.3, model=model if frozen else None), x, y)
+        ends.append(flat(model))
+    assert torch.equal(ends[0], ends[1])
+
+
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.InstanceNorm1d])
 def test_recalibrates_batch_and_instance_norm_to_the_mean_over_batches(kind):
     layer = kind(4, track_running_stats=True).double()
