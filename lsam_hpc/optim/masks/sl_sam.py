@@ -31,13 +31,13 @@ class SLSAM(Mask):
     `find_unused_parameters=True`.
 
     Args:
-        model: a layer is a module with parameters of its own. Parameters outside the model are always selected.
+        model: a layer is a module with parameters of its own that are not frozen. Other parameters are always selected.
         density: k / K, > 0 and <= 1. Default 0.5.
         exploration: gamma of EXP3, > 0 and <= 1. Default 0.1.
         seed: seed of the draws. Default 0.
 
     Raises:
-        InputError: an argument is out of range, or the model has no parameters.
+        InputError: an argument is out of range, or the model has no such parameters.
 
     Source: Cheng et al. 2026, "Sparse Layer Sharpness-Aware Minimization for Efficient Fine-Tuning" (arXiv 2602.09395):
     a bandit selects the layers of ascent and descent by an EXP3-based rule of their gradient norms. The rule's details
@@ -60,11 +60,11 @@ class SLSAM(Mask):
         self._layer: dict[Tensor, int] = {}  # a parameter -> its layer
         layers = 0
         for module in model.modules():
-            new = set(module.parameters(recurse=False)) - self._layer.keys()
+            new = {p for p in module.parameters(recurse=False) if p.requires_grad} - self._layer.keys()
             self._layer |= dict.fromkeys(new, layers)
             layers += bool(new)
         if not layers:
-            raise InputError("mask: expected a model with parameters, found none")
+            raise InputError("mask: expected a model with parameters that are not frozen, found none")
         self.count = max(1, round(density * layers))  # k
         self._logs = torch.zeros(layers, dtype=torch.float64)  # log w
         self._largest = 0.0  # norm of a layer's gradient

@@ -184,7 +184,7 @@ def test_gradients_that_are_not_finite_or_0_do_not_change_the_weights():
     [
         (lambda: SLSAM(network(), 0.0), "mask: expected a density > 0 and <= 1, found 0.0"),
         (lambda: SLSAM(network(), exploration=0), "mask: expected an exploration > 0 and <= 1, found 0"),
-        (lambda: SLSAM(nn.Tanh()), "mask: expected a model with parameters, found none"),
+        (lambda: SLSAM(nn.Tanh()), "mask: expected a model with parameters that are not frozen, found none"),
         (
             lambda: SAM(torch.optim.SGD(network().parameters()), mask=SLSAM(network()), ascent="dp-sat"),
             "mask: expected the ascent sam for SLSAM, found dp-sat",
@@ -211,3 +211,13 @@ def test_the_draw_repeats_for_its_seed():
         runs.append(run)
     assert runs[0] == runs[1] != runs[2]
     assert any(a != b for a, b in itertools.pairwise(runs[0]))
+
+
+def test_frozen_layers_are_not_drawn():
+    model = network()
+    model[:5].requires_grad_(False)
+    opt = SAM(torch.optim.SGD(model.parameters(), lr=LR), RHO, mask=SLSAM(model, 0.2))
+    for x, y in batches(5):  # a draw of frozen layers only would leave nothing to differentiate
+        before = flat(model)
+        opt.step(closure_of(model, opt, x, y))
+        assert (flat(model) != before)[-27:].all()
