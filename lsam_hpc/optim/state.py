@@ -71,7 +71,10 @@ def _with_numbers(value: Any) -> Any:  # noqa: ANN401 - a part of a state
     """Return a state whose keys are numbers again where torch.distributed.checkpoint returns text."""
     if not isinstance(value, dict):
         return value
-    return {int(key) if str(key).isdigit() else key: _with_numbers(part) for key, part in value.items()}
+    return {
+        int(key) if str(key).isdigit() else key: part if key == "batch" else _with_numbers(part)
+        for key, part in value.items()
+    }
 
 
 def is_made_by(groups: Sequence[dict[str, Any]]) -> bool:

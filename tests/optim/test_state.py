@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional
 
 from lsam_hpc import SAM
 from lsam_hpc.optim import LocalCenter, LocalLSAM, masks
@@ -161,3 +162,29 @@ def test_a_resumed_chain_keeps_its_anchor_after_other_chains_moved_the_center():
             if step == 7:
                 results.append(flat(models[0]))
     assert torch.allclose(results[0], results[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("saved_by", ["dp-sat", "asyncsam", "sampa"])
+@pytest.mark.parametrize("loaded_by", ["sam", "dp-sat", "asyncsam", "sampa"])
+def test_an_ascent_begins_anew_after_the_state_of_another_one(saved_by, loaded_by):
+    model, again = network(), network()
+    opt, other = (SAM(torch.optim.SGD(m.parameters()), ascent=a) for m, a in ((model, saved_by), (again, loaded_by)))
+    for x, y in batches(3):
+        step_on(model, opt, x, y)
+    other.load_state_dict(opt.state_dict())
+    assert bool(other.last.params) == (saved_by == loaded_by)
+
+
+def test_a_saved_mini_batch_keeps_its_keys():
+    model = network()
+    opt = SAM(torch.optim.SGD(model.parameters()), ascent="sampa")
+
+    def closure(batch):
+        opt.zero_grad()
+        loss = functional.cross_entropy(model(batch["0"]), batch["1"])
+        loss.backward()
+        return loss
+
+    for x, y in batches(2):
+        opt.step(closure, batch={"0": x, "1": y})
+        opt.load_state_dict(opt.state_dict())

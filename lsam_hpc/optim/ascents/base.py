@@ -133,11 +133,14 @@ class Ascent(ABC):
         """Return what the next step needs of earlier ones; params: all parameters of the optimizer, in order."""
         last = dict(zip(*self.last, strict=True))
         grads, kept = numbered(last, params, torch.zeros_like) if self.remembers else ({}, [])
-        state: dict[str, Any] = {"last": grads, "kept": kept}
+        state: dict[str, Any] = {"ascent": self.name, "last": grads, "kept": kept}
         return state if self.last_batch is None else {**state, "batch": self.last_batch}
 
     def load_state_dict(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
-        """Load what `state_dict` returned."""
+        """Load what `state_dict` returned; what another ascent needs of earlier steps is left out."""
+        if state.get("ascent") != self.name:
+            self.forget()
+            return
         last = known_in(state["last"], state["kept"], params)
         self.last = Gradients([params[i] for i in last], list(last.values()))
         device = params[0].device
