@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.amp.grad_scaler import GradScaler
 
+from lsam_hpc.errors import InputError
 from lsam_hpc.optim.ascents.base import Ascending, OnePass
 from lsam_hpc.optim.gradients import Gradients
 
@@ -30,4 +31,10 @@ class MSAM(OnePass):
             if buffer is not None:
                 direction.params.append(p)
                 direction.grads.append(-buffer)
+        states = sam.base.state.values()
+        if not direction.params and any(state and not state.keys() & set(BUFFERS) for state in states):
+            raise InputError(
+                f"ascent: expected a base optimizer that keeps {' or '.join(BUFFERS)} for msam, "
+                f"found {type(sam.base).__name__}, which keeps other names"
+            )
         return direction, True

@@ -87,7 +87,7 @@ class SSAMF(Sparse):
             check_shapes(params, self._pattern[1])
         try:
             self._squares(params, [0])
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
                 f"mask: expected a model in training mode and a loss that take one sample, found: {reason}"

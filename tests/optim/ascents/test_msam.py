@@ -49,3 +49,22 @@ def test_runs_one_pass_and_needs_momentum():
     assert len(calls) == 3
     with pytest.raises(InputError, match=r"^ascent: expected a base optimizer with momentum for msam, found SGD"):
         SAM(torch.optim.SGD(model.parameters(), lr=LR), ascent="msam")
+
+
+class Renamed(torch.optim.SGD):
+    """Keeps its momentum under a name that is not torch's."""
+
+    def step(self, closure=None):
+        """Take a step of SGD without the momentum that it keeps."""
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["z"] = p.grad.clone()
+            p.data.sub_(p.grad, alpha=LR)
+
+
+def test_refuses_a_base_whose_momentum_it_does_not_find():
+    model = network()
+    opt = SAM(Renamed(model.parameters(), lr=LR, momentum=0.9), RHO, ascent="msam")
+    first, second = batches(2)
+    opt.step(closure_of(model, opt, *first))
+    with pytest.raises(InputError, match=r"^ascent: expected a base optimizer that keeps momentum_buffer or exp_avg"):
+        opt.step(closure_of(model, opt, *second))

@@ -202,6 +202,12 @@ def batch_norm():
         ),
         (
             network,
+            {"loss": lambda outputs, targets: outputs.logits},  # as of a batch that is a dict
+            "mask: expected a model in training mode and a loss that take one sample, found: 'Tensor' object has no "
+            "attribute 'logits'",
+        ),
+        (
+            network,
             {"loss": lambda outputs, targets: outputs},
             "mask: expected a model in training mode and a loss that take one sample, found: grad can be implicitly "
             "created only for scalar outputs",
