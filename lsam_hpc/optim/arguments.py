@@ -76,7 +76,9 @@ def check_arguments(base: Optimizer, arguments: SAMArguments) -> None:
 
 
 def check_combination(base: Optimizer, arguments: SAMArguments) -> None:
-    """Raise InputError if the ascent does not fit the base optimizer, or another argument."""
+    """Raise InputError if the ascent is unknown, or does not fit the base optimizer, the mask or another argument."""
+    check_ascent(arguments)
+    resolve(arguments)  # raises if the mask needs another ascent
     ascent, name = arguments.ascent, type(base).__name__
     if arguments.pair is not None and ascent not in ("sampa", "asyncsam"):
         raise InputError(f"pair: expected the ascent sampa or asyncsam, found {ascent}")

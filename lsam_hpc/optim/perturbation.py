@@ -78,7 +78,9 @@ class Perturbation:
         try:
             if self._sharded:
                 grads = placed_like(grads, params)
-            if params:
+            if not params:
+                self.norm = self.grad_norm = torch.zeros(())
+            else:
                 self._move(params, [g.clone() for g in grads] if keep else grads, rhos, again=again or further)
             if not (again or further):
                 self.mask.moved(params)

@@ -1,24 +1,26 @@
-"""Repeats random numbers: the state of torch's generators, saved once and restored afterwards."""
+"""Repeats random numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor
 
 
-class RandomState:
-    """The state of torch's global generators, on the CPU and on the present CUDA device."""
+def repeating(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of which each call draws the random numbers of the first, on the CPU and the present GPU."""
+    saved: list[tuple[Tensor, Tensor | None]] = []
 
-    def __init__(self) -> None:
-        self._cpu: torch.Tensor | None = None
-        self._cuda: torch.Tensor | None = None
+    def repeated(*arguments: Any) -> Any:  # noqa: ANN401
+        if not saved:
+            saved.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None))
+        else:
+            cpu, cuda = saved[0]
+            torch.set_rng_state(cpu)
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda)
+        return function(*arguments)
 
-    def save_or_restore(self) -> None:
-        """Save the state at the first call, and restore it at the others."""
-        on_cuda = torch.cuda.is_initialized()
-        if self._cpu is None:
-            self._cpu = torch.get_rng_state()
-            self._cuda = torch.cuda.get_rng_state() if on_cuda else None
-            return
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda)
+    return repeated

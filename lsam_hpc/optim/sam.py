@@ -26,7 +26,7 @@ from lsam_hpc.optim.radii import Radii, signed
 from lsam_hpc.optim.shards import check_whole
 from lsam_hpc.optim.state import is_made_by, join, split
 from lsam_hpc.optim.wrapper import OptimizerWrapper
-from lsam_hpc.options.ascent import Ascent, check_ascent
+from lsam_hpc.options.ascent import Ascent
 from lsam_hpc.options.keywords import documented, takes
 from lsam_hpc.options.schedules import evaluate
 
@@ -69,12 +69,12 @@ class SAM(OptimizerWrapper):
             raise InputError("ascent: expected center with LSAM only, found it without a center")
         if self.has_center:
             check_whole(p for group in base.param_groups for p in group["params"])
-        self.perturbation = Perturbation(
-            float(arguments.gamma), arguments.metric, float(arguments.eta), resolve(arguments), arguments.model
-        )
+        gamma, eta, mask = float(arguments.gamma), float(arguments.eta), resolve(arguments)
+        self.perturbation = Perturbation(gamma, arguments.metric, eta, mask, arguments.model)
         super().__init__(base, {"rho": arguments.rho})
         self._arguments = arguments
         self._ascent = make_ascent(arguments)
+        self.same_random_numbers = arguments.same_random_numbers
         self.average = arguments.average
         self.local_step = 0  # steps taken by this chain
         self.global_step = 0  # steps taken by all chains; the argument of schedules
@@ -100,8 +100,6 @@ class SAM(OptimizerWrapper):
         if name == "center":
             raise InputError("ascent: expected center when LSAM is made, which then tracks the center, found it later")
         arguments = replace(self._arguments, ascent=name, mask=self.perturbation.mask)
-        check_ascent(arguments)
-        resolve(arguments)  # raises if the mask needs another ascent
         check_combination(self.base, arguments)
         self._ascent = make_ascent(arguments)
 
@@ -152,12 +150,9 @@ class SAM(OptimizerWrapper):
         if closure is None:
             if is_made_by(self.param_groups):
                 return self.base.step()
-            raise InputError(
-                "step: expected a closure (zero_grad, forward, backward, return loss), found None; "
-                "without one call perturb(), restore() and update()"
-            )
+            raise InputError("step: expected a closure, found None; without one call perturb(), restore() and update()")
         self.check_unperturbed("step")
-        passes = Closure(closure, batch, same_random_numbers=self._arguments.same_random_numbers)
+        passes = Closure(closure, batch, same_random_numbers=self.same_random_numbers)
         with self.in_step():
             self.begin_step(scaler)
             with self.masked():
@@ -229,10 +224,12 @@ class SAM(OptimizerWrapper):
                 `update` lowers the scale. To clip gradients, call `scaler.unscale_(opt.base)` before.
 
         Raises:
-            RuntimeError: the parameters are still perturbed, or have no gradients.
+            RuntimeError: no step has begun, or the parameters are still perturbed, or have no gradients.
         """
         if self.perturbation.active:
             raise RuntimeError("update: the parameters are still perturbed: call restore() first")
+        if not self._unfinished:
+            raise RuntimeError("update: no step has begun: call perturb() first, after loss.backward()")
         if all(p.grad is None for p in self.parameters):
             raise RuntimeError(
                 "update: no parameter has a gradient: call loss.backward() between perturb() and restore()"
@@ -268,9 +265,6 @@ class SAM(OptimizerWrapper):
         check_parts([*self.parameters, *added], self.perturbation.mask)
         self.base.add_param_group({**param_group, "params": params, "rho": rho})
         self._set_rho()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({type(self.base).__name__}, {', '.join(self._described())})"
 
     def _described(self) -> list[str]:
         rho = ", ".join(f"{value:g}" for value in dict.fromkeys(group["rho"] for group in self.param_groups))

@@ -91,6 +91,12 @@ class OptimizerWrapper(Optimizer):
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.base).__name__}, {', '.join(self._described())})"
+
+    def _described(self) -> list[str]:
+        raise NotImplementedError
+
     def check_unperturbed(self, method: str) -> None:
         """Raise RuntimeError, naming the method, if the parameters are not where a step has left them."""
         raise NotImplementedError

@@ -19,14 +19,14 @@ from tests.helpers.mpis import ROOT, environment
 START = 60.0  # seconds in which a process starts and meets the others
 
 
-def run(function: Callable[[Path], None], folder: Path, ranks: int = 2, limit: float = 60.0) -> None:
+def run(function: Callable[[Path], None], folder: Path, ranks: int = 2, limit: float = 150.0) -> None:
     """Run a function on each rank; raise AssertionError that says which ranks failed or hung, and where.
 
     Args:
         function: at the top level of a test module; called with the folder, in a process group of all ranks.
         folder: for the function's results; must be empty of earlier runs of the function.
         ranks: number of processes. Default 2.
-        limit: seconds that the function may take. Default 60.
+        limit: seconds that the function may take. Default 150.
     """
     python, name = forked(sys.executable, environment()), function.__name__
     logs = [folder / f"{name}-{rank}.log" for rank in range(ranks)]

@@ -10,6 +10,7 @@ from torch.nn import functional
 from lsam_hpc import SAM, InputError
 from lsam_hpc.optim import LocalCenter, LocalLSAM
 from lsam_hpc.optim.batchnorm import recalibrate
+from lsam_hpc.optim.samples import sample_step
 from lsam_hpc.options.ascent import ASCENTS
 from tests.helpers.problems import batches, closure_of, flat, network, step_on
 
@@ -224,3 +225,31 @@ def test_all_passes_can_draw_the_same_random_numbers(same):
     assert all(torch.equal(mask, first[0]) == same for mask in first[1:])
     assert all(torch.equal(mask, second[0]) == same for mask in second[1:])
     assert not torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_both_passes_on_samples_can_draw_the_same_random_numbers_and_the_loss_is_observed(same):
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3)).double()
+    opt, drawn, seen = SAM(sgd(model.parameters()), 0.2, same_random_numbers=same), [], []
+    opt.observe = seen.append
+    model[0].register_forward_hook(lambda _, inputs, output: drawn.append(output != 0))
+    x, y = next(batches(1))
+    loss = sample_step(opt, lambda chosen: functional.cross_entropy(model(x), y, reduction="none"))
+    assert torch.equal(*drawn) == same
+    assert seen == [loss]
+
+
+def test_an_update_without_a_step_is_refused():
+    model = network()
+    opt = SAM(sgd(model.parameters()), 0.2)
+    x, y = next(batches(1))
+    functional.cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match=r"^update: no step has begun: call perturb\(\) first, after loss"):
+        opt.update()
+
+
+def test_a_step_with_nothing_to_move_along_has_norms_of_0():
+    model = network()
+    opt = SAM(sgd(model.parameters()), 0.2, ascent="dp-sat")
+    opt.step(closure_of(model, opt, *next(batches(1))))
+    assert (opt.perturbation_norm, opt.grad_norm) == (0, 0)

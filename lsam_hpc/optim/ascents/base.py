@@ -18,7 +18,7 @@ from lsam_hpc.optim.arguments import Average
 from lsam_hpc.optim.batchnorm import FrozenBatchNormStats
 from lsam_hpc.optim.gradients import Gradients, present, set_grads, take
 from lsam_hpc.optim.perturbation import Perturbation, global_norm
-from lsam_hpc.optim.random_state import RandomState
+from lsam_hpc.optim.random_state import repeating
 from lsam_hpc.optim.state import known_in, numbered
 
 
@@ -68,13 +68,11 @@ class Closure:
 
     def __init__(self, function: Callable[..., Any], batch: object, *, same_random_numbers: bool) -> None:
         self.batch = batch
-        self._function = torch.enable_grad()(function)
-        self._random = RandomState() if same_random_numbers else None
+        function = torch.enable_grad()(function)
+        self._function = repeating(function) if same_random_numbers else function
 
     def __call__(self, batch: object = None) -> Any:  # noqa: ANN401 - what the user's closure returns
         """Run the pass on a mini-batch; default: the step's."""
-        if self._random is not None:
-            self._random.save_or_restore()
         batch = self.batch if batch is None else batch
         return self._function() if batch is None else self._function(batch)
 

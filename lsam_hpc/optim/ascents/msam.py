@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch.amp.grad_scaler import GradScaler
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.ascents.base import Ascending, OnePass
 from lsam_hpc.optim.gradients import Gradients
+from lsam_hpc.optim.shards import clones, local_parts
 
 BUFFERS = ("momentum_buffer", "exp_avg")  # names of the momentum in the optimizers' states
 
@@ -24,17 +26,20 @@ class MSAM(OnePass):
 
     def gradients(self, sam: Ascending, scaler: GradScaler | None) -> tuple[Gradients, bool]:
         """Return the negative momentum."""
-        direction = Gradients([], [])
+        params, buffers = [], []
         for p in sam.parameters:
             state = sam.base.state.get(p, {})
             buffer = next((state[name] for name in BUFFERS if state.get(name) is not None), None)
             if buffer is not None:
-                direction.params.append(p)
-                direction.grads.append(-buffer)
+                params.append(p)
+                buffers.append(buffer)
         states = sam.base.state.values()
-        if not direction.params and any(state and not state.keys() & set(BUFFERS) for state in states):
+        if not params and any(state and not state.keys() & set(BUFFERS) for state in states):
             raise InputError(
                 f"ascent: expected a base optimizer that keeps {' or '.join(BUFFERS)} for msam, "
                 f"found {type(sam.base).__name__}, which keeps other names"
             )
-        return direction, True
+        direction = clones(buffers) if buffers else []
+        if direction:
+            torch._foreach_neg_(local_parts(direction))
+        return Gradients(params, direction), True

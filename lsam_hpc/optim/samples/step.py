@@ -12,6 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.gradients import set_grads, take
+from lsam_hpc.optim.random_state import repeating
 from lsam_hpc.optim.sam import SAM
 from lsam_hpc.optim.samples.selection import Chosen, Losses, Selection, check_losses
 
@@ -59,6 +60,7 @@ def sample_step(
     opt.zero_grad()
     # With a clean weight the gradients at x are used by the descent too: the mask must not leave any out.
     with opt.masked() if weighting is None else nullcontext():
+        losses = repeating(losses) if opt.same_random_numbers else losses
         first = None if selection is None else selection.choose_first(ids)
         losses_at_x = _losses(losses, first)
         before = _of_all(losses_at_x.detach(), first, ids)
@@ -91,6 +93,7 @@ def sample_step(
         samples = torch.arange(len(before), device=before.device) if second is None else second.samples
         selection.learn(ids, samples, perturbed_losses.detach() - before[samples])
     opt.update(scaler)
+    opt.observe(estimate)
     return estimate
 
 
