@@ -107,7 +107,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
     else:
         options["launch"] = SYSTEMS[system].openmpi if _is_openmpi() else SYSTEMS[system].mpich
     about = " ".join(["Made by:", shlex.join(["lsam", "submit", *argv])])
-    job = Job(command=_command(words, options), about=about, **options)
+    command, out = _command(words, options)
+    job = Job(command=command, out=out, about=about, **options)
     check(job, system)
     return system, job, dry_run
 
@@ -147,17 +148,29 @@ def check(job: Job, system: str) -> None:
         raise InputError(f"--disk: expected an absolute path, found {job.disk!r}")
 
 
-def _command(words: Sequence[str], options: dict[str, Any]) -> str:
-    """Return the command as shell text; a training run gets its own directory, and resumes there."""
-    text = shlex.join(words)
-    if list(words[:2]) == ["lsam", "train"]:
-        if not any(word == "--out" or word.startswith("--out=") for word in words):
-            text += ' --out "$out"'
-        if not any(word.startswith(("--resume", "--overwrite")) for word in words):
-            text += " --resume auto"
-    elif options.get("sweep"):
-        raise InputError(f"--sweep: expected a command lsam train, found {' '.join(words[:2])!r}")
-    return text
+def _command(words: Sequence[str], options: dict[str, Any]) -> tuple[str, str | None]:
+    """Return the command as shell text, and the run directory that it names.
+
+    A training run without --out gets its own directory, and resumes there.
+    """
+    training = list(words[:2]) == ["lsam", "train"] or list(words[1:4]) == ["-m", "lsam_hpc", "train"]
+    if not training:
+        if options.get("sweep"):
+            raise InputError(f"--sweep: expected a command lsam train, found {' '.join(words[:2])!r}")
+        return shlex.join(words), None
+    kept, out = [], None
+    rest = iter(words)
+    for word in rest:
+        if word == "--out" or word.startswith("--out="):
+            out = word.removeprefix("--out=") if "=" in word else next(rest, "")
+        else:
+            kept.append(word)
+    if out is not None and options.get("sweep"):
+        raise InputError(f"--out: expected none with --sweep, whose runs get their own directories, found {out!r}")
+    text = shlex.join(kept) + ' --out "$out"'
+    if not any(word.startswith(("--resume", "--overwrite")) for word in words):
+        text += " --resume auto"
+    return text, out
 
 
 def _split(option: str, text: str) -> list[str]:

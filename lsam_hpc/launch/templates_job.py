@@ -14,6 +14,7 @@ class Job:
     """
 
     command: str
+    out: str | None = None  # run directory; None: runs/NAME-NUMBER
     about: str = "Made by lsam submit."
     name: str = "lsam"
     nodes: int = 1

@@ -140,8 +140,10 @@ def test_words_of_the_command_are_quoted(capsys: pytest.CaptureFixture[str], sys
 
 
 def test_the_out_option_of_a_training_command_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["lsam", "train", "--out=runs/x", "--resume", "must"]
-    assert f"command=({shlex.join(words)})" in dry(capsys, "--system", "pbs", "--", *words)
+    for words in (["--out=runs/x y", "--resume", "must"], ["--resume", "must", "--out", "runs/x y"]):
+        lines = dry(capsys, "--system", "pbs", "--", "python", "-m", "lsam_hpc", "train", *words).splitlines()
+        assert "out='runs/x y'" in lines  # the script asks this directory whether the run is finished
+        assert 'command=(python -m lsam_hpc train --resume must --out "$out")' in lines
 
 
 def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -169,6 +171,7 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--sweep", "rho", "--", "lsam", "train"], r"--sweep: expected OPTION=VALUE"),
         (["--sweep", "rho=1,2", "--", "x"], r"--sweep: expected a command lsam train, found 'x'"),
         (["--sweep", "rho=1,2", "--chain", "2", "--", "lsam", "train"], r"--sweep and --chain exclude each other"),
+        (["--sweep", "rho=1,2", "--", "lsam", "train", "--out", "x"], r"--out: expected none with --sweep"),
         (["--gpus-per-node", "4", "--ranks-per-node", "6", "--", "x"], r"--ranks-per-node: expected a multiple of 4"),
         (["--nodes", "2"], r"command: expected lsam submit .*, found none"),
         (["--system", "torque", "--", "x"], r"--system: expected one of slurm, pbs, lsf, found 'torque'"),

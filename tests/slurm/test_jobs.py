@@ -272,3 +272,28 @@ def test_the_job_s_end_is_known(cluster: Cluster, openmpi: Mpi) -> None:
         "srun", "--ntasks=1", "--time=5", openmpi.python, "-c", code, PYTHONPATH=str(ROOT), TZ="Asia/Tokyo"
     )
     assert float(printed) == pytest.approx(300, abs=60)
+
+
+def test_a_failed_launch_is_repeated(cluster: Cluster, openmpi: Mpi, folder: Path) -> None:
+    """srun's first launch fails with 1, the second one is an srun that returns 0 although no rank started."""
+    (folder / "launch").write_text(
+        'case $(cat "$0.log" 2> /dev/null | wc -l) in 0) mpi=none-such ;; 1) mpi=none-such zero=1 ;; *) mpi=pmix ;; esac\n'
+        'echo x >> "$0.log"; srun --mpi=$mpi "$@" || [ -n "$zero" ]\n'
+    )
+    command = TRAIN.replace(f"--steps {STEPS}", "--steps 50")
+    script = edited("cpu-node", folder, openmpi, f"bash {folder}/launch", command, ntasks_per_node=1)
+    script.write_text(script.read_text().replace("pause=10", "pause=1"))
+    job = submitted(cluster, script)
+    job.until("COMPLETED", seconds=LIMIT)
+    assert [f"launch {i}: no rank wrote" in job.said for i in (1, 2, 3)] == [True, True, False], job.said
+    assert job.newest is not None
+    assert job.newest.finished
+
+
+def test_a_job_is_not_completed_by_launches_that_return_0(cluster: Cluster, openmpi: Mpi, folder: Path) -> None:
+    (folder / "launch").write_text('srun --mpi=none-such "$@"; exit 0\n')
+    script = edited("cpu-node", folder, openmpi, f"bash {folder}/launch", TRAIN, ntasks_per_node=1)
+    script.write_text(script.read_text().replace("pause=10", "pause=0"))
+    job = submitted(cluster, script)
+    assert job.until("FAILED", seconds=LIMIT)["ExitCode"] == "75:0"
+    assert "launch 4: no rank wrote" in job.said
