@@ -41,10 +41,20 @@ retries=3 pause=10 # further launches after one that failed, and seconds before 
 
 # bash runs a trap only after the foreground command ends, so the ranks run in the background. USR1 is forwarded once:
 # a second signal would end the ranks without a checkpoint.
-forwarded="" cancelled=""
+forwarded="" terminated="" cancelled=""
 forward() { [ -n "$forwarded" ] || [ -z "${ranks:-}" ] || kill -USR1 "$ranks"; forwarded=1; }
 trap 'interrupted=1; forward' USR1
-trap 'interrupted=1; cancelled=1' TERM
+trap 'interrupted=1; terminated=1' TERM
+near_end() { # less than a minute is left: then TERM is from the time limit
+  case $(squeue -h -j "$SLURM_JOB_ID" -o %L) in 0:* | INVALID) ;; *) false ;; esac
+}
+told_to_end() { # by the batch system or the user
+  if [ -n "$terminated" ]; then
+    terminated=""
+    near_end || cancelled=1
+  fi
+  [ -n "$forwarded$cancelled" ]
+}
 
 setup || { echo "setup failed" >&2; exit 2; }
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
@@ -86,15 +96,18 @@ while :; do
     interrupted=""
     wait "$ranks" # a signal interrupts wait, not the ranks
     code=$?
+    [ "$code" -ge 0 ] || code=143 # bash 5.2 loses the code of a process that ends at the moment of a signal
+    told_to_end
   done
   ranks="" why=$(why_unfinished)
   [ -z "$why" ] || echo "launch $launches: $why" >&2
-  if [ -z "$why" ] || [ "$launches" -gt "$retries" ] || [ -n "$forwarded$cancelled" ]; then break; fi
+  if [ -z "$why" ] || [ "$launches" -gt "$retries" ] || told_to_end; then break; fi
   sleep "$((launches * pause))" &
   wait $!
-  if [ -n "$forwarded$cancelled" ]; then break; fi
+  if told_to_end; then break; fi
 done
 [ -z "$why" ] || [ "$code" != 0 ] || code=75
+told_to_end
 
 # Do not restart after 0 (done), 1 and 2 (permanent errors) and 4 (done, but some ranks failed). Restart after all other
 # codes: 3 (stopped after a checkpoint), 75 (not done), above 128 (killed), and those of a launcher that lost a node.

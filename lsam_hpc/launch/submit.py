@@ -131,6 +131,8 @@ def check(job: Job, system: str) -> None:
             raise InputError(f"--{name}: expected letters, digits and . : @ + - _ %, found {value!r}")
     if not _TIME.fullmatch(job.time):
         raise InputError(f"--time: expected hours:minutes:seconds, found {job.time!r}")
+    if system != "pbs" and 2 * job.warn >= job.seconds:  # PBS sends no signal
+        raise InputError(f"--warn: expected less than half of --time, {job.seconds / 2:g} s, found {job.warn}")
     for line in job.environment.splitlines():
         if line.strip() and not _VARIABLE.fullmatch(line.strip()):
             raise InputError(f"--environment: expected NAME=VALUE on each line, found {line.strip()!r}")

@@ -21,6 +21,7 @@ class System(Protocol):
     mpich: str  # launcher for MPICH and Intel MPI
     index: str  # index of an array element, from 0
     attempts: str  # number of restarts so far
+    near_end: str  # shell function: whether the time limit is so near that TERM is due to it, not to a cancellation
     pack: str  # settings for copying an environment to the nodes, empty if unsupported; {0}: archive, {1}: folder
 
     def header(self, job: Job) -> list[str]:
@@ -55,10 +56,18 @@ _NETWORK = """\
 _BODY = """\
 # bash runs a trap only after the foreground command ends, so the ranks run in the background. USR1 is forwarded once:
 # a second signal would end the ranks without a checkpoint.
-forwarded="" cancelled=""
+forwarded="" terminated="" cancelled=""
 forward() {{ [ -n "$forwarded" ] || [ -z "${{ranks:-}}" ] || kill -USR1 "$ranks"; forwarded=1; }}
 trap 'interrupted=1; forward' USR1
-trap 'interrupted=1; cancelled=1' TERM
+trap 'interrupted=1; terminated=1' TERM
+{near_end}
+told_to_end() {{ # by the batch system or the user
+  if [ -n "$terminated" ]; then
+    terminated=""
+    near_end || cancelled=1
+  fi
+  [ -n "$forwarded$cancelled" ]
+}}
 
 {begin}
 # A launcher may return 0 although no rank started. A training run is done only when its run directory says so.
@@ -90,15 +99,18 @@ while :; do
     interrupted=""
     wait "$ranks" # a signal interrupts wait, not the ranks
     code=$?
+    [ "$code" -ge 0 ] || code=143 # bash 5.2 loses the code of a process that ends at the moment of a signal
+    told_to_end
   done
   ranks="" why=$(why_unfinished)
   [ -z "$why" ] || echo "launch $launches: $why" >&2
-  if [ -z "$why" ] || [ "$launches" -gt "$retries" ] || [ -n "$forwarded$cancelled" ]; then break; fi
+  if [ -z "$why" ] || [ "$launches" -gt "$retries" ] || told_to_end; then break; fi
   sleep "$((launches * pause))" &
   wait $!
-  if [ -n "$forwarded$cancelled" ]; then break; fi
+  if told_to_end; then break; fi
 done
 [ -z "$why" ] || [ "$code" != 0 ] || code=75
+told_to_end
 
 # Do not restart after 0 (done), 1 and 2 (permanent errors) and 4 (done, but some ranks failed). Restart after all other
 # codes: 3 (stopped after a checkpoint), 75 (not done), above 128 (killed), and those of a launcher that lost a node.
@@ -151,4 +163,6 @@ def render(job: Job, system: str, path: str | None = None) -> str:
     lines += ["retries=3 pause=10 # further launches after one that failed, and seconds before the first of them"]
     lines += ["# <<< to here <<<", "", ""]
     begin = "\n".join(batch.begin(job))
-    return "\n".join(lines) + _BODY.format(begin=begin, attempts=batch.attempts, again=batch.again(job))
+    return "\n".join(lines) + _BODY.format(
+        near_end=batch.near_end, begin=begin, attempts=batch.attempts, again=batch.again(job)
+    )

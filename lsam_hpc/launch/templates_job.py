@@ -41,6 +41,12 @@ class Job:
         return self.nodes * self.ranks_per_node
 
     @property
+    def seconds(self) -> int:
+        """The time limit, s."""
+        hours, minutes, seconds = map(int, self.time.split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+
+    @property
     def values(self) -> list[str]:
         """The values of a sweep, empty without one."""
         return [] if self.sweep is None else [word.strip() for word in self.sweep.partition("=")[2].split(",")]

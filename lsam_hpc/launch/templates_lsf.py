@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from lsam_hpc.launch.templates_job import Job, directives
 
+_NEAR_END = """\
+near_end() { # less than two minutes are left: then TERM is from the time limit
+  case $(bjobs -noheader -o time_left "$LSB_JOBID") in 0:[01]\\ * | 0:0[01]\\ *) ;; *) false ;; esac
+}"""
+
 
 class Lsf:
     """The LSF parts of a script: see `templates.System`."""
@@ -17,6 +22,7 @@ class Lsf:
     index = "$((LSB_JOBINDEX - 1))"
     chained = "bsub < {0}; bsub -w 'ended(lsam)' < {0}"
     attempts = '$(cat "$out.attempts" 2> /dev/null | wc -l)'
+    near_end = _NEAR_END
     pack = ""
 
     def header(self, job: Job) -> list[str]:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from lsam_hpc.launch.templates_job import Job, directives
 
+_NEAR_END = """\
+near_end() { # less than a minute is left: then TERM is from the time limit
+  local h m s
+  IFS=: read -r h m s < <(qstat -f "$PBS_JOBID" | sed -n 's/^ *Resource_List.walltime = //p')
+  [ -n "$s" ] && ((SECONDS + 60 >= 10#$h * 3600 + 10#$m * 60 + 10#$s))
+}"""
+
 
 class Pbs:
     """The PBS parts of a script: see `templates.System`."""
@@ -18,6 +25,7 @@ class Pbs:
     index = "$PBS_ARRAY_INDEX"
     chained = "first=$(qsub {0}); qsub -W depend=afterany:$first {0}"
     attempts = "${LSAM_ATTEMPT:-0}"
+    near_end = _NEAR_END
     pack = ""
 
     def header(self, job: Job) -> list[str]:

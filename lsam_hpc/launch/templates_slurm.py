@@ -10,6 +10,11 @@ _PACK = """\
 pack={0}
 disk={1} # a node-local folder"""
 
+_NEAR_END = """\
+near_end() { # less than a minute is left: then TERM is from the time limit
+  case $(squeue -h -j "$SLURM_JOB_ID" -o %L) in 0:* | INVALID) ;; *) false ;; esac
+}"""
+
 
 class Slurm:
     """The Slurm parts of a script: see `templates.System`."""
@@ -20,6 +25,7 @@ class Slurm:
     mpich = "srun --mpi=pmi2 --cpu-bind=cores"
     index = "$SLURM_ARRAY_TASK_ID"
     attempts = "${SLURM_RESTART_COUNT:-0}"
+    near_end = _NEAR_END
     pack = _PACK
     chained = "sbatch {0} # submit several times: jobs of the same name run one after another"
 

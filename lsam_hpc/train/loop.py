@@ -97,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
         stopped = _train(
             config, chain, log, scheduler=scheduler, stop_request=stop_request, stragglers=stragglers, profile=profile
         )
+        stop_request.ignore_signals()
         results, failed_ranks = _end(chain, run_dir, log, scheduler, stopped=stopped)
     if results and not stopped:
         print(table(results, failed_ranks))

@@ -19,7 +19,8 @@ class StopRequest:
     """Notices that the job has to end: a signal arrived, or its time limit is near.
 
     The handler only sets a flag; a second signal ends the process at once, as without a handler. The same signal again
-    within two seconds is ignored: the batch system and the launcher may both deliver it.
+    within two seconds is ignored: the batch system and the launcher may both deliver it. After `ignore_signals()`
+    all of them are.
 
     Args:
         signals: names such as SIGUSR1 or USR1.
@@ -33,6 +34,7 @@ class StopRequest:
     def __init__(self, signals: Sequence[str], end: float | None, margin: float) -> None:
         self.reason: str | None = None
         self._first: tuple[int, float] | None = None  # the first signal, and when
+        self._ignored = False
         self._stop_at = None if end is None else end - margin
         for number in [_number(name) for name in signals]:
             signal.signal(number, self._caught)
@@ -43,7 +45,13 @@ class StopRequest:
             self.reason = "the job's time limit"
         return self.reason is not None
 
+    def ignore_signals(self) -> None:
+        """Ignore further signals: training has ended, and its last checkpoint is being written."""
+        self._ignored = True
+
     def _caught(self, number: int, _: FrameType | None) -> None:
+        if self._ignored:
+            return
         now = time.monotonic()
         if self._first is not None:
             first, when = self._first
@@ -68,11 +76,22 @@ def job_end() -> float | None:
         text = _output("squeue", "-h", "-j", job, "-o", "%e")
         return datetime.fromisoformat(text).timestamp() if text and text[0].isdigit() else None
     if job := os.environ.get("PBS_JOBID"):
-        for line in _output("qstat", "-f", job).splitlines():
-            name, _, value = line.partition("=")
-            if name.strip() == "Walltime.Remaining" and value.strip().isdigit():
-                return time.time() + int(value)
+        return _pbs_end(_output("qstat", "-f", job))
     return None
+
+
+def _pbs_end(text: str) -> float | None:
+    """Return the end of a job from the output of `qstat -f`, seconds since 1970; None if it is unknown."""
+    lines = (line.partition(" = ") for line in text.splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in lines}
+    try:
+        if "Walltime.Remaining" in fields:  # TORQUE
+            return time.time() + int(fields["Walltime.Remaining"])
+        start = time.mktime(time.strptime(fields["stime"], "%a %b %d %H:%M:%S %Y"))  # OpenPBS, PBS Professional
+        hours, minutes, seconds = map(int, fields["Resource_List.walltime"].split(":"))
+    except (KeyError, ValueError):  # a job without a limit, or a PBS that states it otherwise
+        return None
+    return start + 3600 * hours + 60 * minutes + seconds
 
 
 def _number(name: str) -> signal.Signals:
@@ -86,8 +105,14 @@ def _number(name: str) -> signal.Signals:
 
 
 def _output(*words: str) -> str:
-    """Return the output of a command of the batch system, '' if the command fails or does not exist."""
+    """Return the output of a command of the batch system, '' if the command fails or does not exist.
+
+    The user's settings of its format are not passed on.
+    """
+    unwanted = ("SLURM_TIME_FORMAT", "SQUEUE_", "LC_", "LANG")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True, env=env)
     except (OSError, subprocess.SubprocessError):
         return ""
+    return done.stdout.strip()

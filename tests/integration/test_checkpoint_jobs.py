@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lsam_hpc.train.checkpoint import newest
 from lsam_hpc.trajectory import Run, verify
 from tests.helpers.mpis import ROOT, run
 
@@ -64,6 +65,30 @@ def test_a_signal_to_one_rank_stops_all_and_no_step_is_lost_or_repeated(mpi, tmp
     for r in logs.ranks:
         np.testing.assert_array_equal(logs.steps(r)["iteration"], np.arange(len(logs.steps(r)["iteration"])))
         assert (np.diff(logs.steps(r)["time"]) >= 0).all()
+
+
+TWICE = """
+import os, signal, sys
+import lsam_hpc.cli as cli
+from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
+step, last = CheckpointScheduler.step, CheckpointScheduler.last
+def stepped(self):
+    step(self)
+    if self._opt.local_step == 9:
+        os.kill(os.getpid(), signal.SIGUSR1)
+def last_one(self, *words, **more):
+    os.kill(os.getpid(), signal.SIGTERM)
+    last(self, *words, **more)
+CheckpointScheduler.step, CheckpointScheduler.last = stepped, last_one
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_second_signal_while_the_last_checkpoint_is_written(mpi, tmp_path):
+    words = ("train", "--out", str(tmp_path / "run"), "--steps", "900")
+    done = run(mpi.command(2, mpi.forked, "-c", TWICE, *words), 120)
+    assert done.returncode == 3, done.stderr
+    assert newest(tmp_path / "run" / "checkpoints").step < 900
 
 
 def test_in_lockstep_a_resumed_job_gives_the_same_bits_as_an_undisturbed_one(mpi, tmp_path):

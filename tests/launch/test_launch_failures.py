@@ -25,7 +25,8 @@ def ran(folder: Path, *launches: str, command: str = "lsam train --out runs/x") 
     launcher = folder / "launcher"
     launcher.write_text(f"#!/bin/bash\necho x >> launches\ncase $(wc -l < launches) in\n{cases}esac\n")
     launcher.chmod(0o755)
-    _, job, _ = submit.parse(["--system=lsf", "--setup=:", "--requeue=1", "--launch=./launcher", "--", *command.split()])
+    flags = ["--system=lsf", "--setup=:", "--requeue=1", "--launch=./launcher"]
+    _, job, _ = submit.parse([*flags, "--", *command.split()])
     script = render(job, "lsf").replace("pause=10", "pause=0")
     env = {**os.environ, "LSB_JOBNAME": "lsam", "LSB_JOBID": "7"}
     return subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60, cwd=folder, env=env)

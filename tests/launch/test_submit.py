@@ -164,6 +164,7 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--nodes", "two", "--", "x"], r"--nodes: invalid int value: 'two'"),
         (["--nodes", "0", "--", "x"], r"--nodes: expected 1 or more, found 0"),
         (["--time", "1h", "--", "x"], r"--time: expected hours:minutes:seconds, found '1h'"),
+        (["--time", "00:10:00", "--", "x"], r"--warn: expected less than half of --time, 300 s, found 300$"),
         (["--partition", "a b", "--", "x"], r"--partition: expected letters"),
         (["--name", "a\nb", "--", "x"], r"--name: expected letters"),
         (["--environment", "1X=2", "--", "x"], r"--environment: expected NAME=VALUE on each line, found '1X=2'"),

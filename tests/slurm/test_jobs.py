@@ -268,16 +268,17 @@ def test_doctor_sees_that_nodes_do_not_share_a_folder(cluster: Cluster, mpich: M
 
 def test_the_job_s_end_is_known(cluster: Cluster, openmpi: Mpi) -> None:
     code = "import time; from lsam_hpc.train.signals import job_end; print(job_end() - time.time())"
-    printed = cluster.call(
-        "srun", "--ntasks=1", "--time=5", openmpi.python, "-c", code, PYTHONPATH=str(ROOT), TZ="Asia/Tokyo"
-    )
+    settings = {"TZ": "Asia/Tokyo", "SLURM_TIME_FORMAT": "%H:%M", "SQUEUE_STATES": "PD"}
+    words = ["srun", "--ntasks=1", "--time=5", openmpi.python, "-c", code]
+    printed = cluster.call(*words, PYTHONPATH=str(ROOT), **settings)
     assert float(printed) == pytest.approx(300, abs=60)
 
 
 def test_a_failed_launch_is_repeated(cluster: Cluster, openmpi: Mpi, folder: Path) -> None:
     """srun's first launch fails with 1, the second one is an srun that returns 0 although no rank started."""
     (folder / "launch").write_text(
-        'case $(cat "$0.log" 2> /dev/null | wc -l) in 0) mpi=none-such ;; 1) mpi=none-such zero=1 ;; *) mpi=pmix ;; esac\n'
+        'case $(cat "$0.log" 2> /dev/null | wc -l) in\n'
+        "  0) mpi=none-such ;; 1) mpi=none-such zero=1 ;; *) mpi=pmix ;;\nesac\n"
         'echo x >> "$0.log"; srun --mpi=$mpi "$@" || [ -n "$zero" ]\n'
     )
     command = TRAIN.replace(f"--steps {STEPS}", "--steps 50")
