@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import lsam_hpc
 from lsam_hpc.errors import InputError
-from lsam_hpc.util import preflight
+from lsam_hpc.util import launcher, preflight
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.pmix import survive_lost_connection
 
 # verb -> (module with main(argv) -> exit code, help). A module is loaded only when its verb is called.
 VERBS = {
@@ -63,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         if options.verb in STARTS_MPI and not {"-h", "--help"} & set(options.rest):
+            launcher.watch().start()
             preflight.start()
+            survive_lost_connection()
         code = int(importlib.import_module(VERBS[options.verb][0]).main(options.rest))
         sys.stdout.flush()
         return code

@@ -36,11 +36,12 @@ from lsam_hpc.train.resume_point import find_resume_point
 from lsam_hpc.train.signals import StopRequest, job_end
 from lsam_hpc.train.stragglers import Stragglers
 from lsam_hpc.train.table import table
+from lsam_hpc.util import launcher
 from lsam_hpc.util.files import replace_file
 from lsam_hpc.util.log import get_logger
 
 _LOG = get_logger(__name__)
-STOPPED = 3  # exit code of a job that was stopped and can be resumed
+STOPPED = launcher.STOPPED
 RANKS_LOST = 4  # exit code of a job that finished with failed ranks
 
 
@@ -94,22 +95,27 @@ def main(argv: Sequence[str]) -> int:
             flush=log.writer.flush,
         )
         scheduler = CheckpointScheduler(config, checkpoints, chain, resume_point.seconds)
+        launcher.watch().started()
         stopped = _train(
             config, chain, log, scheduler=scheduler, stop_request=stop_request, stragglers=stragglers, profile=profile
         )
         stop_request.ignore_signals()
+        launcher.watch().ending()
         results, failed_ranks = _end(chain, run_dir, log, scheduler, stopped=stopped)
+    orphaned = launcher.watch().check()
     if results and not stopped:
         print(table(results, failed_ranks))
         print(f"run directory: {run_dir}    summary: lsam inspect {run_dir}")
     if stopped and results:
+        stop_request.asked()  # another rank may have asked for a stop for a reason that this one has too
         reason = stop_request.reason or "by another rank"
         _LOG.info("stopped (%s); continue by lsam train --resume auto --out %s with the same options", reason, run_dir)
         _requeue(config.requeue)
-    if failed_ranks:
+    code = STOPPED if stopped else RANKS_LOST if failed_ranks else 0
+    if failed_ranks or orphaned:
         sys.stdout.flush()
-        os._exit(STOPPED if stopped else RANKS_LOST)  # MPI_Finalize would wait for the failed ranks
-    return STOPPED if stopped else 0
+        os._exit(code)  # MPI_Finalize would wait for the failed ranks, or fail without the launcher
+    return code
 
 
 def _train(

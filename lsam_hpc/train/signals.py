@@ -11,12 +11,13 @@ from datetime import datetime
 from types import FrameType
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.util.launcher import LauncherWatch, watch
 
 REPEATED = 2.0  # s in which the same signal counts once
 
 
 class StopRequest:
-    """Notices that the job has to end: a signal arrived, or its time limit is near.
+    """Notices that the job has to end: a signal arrived, its time limit is near, or its launcher has ended.
 
     The handler only sets a flag; a second signal ends the process at once, as without a handler. The same signal again
     within two seconds is ignored: the batch system and the launcher may both deliver it. After `ignore_signals()`
@@ -26,13 +27,17 @@ class StopRequest:
         signals: names such as SIGUSR1 or USR1.
         end: time at which the batch system ends the job, seconds since 1970; None: never.
         margin: seconds before `end` that are reserved for the last checkpoint.
+        launcher: watches the launcher. Default: this process's watch.
 
     Raises:
         InputError: a signal is unknown or cannot be caught.
     """
 
-    def __init__(self, signals: Sequence[str], end: float | None, margin: float) -> None:
+    def __init__(
+        self, signals: Sequence[str], end: float | None, margin: float, launcher: LauncherWatch | None = None
+    ) -> None:
         self.reason: str | None = None
+        self._launcher = launcher or watch()
         self._first: tuple[int, float] | None = None  # the first signal, and when
         self._ignored = False
         self._stop_at = None if end is None else end - margin
@@ -43,6 +48,8 @@ class StopRequest:
         """Return True if the job has to end; `reason` then says why."""
         if self.reason is None and self._stop_at is not None and time.time() >= self._stop_at:
             self.reason = "the job's time limit"
+        if self._launcher.gone and self.reason is None:
+            self.reason = self._launcher.reason
         return self.reason is not None
 
     def ignore_signals(self) -> None:

@@ -87,7 +87,12 @@ def needed_transports() -> Iterator[None]:
 
 def launched_rank(env: Mapping[str, str] = os.environ) -> int:
     """Return this process's rank as its launcher set it; 0 without a launcher."""
-    return next((int(env[name]) for name in _RANKS if name in env), 0)
+    return int(env.get(rank_variable(env) or "", 0))
+
+
+def rank_variable(env: Mapping[str, str] = os.environ) -> str | None:
+    """Return the name of the variable that holds this process's rank; None without a launcher."""
+    return next((name for name in _RANKS if name in env), None)
 
 
 def launched_ranks(env: Mapping[str, str] = os.environ) -> tuple[int, str]:

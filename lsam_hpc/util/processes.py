@@ -1,0 +1,58 @@
+"""The processes above a rank, from Linux's /proc."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from lsam_hpc.util.preflight import launched_ranks, rank_variable
+
+PROC = Path("/proc")
+
+
+def ancestors(env: Mapping[str, str] = os.environ) -> list[int]:
+    """Return the processes above this one up to its launcher; empty without a launcher.
+
+    The launcher is the first whose environment lacks this rank's number, or cannot be read: mpirun or its daemon,
+    MPICH's proxy, srun's slurmstepd.
+    """
+    name = rank_variable(env)
+    if name is None or not launched_ranks(env)[1]:
+        return []
+    above = [os.getppid()]
+    while variable(above[-1], name) == env[name] and (parent := _parent(above[-1])):
+        above.append(parent)
+    return above
+
+
+def reparented(above: list[int]) -> bool:
+    """Return True if a process above this one has ended: Linux gives the children of a process that ends to another.
+
+    Args:
+        above: `ancestors` at the start.
+    """
+    parent: int | None = os.getppid()
+    for expected in above:
+        if parent != expected:
+            return parent is not None  # None: not readable
+        parent = _parent(expected)
+    return False
+
+
+def variable(pid: int, name: str) -> str | None:
+    """Return a variable of a process's environment; None if it has none, or belongs to another user."""
+    try:
+        words = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    key = name.encode() + b"="
+    return next((word.removeprefix(key).decode() for word in words if word.startswith(key)), None)
+
+
+def _parent(pid: int) -> int | None:
+    """Return the parent of a process; None if it has ended, or is not visible."""
+    try:
+        return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None

@@ -1,0 +1,129 @@
+"""The launcher is killed with SIGKILL: its ranks write a checkpoint and end with code 3 within 10 s."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from lsam_hpc.trajectory import Run, verify
+from tests.helpers.mpis import ROOT, Mpi, available, environment
+from tests.helpers.waiting import wait_until
+
+RANKS = 2
+TRIALS = int(os.environ.get("LSAM_ORPHAN_TRIALS", "3"))
+SECONDS = 10.0
+# Writes the process ids of the rank and its parent, runs the rank and writes its exit code. The shell's own messages
+# would end it, when the launcher is gone.
+RANK = (
+    "exec 3>&2 2>/dev/null; n=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-$PMIX_RANK}}; echo $$ $PPID >pid-$n; "
+    '(exec "$@" 2>&3); echo $? >code-$n'
+)
+
+
+@contextmanager
+def job(mpi: Mpi, folder: Path, *words: str) -> Iterator[list[int]]:
+    """Start `lsam train` with options; yield the launcher's process id and the ranks'.
+
+    stdout and stderr go through the launcher, so that they break with it.
+    """
+    rank = shlex.join([mpi.python, "-m", "lsam_hpc", "train", "--out", str(folder / "run")])
+    flags, options = ([words[0]], words[1:]) if words[0].startswith("--enable") else ([], words)
+    command = mpi.command(RANKS, *flags, "sh", "-c", RANK, "sh", *shlex.split(rank), *options)
+    env = environment(PYTHONPATH=str(ROOT))
+    with (folder / "said").open("wb") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, cwd=folder)
+    pids: list[int] = []
+    try:
+        files = [folder / f"pid-{rank}" for rank in range(RANKS)]
+        wait_until(lambda: all(file.exists() and file.read_text()[-1:] == "\n" for file in files), "the ranks", 60)
+        numbers = [[int(word) for word in file.read_text().split()] for file in files]
+        pids = [pid for pid, _ in numbers]
+        yield [numbers[0][1], *pids]
+    finally:
+        process.kill()
+        process.wait()
+        for pid in pids:  # each with its rank below it
+            children = Path(f"/proc/{pid}/task/{pid}/children")
+            with suppress(OSError):
+                for child in children.read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+
+
+def codes(folder: Path, seconds: float = SECONDS) -> list[int]:
+    """Return the ranks' exit codes."""
+    files = [folder / f"code-{rank}" for rank in range(RANKS)]
+    wait_until(
+        lambda: all(file.exists() and file.read_text()[-1:] == "\n" for file in files),
+        "the ranks' end",
+        seconds,
+        details=(folder / "said").read_text,
+    )
+    return [int(file.read_text()) for file in files]
+
+
+def trains(folder: Path) -> bool:
+    """Return True once each rank has logged a step."""
+    with suppress(ValueError, OSError):
+        return all(len(Run(folder / "run").steps(rank)["loss"]) for rank in range(RANKS))
+    return False
+
+
+@pytest.mark.slow("kills launchers")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("openmpi", ()),
+        ("openmpi", ("--enable-recovery",)),
+        # A rank waits in MPI for the other's step of about 1 s.
+        ("openmpi", ("--enable-recovery", "--mode", "lockstep", "--stragglers", "pause:0.5:1")),
+        ("openmpi", ("--group-size", "2")),
+        ("mpich", ()),
+    ],
+)
+def test_orphans_write_a_checkpoint(name: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    if name not in available():
+        pytest.skip(f"no {name}")
+    options = ("--epochs", "10000", "--flush-seconds", "0.1", "--checkpoint-every", "none")
+    with job(available()[name], tmp_path, *(words or ("--seed", "1")), *options) as (launcher, *_):
+        wait_until(lambda: trains(tmp_path), "the first steps", 60, pause=0.1, details=(tmp_path / "said").read_text)
+        os.kill(launcher, signal.SIGKILL)
+        assert codes(tmp_path) == [3] * RANKS
+    sets = list((tmp_path / "run" / "checkpoints").glob("set-*.json"))
+    assert len(sets) == 1
+    with Run(tmp_path / "run") as run:
+        assert verify(run) == []
+        taken = sum(len(run.steps(rank)["loss"]) for rank in range(1 if "--group-size" in words else RANKS))
+    assert int(sets[0].stem.split("-")[1]) >= taken - 1
+
+
+@pytest.mark.slow("kills launchers")
+@pytest.mark.parametrize("seed", range(TRIALS))
+def test_orphans_of_the_start_end(seed: int, tmp_path: Path) -> None:
+    if "openmpi" not in available():
+        pytest.skip("no Open MPI")
+    with job(available()["openmpi"], tmp_path, "--enable-recovery", "--epochs", "10000") as (launcher, *_):
+        time.sleep(random.Random(seed).uniform(0, 4))  # any moment of the start is good
+        os.kill(launcher, signal.SIGKILL)
+        assert 0 not in codes(tmp_path)
+
+
+@pytest.mark.slow("kills launchers")
+def test_an_orphan_that_waits_for_a_dead_rank_ends(tmp_path: Path) -> None:
+    if "openmpi" not in available():
+        pytest.skip("no Open MPI")
+    words = ("--enable-recovery", "--mode", "lockstep", "--epochs", "10000", "--flush-seconds", "0.1")
+    with job(available()["openmpi"], tmp_path, *words) as (launcher, _, second):
+        wait_until(lambda: trains(tmp_path), "the first steps", 60, pause=0.1, details=(tmp_path / "said").read_text)
+        (child,) = Path(f"/proc/{second}/task/{second}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        os.kill(launcher, signal.SIGKILL)
+        assert codes(tmp_path) == [3, 128 + signal.SIGKILL]
