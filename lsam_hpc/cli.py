@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException:
         _abort_at_exit(1)
         raise
+    finally:
+        launcher.watch().ending()
 
 
 def _rank() -> int:

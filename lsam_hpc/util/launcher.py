@@ -1,4 +1,8 @@
-"""Watches a rank's launcher: one that is killed cannot end its ranks, and they would train on for hours, unwatched."""
+"""Watches a rank's launcher, and the other ranks of the node until training starts.
+
+A launcher that is killed cannot end its ranks: they would train on for hours. A rank that is killed before the ranks
+exchange heartbeats leaves the others in collective calls for ever, if the launcher lets them live.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,14 @@ import threading
 import time
 from functools import cache
 
-from lsam_hpc.util.processes import ancestors, reparented
+from lsam_hpc.util.preflight import launched_rank, on_node
+from lsam_hpc.util.processes import ancestors, ranks_of, reparented
 
 STOPPED = 3  # exit code of a job that was stopped and can be resumed
 POLL = 0.5  # s between two looks
 STEP = 7.5  # s that a rank may take to end its step; twice its longest step if that is more
+UNSEEN = 10.0  # s in which a launcher has started all ranks of a node
+LOOKS = 3  # before the others end: a rank that ends regularly takes them along
 ENDING = 300.0  # s for the last checkpoint, or the last evaluation
 
 
@@ -23,7 +30,7 @@ class LauncherWatch:
 
     The training loop reads `gone` between steps, then writes a checkpoint and ends with code 3. A rank that hangs, for
     example in a collective call with a dead rank, is ended with the same code. So is one that has not `started`, which
-    has nothing to save. A process without a launcher is not watched.
+    has nothing to save; it is ended, too, if another rank of the node has ended. Without a launcher nothing is watched.
     """
 
     def __init__(self) -> None:
@@ -32,6 +39,10 @@ class LauncherWatch:
         self._read_at: float | None = None  # time of the last read of `gone`
         self._longest = 0.0  # s between two reads
         self._ending_at: float | None = None
+        self._began = time.monotonic()
+        self._seen: set[int] = set()  # the node's ranks
+        self._looks = 0  # since a rank was missing
+        self._alive: set[int] = set()  # the ranks alive at the first of these
 
     def start(self) -> None:
         """Start to watch, in a daemon thread."""
@@ -70,19 +81,42 @@ class LauncherWatch:
 
     def _run(self) -> None:
         while True:
+            starting = self._read_at is None and self._ending_at is None
+            if starting and (lost := self._lost()) and not self.check():
+                leave(f"lsam train: stopped: {lost} before training started" if self._speaks() else "")
             time.sleep(POLL)
             if self.check() and (late := self._late(time.monotonic())):
                 leave(f"lsam train: stopped: {self.reason}, and {late}")
 
     def _late(self, now: float) -> str | None:
         """Return why this rank has to be ended, None if it still may end by itself."""
-        if self._read_at is None or self._gone_at is None:
-            return "training has not started"
+        gone_at = self._gone_at or now
         if self._ending_at is not None:
-            after = max(self._ending_at, self._gone_at)
-            return f"the rank did not end within {ENDING:g} s" if now > after + ENDING else None
+            late = now > max(self._ending_at, gone_at) + ENDING
+            return f"the rank did not end within {ENDING:g} s" if late else None
+        if self._read_at is None:
+            return "training has not started"
         limit = max(STEP, 2 * self._longest)
-        return f"no step ended within {limit:.3g} s" if now > self._gone_at + limit else None
+        return f"no step ended within {limit:.3g} s" if now > gone_at + limit else None
+
+    def _lost(self) -> str | None:
+        """Return which of the node's ranks have ended, None if none has."""
+        alive = ranks_of(self._above[-1])
+        self._seen |= alive
+        few = len(self._seen) < on_node()[1] and time.monotonic() > self._began + UNSEEN
+        if not self._looks:
+            self._alive = alive
+        missing = sorted(self._seen - self._alive)
+        # Without this rank, the ranks cannot be seen: they were not started by the launcher itself.
+        self._looks += launched_rank() in alive and (bool(missing) or few)
+        if self._looks < LOOKS:
+            return None
+        if not missing:
+            return f"{on_node()[1] - len(self._seen)} of {on_node()[1]} ranks on {os.uname().nodename} ended"
+        return f"rank {', '.join(map(str, missing))} ended"
+
+    def _speaks(self) -> bool:
+        return launched_rank() == min(self._alive)
 
 
 @cache
@@ -93,7 +127,8 @@ def watch() -> LauncherWatch:
 
 def leave(message: str) -> None:
     """End this process at once, with code 3: MPI_Finalize would wait for the launcher or for dead ranks."""
-    print(message, file=sys.stderr, flush=True)
+    if message:
+        print(message, file=sys.stderr, flush=True)
     os._exit(STOPPED)
 
 

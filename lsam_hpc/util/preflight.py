@@ -6,6 +6,7 @@ inside MPI_Init. Both become an error of one line.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -59,8 +60,22 @@ def start() -> None:
     check_pmi(version)
     if not MPI.Is_initialized():
         with needed_transports():
-            MPI.Init_thread(MPI.THREAD_MULTIPLE)
+            _init_thread()
     check_world(MPI.COMM_WORLD.size, version)
+
+
+def _init_thread() -> None:
+    """Start MPI as mpi4py does, but without the GIL, so that a thread can end this rank if another one was killed."""
+    from mpi4py import MPI
+
+    for path in libraries():
+        error = ctypes.CDLL(path).MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
+        if error:
+            raise MPI.Exception(error)
+        for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):
+            comm.Set_errhandler(MPI.ERRORS_RETURN)
+    if not MPI.Is_initialized():  # a system without /proc
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
 
 
 @contextmanager

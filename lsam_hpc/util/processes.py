@@ -1,4 +1,4 @@
-"""The processes above a rank, from Linux's /proc."""
+"""The processes above and beside a rank, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -50,9 +50,22 @@ def variable(pid: int, name: str) -> str | None:
     return next((word.removeprefix(key).decode() for word in words if word.startswith(key)), None)
 
 
+def ranks_of(launcher: int, env: Mapping[str, str] = os.environ) -> set[int]:
+    """Return the ranks that a launcher has started on this node and that are alive.
+
+    Args:
+        launcher: its process id.
+        env: of this process.
+    """
+    name = rank_variable(env) or ""
+    pids = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
+    return {int(rank) for pid in pids if _parent(pid) == launcher and (rank := variable(pid, name)) is not None}
+
+
 def _parent(pid: int) -> int | None:
     """Return the parent of a process; None if it has ended, or is not visible."""
     try:
-        return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        state, parent = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
         return None
+    return None if state == "Z" else int(parent)

@@ -1,15 +1,18 @@
-"""The launcher is killed with SIGKILL: its ranks write a checkpoint and end with code 3 within 10 s."""
+"""SIGKILL to the launcher: its ranks write a checkpoint and end with code 3. SIGKILL to a rank that starts: all end."""
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,3 +130,38 @@ def test_an_orphan_that_waits_for_a_dead_rank_ends(tmp_path: Path) -> None:
         os.kill(int(child), signal.SIGKILL)
         os.kill(launcher, signal.SIGKILL)
         assert codes(tmp_path) == [3, 128 + signal.SIGKILL]
+
+
+@pytest.mark.slow("kills ranks")
+@pytest.mark.parametrize("seed", range(TRIALS))
+def test_a_rank_is_killed_before_training_starts(seed: int, tmp_path: Path) -> None:
+    if "openmpi" not in available():
+        pytest.skip("no Open MPI")
+    victim, delay = seed % RANKS, random.Random(seed).uniform(0, 1)
+    mpi, words = available()["openmpi"], ("--enable-recovery", "--epochs", "10000", "--checkpoint-every", "none")
+    if seed == 0:  # in LSAM's constructor
+        code = (
+            "import os, signal, sys, lsam_hpc.cli as cli; from lsam_hpc.rma import PeerTable\n"
+            "make = PeerTable.__init__\n"
+            "def dying(table, comm, *words):\n"
+            "    if comm.rank == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    make(table, comm, *words)\n"
+            "PeerTable.__init__ = dying; sys.exit(cli.main(sys.argv[1:]))"
+        )
+        mpi = replace(mpi, python=str(tmp_path / "python"))
+        (tmp_path / "python").write_text(f'#!/bin/sh\nshift 2; exec {sys.executable} -c {shlex.quote(code)} "$@"\n')
+        (tmp_path / "python").chmod(0o755)
+    with job(mpi, tmp_path, *words) as (_, *pids):
+        if seed:
+            child = Path(f"/proc/{pids[victim]}/task/{pids[victim]}/children")
+            wait_until(lambda: child.read_text() != "", "the rank")
+            time.sleep(delay)  # any moment of the start is good
+            os.kill(int(child.read_text()), signal.SIGKILL)
+        assert codes(tmp_path, 20)[1 - victim] == 3
+        said = tmp_path / "said"
+        wait_until(lambda: "\n" in said.read_text(), "mpirun's output")
+    # A rank that is killed within a fraction of a second was never seen.
+    which = rf"(rank {victim}|1 of {RANKS} ranks on \S+)"
+    lines = [line for line in said.read_text().splitlines() if line.startswith("lsam")]
+    assert len(lines) == 1
+    assert re.fullmatch(f"lsam train: stopped: {which} ended before training started", lines[0])
