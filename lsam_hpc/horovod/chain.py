@@ -26,6 +26,7 @@ from lsam_hpc.options.communication import CommunicationOptions
 from lsam_hpc.options.coupling import CouplingOptions
 from lsam_hpc.options.logging import LoggingOptions, check_logging
 from lsam_hpc.options.option import keywords, part
+from lsam_hpc.rundir.lock import RunLock, lock
 from lsam_hpc.rundir.prepare import prepare
 from lsam_hpc.rundir.runlog import RunLog, describe
 
@@ -95,11 +96,13 @@ class ChainLog:
     Args:
         run: the log.
         run_dir: the run directory.
+        held: its lock; released at the end.
     """
 
-    def __init__(self, run: RunLog, run_dir: Path) -> None:
+    def __init__(self, run: RunLog, run_dir: Path, held: RunLock) -> None:
         self.run = run
         self._run_dir = run_dir
+        self._held = held
 
     def step(self, chain: LSAM, loss: object) -> None:
         """Log the step that the chain has just taken; a loss that is not a number is logged as NaN."""
@@ -109,6 +112,8 @@ class ChainLog:
     def close(self, result: dict[str, float], lost: Sequence[int]) -> None:
         """Write the result; the lowest live rank prints the run directory."""
         self.run.close(result)
+        self._held.unresponsive = lambda: lost
+        self._held.release()
         if session.comm.rank == min(set(range(session.comm.size)) - set(lost)):
             print(f"run directory: {self._run_dir}    summary: lsam inspect {self._run_dir}", flush=True)
 
@@ -128,18 +133,21 @@ def make_log(base: Optimizer, names: dict[Tensor, str], options: Options, number
         return None
     start = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
     out = options.out or f"runs/{session.name}-{start:%Y%m%d-%H%M%S}"
-    named = Path(out if not number else f"{out}-{number + 1}")
+    run_dir = Path(out if not number else f"{out}-{number + 1}")
     logs = part(options, LoggingOptions)
 
-    def make_directory() -> Path:
-        check_logging(logs)
-        return prepare(named, options.described(), comm.rank, overwrite=options.overwrite)
-
-    run_dir = rma.raise_on_all(comm, make_directory)
+    rma.raise_on_all(comm, lambda: check_logging(logs))
     params = [p for group in base.param_groups for p in group["params"]]
     attributes = describe(comm, json.dumps(options.described()), options.seed, start, torch.device(params[0].device))
     layout = [(names.get(p, f"parameter.{i}"), tuple(p.shape)) for i, p in enumerate(params)]
-    return ChainLog(rma.raise_on_all(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, logs)), run_dir)
+    held = lock(run_dir, comm, session.replaced)
+    try:
+        rma.raise_on_all(comm, lambda: prepare(run_dir, options.described(), comm.rank, overwrite=options.overwrite))
+        run = rma.raise_on_all(comm, lambda: RunLog(run_dir, comm.rank, layout, attributes, logs))
+    except BaseException:
+        held.release()
+        raise
+    return ChainLog(run, run_dir, held)
 
 
 def group_sets(hvd: Any, size: int, comm: MPI.Intracomm) -> Any:  # noqa: ANN401 - a module; a ProcessSet

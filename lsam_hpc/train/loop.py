@@ -21,6 +21,7 @@ from lsam_hpc import rma
 from lsam_hpc.optim.samples import sample_step
 from lsam_hpc.options.logging import LoggingOptions
 from lsam_hpc.options.option import part
+from lsam_hpc.rundir.lock import lock
 from lsam_hpc.rundir.prepare import prepare
 from lsam_hpc.rundir.runlog import RunLog, describe
 from lsam_hpc.train.builders import lr_factor, make_dataset, make_model, peak_lr
@@ -70,38 +71,47 @@ def main(argv: Sequence[str]) -> int:
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     now = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
     run_dir = Path(config.out or f"runs/{config.data.replace(':', '-')}-{now:%Y%m%d-%H%M%S}")
-    resume_point = find_resume_point(config.resume, options, run_dir, layout, comm)
-    rma.raise_on_all(
-        comm, lambda: prepare(run_dir, options, comm.rank, overwrite=config.overwrite, resumed=resume_point.resumed)
-    )
-    attributes = describe(comm, json.dumps(options), config.seed, resume_point.start or now, device)
-    with rma.raise_on_all(
-        comm,
-        lambda: RunLog(
-            run_dir, comm.rank, layout, attributes, part(config, LoggingOptions), earlier=resume_point.earlier
-        ),
-    ) as log:
-        profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
-        chain = make_chain(config, model, dataset.to(device), log, comm)
-        if resume_point.manifest is not None:
-            resume(chain, resume_point.state, resume_point.center)
-        checkpoints = Checkpoints(
-            run_dir / "checkpoints",
-            comm.rank,
-            comm.size,
-            layout=layout,
-            config=options,
-            keep=config.checkpoint_keep,
-            flush=log.writer.flush,
+    with lock(run_dir, comm, lambda message: _give_up(comm, message)) as held:
+        resume_point = find_resume_point(config.resume, options, run_dir, layout, comm)
+        rma.raise_on_all(
+            comm, lambda: prepare(run_dir, options, comm.rank, overwrite=config.overwrite, resumed=resume_point.resumed)
         )
-        scheduler = CheckpointScheduler(config, checkpoints, chain, resume_point.seconds)
-        launcher.watch().started()
-        stopped = _train(
-            config, chain, log, scheduler=scheduler, stop_request=stop_request, stragglers=stragglers, profile=profile
-        )
-        stop_request.ignore_signals()
-        launcher.watch().ending()
-        results, failed_ranks = _end(chain, run_dir, log, scheduler, stopped=stopped)
+        attributes = describe(comm, json.dumps(options), config.seed, resume_point.start or now, device)
+        with rma.raise_on_all(
+            comm,
+            lambda: RunLog(
+                run_dir, comm.rank, layout, attributes, part(config, LoggingOptions), earlier=resume_point.earlier
+            ),
+        ) as log:
+            profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
+            chain = make_chain(config, model, dataset.to(device), log, comm)
+            opt = chain.opt
+            held.unresponsive = lambda: [*opt.unresponsive_ranks, *opt.failed_ranks]
+            if resume_point.manifest is not None:
+                resume(chain, resume_point.state, resume_point.center)
+            checkpoints = Checkpoints(
+                run_dir / "checkpoints",
+                comm.rank,
+                comm.size,
+                layout=layout,
+                config=options,
+                keep=config.checkpoint_keep,
+                flush=log.writer.flush,
+            )
+            scheduler = CheckpointScheduler(config, checkpoints, chain, resume_point.seconds)
+            launcher.watch().started()
+            stopped = _train(
+                config,
+                chain,
+                log,
+                scheduler=scheduler,
+                stop_request=stop_request,
+                stragglers=stragglers,
+                profile=profile,
+            )
+            stop_request.ignore_signals()
+            launcher.watch().ending()
+            results, failed_ranks = _end(chain, run_dir, log, scheduler, stopped=stopped)
     orphaned = launcher.watch().check()
     if results and not stopped:
         print(table(results, failed_ranks))
@@ -116,6 +126,12 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         os._exit(code)  # MPI_Finalize would wait for the failed ranks, or fail without the launcher
     return code
+
+
+def _give_up(comm: MPI.Intracomm, message: str) -> None:
+    """End all ranks at once: another job writes to their run directory."""
+    print(f"lsam train: {message}", file=sys.stderr, flush=True)
+    comm.Abort(2)
 
 
 def _train(
