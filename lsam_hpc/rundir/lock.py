@@ -232,16 +232,25 @@ class RunLock:
                 time.sleep(_POLL)
 
     def _take_over(self, look: _Look, why: str) -> None:
-        """Remove a stale lock, unless another job did so first."""
-        aside = self.path.with_name(f"{NAME}.{self._me.token}")
-        with contextlib.suppress(FileNotFoundError):
-            self.path.rename(aside)
-            if _look(aside) == look:
+        """Remove a stale lock, unless another job did so first.
+
+        One job at a time does it: between looking and removing, no other one can put its own in the place.
+        """
+        guard = self.path.with_name(f"{NAME}.takeover")
+        try:
+            os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            other = _look(guard)
+            if other is not None and self._time_of_the_disk() - other.touched >= STALE:  # it was killed meanwhile
+                guard.unlink(missing_ok=True)
+            time.sleep(_POLL)
+            return
+        try:
+            if _look(self.path) == look:
+                self.path.unlink()
                 _LOG.info("took over %s from %s, %s", self._run_dir, look.name, why)
-            else:  # that of a job which was faster: it gets its lock back, or makes it again at its next heartbeat
-                with contextlib.suppress(OSError):
-                    os.link(aside, self.path)
-            aside.unlink()
+        finally:
+            guard.unlink()
 
     def _time_of_the_disk(self) -> float:
         """Return the present time on the clock of the file system, which may differ from this host's."""

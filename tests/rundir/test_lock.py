@@ -183,6 +183,26 @@ def test_one_of_many_takes_over(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [NAME]
 
 
+def test_a_lock_that_another_job_took_over_or_is_taking_over_is_not_removed(tmp_path):
+    (tmp_path / NAME).touch()
+    stale = module._look(tmp_path / NAME)
+    (tmp_path / f"{NAME}.takeover").touch()
+    make(tmp_path)._take_over(stale, "")
+    assert (tmp_path / NAME).exists()
+    (tmp_path / f"{NAME}.takeover").unlink()
+    make(tmp_path, "faster").acquire()
+    make(tmp_path)._take_over(stale, "")
+    assert holder(tmp_path)["token"] == "faster"
+
+
+def test_a_job_that_was_killed_while_it_took_over(tmp_path):
+    (tmp_path / NAME).touch()
+    (tmp_path / f"{NAME}.takeover").touch()
+    make(tmp_path).acquire()
+    assert holder(tmp_path)["token"] == "ours"
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]
+
+
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--out: expected a directory, found a file"):
