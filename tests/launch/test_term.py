@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -19,7 +18,7 @@ FAR_AND_NEAR = {
     "slurm": ("squeue", ("12:34", "1-00:00:10", "UNLIMITED", ""), ("0:59", "0:00", "INVALID")),
     "pbs": (
         "qstat",
-        tuple(f"    Resource_List.walltime = {limit}" for limit in ("00:02:30", "36:00:00")) + ("",),
+        (*tuple(f"    Resource_List.walltime = {limit}" for limit in ("00:02:30", "36:00:00")), ""),
         ("    comment = x\n    Resource_List.walltime = 00:01:00\n    stime = x",),
     ),
     "lsf": ("bjobs", ("0:20 L", "1:0 L", "-", ""), ("0:0 L", "0:1 L", "0:00 L")),
