@@ -30,6 +30,12 @@ class LoggingOptions:
     snapshot_ranks: SnapshotRanks = option("all", "ranks whose states are stored in full")
     snapshot_dtype: str = option("float32", f"type of stored states: {', '.join(DTYPES)}")
     snapshot_compression: str = option("gzip", f"compression of stored states: {', '.join(COMPRESSIONS)}")
+    log_limit: float = option(
+        1000.0,
+        "largest size of a rank's log without full states, in MB; sketches are taken less often if all of them would "
+        "need more than a tenth of it",
+        Range(above=0, unit="MB"),
+    )
     flush_seconds: float = option(
         5.0, "longest time until a logged row is on disk, in seconds", Range(above=0, unit="seconds")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +34,10 @@ class RunLog:
         attributes: root attributes, from `describe`.
         options: options of the logs.
         earlier: the log of an earlier attempt, which this log continues and replaces. Default: none.
+        reserve_bytes: free disk space to leave to checkpoints, B. Default 0.
+        steps: expected number of this rank's steps; sketches are spaced so that they get at most a tenth of
+            `options.log_limit`. Default: unknown, and `options.sketch_every` counts alone.
+        period: least number of steps between exchanges. Default 1.
 
     Raises:
         InputError: the file exists already or cannot be made.
@@ -47,6 +52,9 @@ class RunLog:
         options: LoggingOptions,
         *,
         earlier: Earlier | None = None,
+        reserve_bytes: int = 0,
+        steps: int | None = None,
+        period: int = 1,
     ) -> None:
         groups = layer_groups(layout, options.sketch_groups)
         snapshots = snapshots_of(options) if rank == 0 or options.snapshot_ranks == "all" else None
@@ -63,10 +71,15 @@ class RunLog:
             snapshots=snapshots,
             locking=LOCKING[options.hdf5_locking],
             earlier=earlier,
+            reserve_bytes=reserve_bytes,
+            limit_bytes=int(1e6 * options.log_limit),
         )
+        self.sketch_every = options.sketch_every
+        if steps is not None and options.sketch_every:
+            self.sketch_every = sketch_interval(options, len(groups), steps, period)
         last = -1 if earlier is None else earlier.steps
         logs_states = snapshots is not None or options.sketch_every > 0
-        self.state_callback = StateLog(self.writer, options.sketch_every, last) if logs_states else None
+        self.state_callback = StateLog(self.writer, self.sketch_every, last) if logs_states else None
 
     def exchange(self, record: Exchange) -> None:
         """Log an exchange."""
@@ -110,6 +123,21 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def sketch_interval(options: LoggingOptions, groups: int, steps: int, period: int) -> int:
+    """Return the least interval, in steps, with which all sketches of a rank get at most a tenth of the log's limit.
+
+    Args:
+        options: of the logs, with `sketch_every` above 0.
+        groups: number of layer groups.
+        steps: of this rank.
+        period: least number of steps between exchanges.
+    """
+    size = 4 * options.sketch_buckets * groups * len(names_of(options.sketch_states))
+    most = max(1, int(1e5 * options.log_limit / size))  # number of sketches of each state
+    every = options.sketch_every
+    return every if steps / max(period, every) <= most else max(every, math.ceil(steps / most))
 
 
 def describe(

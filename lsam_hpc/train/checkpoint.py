@@ -23,10 +23,13 @@ import torch
 from lsam_hpc.errors import InputError
 from lsam_hpc.train.selection import OPTIONS
 from lsam_hpc.util.files import replace_file
+from lsam_hpc.util.log import get_logger
 
 FORMAT, VERSION = "lsam-hpc checkpoint", 1
 _FILE = re.compile(r"rank-(\d{4,})-(\d{12})\.pt")
 _SET = re.compile(r"set-(\d{12})\.json")
+_LOG = get_logger(__name__)
+BYTES = 32  # of a rank's file per parameter, at most for most optimizers; so much disk is left free by the logs
 SCAN_SECONDS = 0.2  # s between two scans for the other ranks' files
 
 State = dict[str, Any]
@@ -80,19 +83,52 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._pending: list[int] = []  # sets without a manifest of which this rank has written its file
         self._last_scan = 0.0
-        self._failed = False
+        self._error: OSError | RuntimeError | None = None  # why the last file was not written
 
     def write(self, step: int, state: State) -> None:
-        """Copy a state and write it in a thread, after the previous write has ended.
+        """Copy a state and write it in a thread, after the previous write has ended; warn once if the disk fails.
 
         Args:
             step: of the set.
             state: of this rank: tensors, numbers, strings, and lists and dicts of them.
         """
         self.wait()
-        copied = _copied(state)
+        copied = copied_to_host(state)
         self._thread = threading.Thread(target=self._write, args=(step, copied), name="lsam-checkpoint")
         self._thread.start()
+
+    def write_now(self, step: int, copied: State, folder: Path | None = None) -> int:
+        """Write a state, after the previous write has ended; return the file's size in bytes.
+
+        Args:
+            step: of the set.
+            copied: of this rank, from `copied_to_host`.
+            folder: for the file. Default: that of the other sets.
+
+        Raises:
+            OSError: the disk failed, as for `write_last_manifest`; RuntimeError: torch hides the disk's error.
+        """
+        self.wait()
+        self._flush()
+        path = (folder or self._folder) / _name(self._rank, step)
+        replace_file(path, lambda file: torch.save(copied, file))
+        return path.stat().st_size
+
+    def write_last_manifest(
+        self, step: int, sizes: Sequence[int], folder: Path | None = None, *, finished: bool
+    ) -> None:
+        """Write the manifest of a set whose files are all written, and remove old sets.
+
+        Args:
+            step: of the set.
+            sizes: of the ranks' files, B; 0 for a rank that failed.
+            folder: for the manifest. Default: that of the other sets.
+            finished: whether the job's budget is spent.
+        """
+        names = [_name(rank, step) if size else None for rank, size in enumerate(sizes)]
+        self._manifest(Manifest(step, self._layout, self._config, names, list(sizes), finished), folder)
+        if folder is None:
+            self._remove_old()
 
     def wait(self) -> None:
         """Wait until the last `write` is on disk."""
@@ -100,13 +136,12 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
 
-    def write_manifests(self, failed: Sequence[int] = (), *, at_once: bool = False, finished: bool = False) -> None:
+    def write_manifests(self, failed: Sequence[int] = (), *, at_once: bool = False) -> None:
         """On the lowest living rank: write the manifests of complete sets, and remove old sets.
 
         Args:
             failed: ranks that will not write any more.
             at_once: scan the folder even if the last scan was less than `SCAN_SECONDS` ago.
-            finished: whether the job's budget is spent.
         """
         alive = [rank for rank in range(self._ranks) if rank not in failed]
         if not self._pending or self._rank != min(alive, default=self._rank):
@@ -114,6 +149,12 @@ class Checkpoints:
         if not at_once and time.monotonic() - self._last_scan < SCAN_SECONDS:
             return
         self._last_scan = time.monotonic()
+        try:
+            self._write_manifests(alive)
+        except OSError as error:  # tried again at the next scan
+            self._report(error)
+
+    def _write_manifests(self, alive: list[int]) -> None:
         written: dict[int, list[int]] = {}  # steps by rank
         for file in self._folder.iterdir():
             if match := _FILE.fullmatch(file.name):
@@ -123,31 +164,37 @@ class Checkpoints:
             chosen = [min((s for s in written.get(rank, []) if s >= step), default=None) for rank in range(self._ranks)]
             if any(chosen[rank] is None for rank in alive):
                 continue
-            self._pending.remove(step)
             names = [None if s is None else _name(rank, s) for rank, s in enumerate(chosen)]
             sizes = [0 if name is None else (self._folder / name).stat().st_size for name in names]
-            manifest = Manifest(step, self._layout, self._config, names, sizes, finished)
-            self._manifest(manifest)
+            self._manifest(Manifest(step, self._layout, self._config, names, sizes))
+            self._pending.remove(step)
         self._remove_old()
 
     def _write(self, step: int, state: State) -> None:
         self._flush()
         clock = time.perf_counter()
-        path = self._folder / _name(self._rank, step)
         try:
-            replace_file(path, lambda file: torch.save(state, file))
+            replace_file(self._folder / _name(self._rank, step), lambda file: torch.save(state, file))
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for some disk errors
-            if not self._failed:
-                self._failed = True
-                warnings.warn(f"{path}: checkpoint not written, training continues: {error}", stacklevel=2)
+            self._report(error)
             return
+        self._report(None)
         self.seconds = time.perf_counter() - clock
         self._pending.append(step)
 
-    def _manifest(self, manifest: Manifest) -> None:
+    def _report(self, error: OSError | RuntimeError | None) -> None:
+        """Warn if the disk fails, until it works again."""
+        if error is not None and self._error is None:
+            warnings.warn(f"{self._folder}: checkpoint not written, training continues: {error}", stacklevel=2)
+        elif error is None and self._error is not None:
+            _LOG.info("%s: checkpoints are written again", self._folder)
+        self._error = error
+
+    def _manifest(self, manifest: Manifest, folder: Path | None = None) -> None:
         content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
         text = json.dumps(content, indent=1).encode() + b"\n"
-        replace_file(self._folder / f"set-{manifest.step:012}.json", lambda file: file.write(text))
+        path = (folder or self._folder) / f"set-{manifest.step:012}.json"
+        replace_file(path, lambda file: file.write(text))
 
     def _remove_old(self) -> None:
         """Remove all sets but the newest ones, and older files that no remaining set needs."""
@@ -265,12 +312,12 @@ def _name(rank: int, step: int) -> str:
     return f"rank-{rank:04}-{step:012}.pt"
 
 
-def _copied(value: Any) -> Any:  # noqa: ANN401
+def copied_to_host(value: Any) -> Any:  # noqa: ANN401
     """Return a deep copy in host memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _copied(part) for key, part in value.items()}
+        return {key: copied_to_host(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_copied(part) for part in value)
+        return type(value)(copied_to_host(part) for part in value)
     return value

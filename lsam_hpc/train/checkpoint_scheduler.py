@@ -11,7 +11,7 @@ import torch
 
 from lsam_hpc import rma
 from lsam_hpc.optim.samples import ConAdv, Selection
-from lsam_hpc.train.checkpoint import Checkpoints, State
+from lsam_hpc.train.checkpoint import Checkpoints, State, copied_to_host
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.job import Chain
 
@@ -55,17 +55,10 @@ class CheckpointScheduler:
             self._checkpoints.write(number, self._state())
         self._checkpoints.write_manifests(self._opt.unresponsive_ranks)
 
-    def last(self, step: int, *, finished: bool) -> None:
-        """Write the last set, after all chains have ended; the caller calls `opt.rendezvous()` before and after.
-
-        Args:
-            step: of the set, the same on every rank.
-            finished: whether the job's budget is spent.
-        """
-        self._checkpoints.write(step, self._state())
-        self._checkpoints.wait()
-        self._opt.rendezvous()
-        self._checkpoints.write_manifests(self._opt.failed_ranks, at_once=True, finished=finished)
+    def last_state(self) -> State:
+        """Return a copy of the state in host memory, after all chains have ended."""
+        state: State = copied_to_host(self._state())
+        return state
 
     def close(self) -> None:
         """Wait for the file being written; collective unless ranks have failed."""

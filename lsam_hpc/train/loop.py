@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,9 +13,8 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
 from mpi4py import MPI
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from lsam_hpc import rma
@@ -24,24 +24,24 @@ from lsam_hpc.options.option import part
 from lsam_hpc.rundir.lock import lock
 from lsam_hpc.rundir.prepare import prepare
 from lsam_hpc.rundir.runlog import RunLog, describe
-from lsam_hpc.train.builders import lr_factor, make_dataset, make_model, peak_lr
+from lsam_hpc.train import checkpoint
+from lsam_hpc.train.builders import lr_factor, make_dataset, make_model, peak_lr, total_steps
 from lsam_hpc.train.checkpoint import Checkpoints
 from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler, resume
 from lsam_hpc.train.compiler import postpone_compiler
 from lsam_hpc.train.config import TrainConfig, parse
-from lsam_hpc.train.evaluation import SUBSET, evaluate
+from lsam_hpc.train.ending import finish
 from lsam_hpc.train.job import Chain, make_chain, pick_device, share_cores, start_averaging
 from lsam_hpc.train.losses import Batch, batch_loss, sample_losses
 from lsam_hpc.train.profile import Profile, profiled
 from lsam_hpc.train.resume_point import find_resume_point
 from lsam_hpc.train.signals import StopRequest, job_end
 from lsam_hpc.train.stragglers import Stragglers
-from lsam_hpc.train.table import table
 from lsam_hpc.util import launcher
-from lsam_hpc.util.files import replace_file
 from lsam_hpc.util.log import get_logger
 
 _LOG = get_logger(__name__)
+NOT_SAVED = 2  # exit code of a job whose last files are not in the run directory
 STOPPED = launcher.STOPPED
 RANKS_LOST = 4  # exit code of a job that finished with failed ranks
 
@@ -77,10 +77,19 @@ def main(argv: Sequence[str]) -> int:
             comm, lambda: prepare(run_dir, options, comm.rank, overwrite=config.overwrite, resumed=resume_point.resumed)
         )
         attributes = describe(comm, json.dumps(options), config.seed, resume_point.start or now, device)
+        chains = comm.size // config.group_size
         with rma.raise_on_all(
             comm,
             lambda: RunLog(
-                run_dir, comm.rank, layout, attributes, part(config, LoggingOptions), earlier=resume_point.earlier
+                run_dir,
+                comm.rank,
+                layout,
+                attributes,
+                part(config, LoggingOptions),
+                earlier=resume_point.earlier,
+                reserve_bytes=checkpoint.BYTES * comm.size * sum(p.numel() for p in model.parameters()),
+                steps=math.ceil(total_steps(config, dataset) / chains),
+                period=config.period if isinstance(config.period, int) else 1,
             ),
         ) as log:
             profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
@@ -111,18 +120,22 @@ def main(argv: Sequence[str]) -> int:
             )
             stop_request.ignore_signals()
             launcher.watch().ending()
-            results, failed_ranks = _end(chain, run_dir, log, scheduler, stopped=stopped)
+            ending = finish(chain, run_dir, log, scheduler, checkpoints, stopped=stopped, start=now)
     orphaned = launcher.watch().check()
-    if results and not stopped:
-        print(table(results, failed_ranks))
+    if ending.elsewhere:
+        code = NOT_SAVED
+    elif stopped:
+        code = STOPPED
+    else:
+        code = RANKS_LOST if ending.failed_ranks else 0
+    if ending.speaks and not ending.elsewhere and not stopped:
         print(f"run directory: {run_dir}    summary: lsam inspect {run_dir}")
-    if stopped and results:
+    if ending.speaks and code == STOPPED:
         stop_request.asked()  # another rank may have asked for a stop for a reason that this one has too
         reason = stop_request.reason or "by another rank"
         _LOG.info("stopped (%s); continue by lsam train --resume auto --out %s with the same options", reason, run_dir)
         _requeue(config.requeue)
-    code = STOPPED if stopped else RANKS_LOST if failed_ranks else 0
-    if failed_ranks or orphaned:
+    if ending.failed_ranks or orphaned:
         sys.stdout.flush()
         os._exit(code)  # MPI_Finalize would wait for the failed ranks, or fail without the launcher
     return code
@@ -179,49 +192,6 @@ def _train(
             if config.synchronous:
                 opt.exchange()  # the center becomes the present sample
     return opt.stopped
-
-
-def _end(
-    chain: Chain, run_dir: Path, log: RunLog, scheduler: CheckpointScheduler, *, stopped: bool
-) -> tuple[list[dict[str, float]], list[int]]:
-    """Save and evaluate; return all ranks' results (empty except on the lowest live rank) and the failed ranks."""
-    model, opt, dataset = chain.model, chain.opt, chain.dataset
-    rank, ranks = opt.comm.rank, opt.comm.size
-    result = {"seconds": scheduler.seconds, **opt.stats()}
-    subset_x, subset_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
-    if not stopped:
-        result["sample_train_loss"], _ = evaluate(model, subset_x, subset_y)
-        _, result["sample_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
-    shared = dict(result)
-    records = opt.rendezvous(list(shared.values()))
-    if scheduler.enabled or stopped:
-        scheduler.last(int(records["global_step"].max()), finished=not stopped)
-    log.last_states(opt)
-    while True:
-        failed_ranks = opt.failed_ranks
-        lowest = min(set(range(ranks)) - set(failed_ranks), default=0)
-        if rank == lowest and not stopped:
-            with opt.center(model, subset_x.split(256)):
-                result["center_train_loss"], _ = evaluate(model, subset_x, subset_y)
-                _, result["center_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
-                _save(model, run_dir / "checkpoints" / "center.pt")
-        records = opt.rendezvous(list(shared.values()))
-        if opt.failed_ranks == failed_ranks:
-            break  # else the evaluating rank may have failed: the next one evaluates
-    scheduler.close()
-    opt.close()
-    log.close(None if stopped else result)
-    results = [dict(zip(shared, map(float, row), strict=False)) for row in records["results"]]
-    for failed in opt.failed_ranks:
-        results[failed]["steps"] = float(records["step"][failed])
-    results[lowest] |= result
-    return results if rank == lowest else [], opt.failed_ranks
-
-
-def _save(model: nn.Module, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    state = {name: value.cpu() for name, value in model.state_dict().items()}
-    replace_file(path, lambda file: torch.save(state, file))
 
 
 def _requeue(at_most: int) -> None:

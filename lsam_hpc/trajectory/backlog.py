@@ -98,10 +98,10 @@ class Backlog:
         with self._changed:
             self._bytes -= sum(map(_size, rows))
 
-    def count_lost(self, rows: int) -> None:
-        """Count rows that were taken but could not be written."""
+    def count_lost(self, rows: int, kind: str = "rows") -> None:
+        """Count rows, or rows of kind "states", that were taken but not written."""
         with self._changed:
-            self.dropped["rows"] += rows
+            self.dropped[kind] += rows
 
     def flush(self, seconds: float) -> bool:
         """Request a flush and wait for it; return whether it was done within `seconds`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import schema
 from lsam_hpc.trajectory.backlog import Row
 from lsam_hpc.trajectory.head import Head
-from lsam_hpc.trajectory.newfile import abandon
+from lsam_hpc.trajectory.newfile import abandon, reason
+from lsam_hpc.trajectory.openfile import DAMAGE
 from lsam_hpc.trajectory.rows import arrays, checksums, long_checksums
 from lsam_hpc.trajectory.snapshot import DTYPES, Snapshots
 
@@ -55,16 +58,31 @@ class Store:
         part = path.with_name(path.name + ".part")
         if path.exists() and fill is None:
             raise InputError(f"{path}: expected no such file, found one")
+        file: h5py.File | None = None
         try:
-            self._file = h5py.File(part, "w", libver=LIBVER, locking=locking, fs_strategy="page", fs_page_size=PAGE)
+            file = self._file = h5py.File(
+                part, "w", libver=LIBVER, locking=locking, fs_strategy="page", fs_page_size=PAGE
+            )
             head.write(self._file)
             self.tables = make_tables(self._file, head, sketched, snapshots)
             if fill is not None:
                 fill(self.tables)
             self._file.swmr_mode = True
             part.rename(path)
-        except OSError as error:
-            raise InputError(f"{path}: expected a file that can be made, found: {error}") from error
+        except DAMAGE as error:  # h5py raises others than OSError for some disk errors
+            if file is not None:
+                abandon(file)
+                file.close()
+                with contextlib.suppress(OSError):
+                    part.unlink()
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: expected a file that can be made, found: {reason(error)}") from error
+
+    @property
+    def bytes(self) -> int:
+        """Size of all rows without snapshots, B."""
+        return sum(table.bytes for name, table in self.tables.items() if not name.startswith("snapshot/"))
 
     def flush(self) -> None:
         """Hand all rows to the operating system: readers see them, and killing this process does not lose them."""
@@ -138,6 +156,12 @@ class Table:
             self._datasets[c.name] = dataset
         self._chunk = min(dataset.chunks[0] for dataset in self._datasets.values())
         self._rows = 0
+        self._row_bytes: int = sum(d.dtype.itemsize * math.prod(d.shape[1:]) for d in self._datasets.values())
+
+    @property
+    def bytes(self) -> int:
+        """Size of the rows, uncompressed, B."""
+        return self._rows * self._row_bytes
 
     @property
     def to_full_chunk(self) -> int:

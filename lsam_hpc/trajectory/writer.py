@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,16 @@ from lsam_hpc.trajectory import schema
 from lsam_hpc.trajectory.backlog import Backlog
 from lsam_hpc.trajectory.earlier import Earlier
 from lsam_hpc.trajectory.head import Head, creator
+from lsam_hpc.trajectory.log import RankLog
 from lsam_hpc.trajectory.newfile import reason
+from lsam_hpc.trajectory.openfile import DAMAGE
+from lsam_hpc.trajectory.room import Room
 from lsam_hpc.trajectory.sketch import CountSketch
 from lsam_hpc.trajectory.snapshot import Snapshots, check_states
 from lsam_hpc.trajectory.store import Store
 
+RETRY = 10.0  # s between two attempts to continue a log after the disk failed
+_ALL = 2**62  # more steps than any log has
 PATIENCE = 60.0  # s that `flush` and `close` wait for the disk at most
 
 
@@ -34,7 +40,8 @@ class TrajectoryWriter:
 
     Calls only put rows into memory, from any thread; a background thread writes them when a chunk is full, and every
     `flush_seconds`. When the disk is too slow, optional values, sketches and snapshots are dropped first, then rows;
-    the table /dropped counts them. If the disk fails, one warning is given and nothing more is written.
+    the table /dropped counts them. If the disk fails or is nearly full, one warning is given and nothing is written
+    until there is room again.
 
     Args:
         run_dir: the run directory; it must exist.
@@ -47,6 +54,8 @@ class TrajectoryWriter:
         snapshots: which states are stored in full, and how; None (default): none.
         locking: of the file, as in h5py.File: True, False or "best-effort"; None (default): HDF5's own choice. False
             for file systems without locks (some Lustre and NFS mounts).
+        reserve_bytes: free disk space to leave to other files, such as checkpoints, B. Default 0.
+        limit_bytes: largest size of the file without its snapshots, B. Default: no limit.
         queue_bytes: memory for rows that wait for the disk, B; each snapshot needs its size besides. Default 64 MiB.
         earlier: the log of an earlier attempt: its rows are copied, and this log replaces it. Default: none.
 
@@ -66,6 +75,8 @@ class TrajectoryWriter:
         sketched: Sequence[str] = ("sample", "center"),
         snapshots: Snapshots | None = None,
         locking: bool | str | None = None,
+        reserve_bytes: int = 0,
+        limit_bytes: int | None = None,
         queue_bytes: int = 2**26,
         earlier: Earlier | None = None,
     ) -> None:
@@ -90,15 +101,19 @@ class TrajectoryWriter:
         self.size = head.size
         self._start = float(attributes["start_time"])
         self._flush_seconds = flush_seconds
-        self._warned: set[str] = set()
+        self._news: deque[str] = deque()  # for the caller's thread, which warns
+        self._warned = False
+        self._room = Room(self.path, reserve_bytes, limit_bytes)
+        self._retry_at = 0.0
         self._closed = False
         fill = None
         if earlier is not None:
             earlier.check(head, snapshots)
             fill = partial(earlier.copy, snapshots=snapshots)
-        self._store = Store(
-            self.path, head, sketched=sketched if sketch else (), snapshots=snapshots, locking=locking, fill=fill
+        self._make_store = partial(
+            Store, self.path, head, sketched=sketched if sketch else (), snapshots=snapshots, locking=locking
         )
+        self._store = self._make_store(fill=fill)
         self._backlog = Backlog(queue_bytes)
         if earlier is not None:
             self._backlog.dropped |= earlier.dropped()
@@ -199,7 +214,7 @@ class TrajectoryWriter:
 
     def _put(self, table: str, row: Mapping[str, Any]) -> None:
         self._backlog.put(table, row)
-        if self.error or any(self._backlog.dropped.values()):
+        if self._news or any(self._backlog.dropped.values()):
             self._warn_once()
 
     def _put_state(
@@ -214,12 +229,12 @@ class TrajectoryWriter:
         self._put(table, {"iteration": iteration, "time": now, "version": version, "values": values})
 
     def _warn_once(self) -> None:
-        """Warn once of a disk that failed and once of dropped rows; called in the caller's thread."""
-        if self.error and "error" not in self._warned:
-            self._warned.add("error")
-            self._warn(f"the log stops here and training continues: {self.error}")
-        elif any(self._backlog.dropped.values()) and not self._warned:
-            self._warned.add("dropped")
+        """Warn of a disk that fails or works again, and once of dropped rows; called in the caller's thread."""
+        while self._news:
+            self._warned = True
+            self._warn(self._news.popleft())
+        if any(self._backlog.dropped.values()) and not self._warned:
+            self._warned = True
             self._warn("the disk is too slow: parts of the log are left out, counted in /dropped")
 
     def _warn(self, text: str) -> None:
@@ -232,6 +247,8 @@ class TrajectoryWriter:
         while not closed:
             requested, closed = self._backlog.wait(due - time.monotonic())
             everything = closed or requested > 0 or time.monotonic() >= due
+            if everything:
+                self._look_for_room(at_once=closed)
             for table in self._store.tables:
                 self._move(table, everything=everything)
             if everything:
@@ -241,13 +258,39 @@ class TrajectoryWriter:
         with self._stopping_at_errors():
             self._store.close()
 
+    def _look_for_room(self, *, at_once: bool) -> None:
+        """Stop or continue the log as the disk allows."""
+        if self.error is not None and (at_once or time.monotonic() >= self._retry_at):
+            self._retry_at = time.monotonic() + RETRY
+            self._reopen()
+        if self.error is None and self._room.check(self._store.bytes):
+            if self._room.reason:
+                self._flush()
+                self._news.append(f"the log stops here and training continues: {self._room.reason}")
+            else:
+                self._news.append("the log goes on")
+
+    def _reopen(self) -> None:
+        """Make the file again, with its intact rows, after an error of the disk; if that fails, it stays as it is."""
+        with contextlib.suppress(*DAMAGE):
+            if not self._room.fits(self.path.stat().st_size):
+                return
+            self._store.close()
+            earlier = Earlier(RankLog(self.path, partial=True), _ALL)
+            self._store = self._make_store(fill=partial(earlier.copy, snapshots=self.snapshots))
+            self.error = None
+            self._news.append("the log goes on")
+
     def _move(self, table: str, *, everything: bool) -> None:
         rows = self._backlog.take(table, everything=everything)
-        if self.error is None:
-            with self._stopping_at_errors():
-                self._store.tables[table].append(rows)
-                self._backlog.full_at[table] = self._store.tables[table].to_full_chunk
-        self._unflushed += len(rows)
+        if self._room.holds_back(table):
+            self._backlog.count_lost(len(rows), "states" if "/" in table else "rows")
+        else:
+            if self.error is None:
+                with self._stopping_at_errors():
+                    self._store.tables[table].append(rows)
+                    self._backlog.full_at[table] = self._store.tables[table].to_full_chunk
+            self._unflushed += len(rows)
         self._backlog.release(rows)
 
     def _flush(self) -> None:
@@ -260,7 +303,7 @@ class TrajectoryWriter:
         self._unflushed = 0
 
     def _count_dropped(self) -> None:
-        if self._backlog.dropped != self._counted:
+        if self._backlog.dropped != self._counted and (not self._room.reason or self._closed):
             self._counted = dict(self._backlog.dropped)
             now = time.time() - self._start
             self._store.tables["dropped"].append([(now, *(self._counted[c.name] for c in schema.DROPPED[1:]))])
@@ -273,4 +316,6 @@ class TrajectoryWriter:
         except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
             if self.error is None:
                 self.error = reason(error)
+                self._news.append(f"the log stops here and training continues: {self.error}")
+                self._retry_at = time.monotonic() + RETRY
                 self._store.abandon()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -53,14 +53,21 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         write: writes the contents to the binary file that it is given.
 
     Raises:
-        OSError: a file operation failed; the file at `path` is unchanged.
+        OSError: a file operation failed; the file at `path` is unchanged, and what was written is removed.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):  # it was not made, or the disk that failed
+            temporary.unlink()
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from error  # torch.save hides the disk's error
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,11 +1,14 @@
-"""Logs to a disk that is full or frozen; prints JSON: `python -m tests.helpers.bad_disk FOLDER full|frozen`.
+"""Logs to a disk that is full or frozen; prints JSON: `python -m tests.helpers.bad_disk FOLDER KIND`, with a KIND of
 
-full: the disk, which the caller prepares, is too small for the log; frozen: every write blocks for two seconds.
+full: the disk, which the caller prepares, is too small for the log; frozen: every write blocks for two seconds;
+freed: the disk fails, then works again; reserved: another file leaves less room than is reserved, then it is removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ import warnings
 from pathlib import Path
 
 from lsam_hpc.trajectory import Snapshots, TrajectoryWriter
+from lsam_hpc.trajectory import writer as writer_module
 from tests.helpers.logs import LAYOUT, SKETCH, attributes, write_rows
 
 
@@ -66,5 +70,45 @@ def frozen(folder: Path) -> dict[str, object]:
     return {"rows": row + 100, "longest": longest, "warnings": texts, "dropped": writer.dropped, "before": before}
 
 
+def freed(folder: Path) -> dict[str, object]:
+    """Log while another file fills the disk, and after it is removed."""
+    return _interrupted(folder, 0, 0)
+
+
+def reserved(folder: Path) -> dict[str, object]:
+    """Log while another file leaves 2 MB, of which 4 MB are reserved, and after it is removed."""
+    return _interrupted(folder, 4_000_000, 2_000_000)
+
+
+def _interrupted(folder: Path, reserve: int, left: int) -> dict[str, object]:
+    writer_module.RETRY = 0.1
+    writer = TrajectoryWriter(
+        folder, 0, LAYOUT, attributes(), sketch=SKETCH, snapshots=Snapshots(), reserve_bytes=reserve
+    )
+    with warnings.catch_warnings(record=True) as caught, writer:
+        warnings.simplefilter("always")
+        write_rows(writer, 0, 1000)
+        assert writer.flush()
+        status = os.statvfs(folder)
+        with open(folder / "other", "wb", buffering=0) as other, contextlib.suppress(OSError):
+            for _ in range((status.f_bavail * status.f_frsize - left) // 4096 + 1):
+                other.write(bytes(4096))
+        for row in range(1000, 20_000, 500):
+            write_rows(writer, row, row + 500)
+            writer.flush()
+        status = os.statvfs(folder)
+        free = status.f_bavail * status.f_frsize
+        (folder / "other").unlink()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not any("goes on" in str(warning.message) for warning in caught):
+            time.sleep(0.05)
+            writer.flush()
+        write_rows(writer, 20_000, 21_000)
+        writer.close({"steps": 21_000})
+        texts = [str(warning.message) for warning in caught]
+    return {"free": free, "warnings": texts, "dropped": writer.dropped}
+
+
 if __name__ == "__main__":
-    print(json.dumps({"full": full, "frozen": frozen}[sys.argv[2]](Path(sys.argv[1]))))
+    kinds = {"full": full, "frozen": frozen, "freed": freed, "reserved": reserved}
+    print(json.dumps(kinds[sys.argv[2]](Path(sys.argv[1]))))

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from lsam_hpc.trajectory import Run
+from lsam_hpc.trajectory import Run, Snapshots, TrajectoryWriter, verify
 from lsam_hpc.trajectory.backlog import Backlog
-from tests.helpers.logs import assert_rows, exchange_row, step_row
+from tests.helpers.logs import LAYOUT, assert_rows, attributes, exchange_row, step_row, write_rows
 from tests.helpers.mpis import ROOT
 
 SIZE = 2 * 2**20
@@ -74,6 +74,64 @@ def test_a_full_disk(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     check_full(json.loads(done.stdout), tmp_path / "rank-0000.h5", "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("freed", "No space left on device"), ("reserved", "the disk has less than 4.0 MB left for checkpoints")],
+)
+def test_the_log_goes_on_when_there_is_room(tmp_path, kind, reason):
+    mount = "mount -t tmpfs -o size=16m none $1"
+    if not can(mount, tmp_path):
+        pytest.skip("no file system can be mounted here: that needs root")
+    (tmp_path / "disk").mkdir()
+    done = privately(
+        f'{mount}\n"$2" -m tests.helpers.bad_disk $1 {kind}\ncp $1/* $3', tmp_path / "disk", sys.executable, tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    path = tmp_path / "rank-0000.h5"
+    assert report["warnings"] == [
+        f"{tmp_path}/disk/rank-0000.h5: the log stops here and training continues: {reason}",
+        f"{tmp_path}/disk/rank-0000.h5: the log goes on",
+    ]
+    if kind == "reserved":
+        assert report["free"] > 1_900_000  # the log took next to nothing of it
+    run = Run(path)
+    assert verify(run) == []
+    steps = run.steps(0)["iteration"]
+    np.testing.assert_array_equal(steps[:1000], np.arange(1000))
+    np.testing.assert_array_equal(steps[-1000:], np.arange(20_000, 21_000))
+    assert (np.diff(steps) > 0).all()
+    assert run.result(0)["steps"] == 21_000
+    counted = run.logs[0].table("dropped")
+    assert {name: counted[name][-1] for name in report["dropped"]} == report["dropped"]
+    lost = 2 * 21_000 - len(steps) - len(run.exchanges(0)["iteration"])
+    assert lost > 0
+    # After an error of the disk the rows in HDF5's memory may have reached the disk or not.
+    assert report["dropped"]["rows"] == lost if kind == "reserved" else report["dropped"]["rows"] >= lost
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_the_log_stops_at_its_limit_except_for_snapshots_and_the_result(tmp_path):
+    writer = TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(), snapshots=Snapshots(), limit_bytes=200_000)
+
+    def write():
+        for row in range(0, 20_000, 100):
+            write_rows(writer, row, row + 100)
+            writer.flush()
+        writer.close({"steps": 20_000})
+
+    with pytest.warns(UserWarning, match=r"the log stops here and .*: it has its largest size of 0\.2 MB") as caught:
+        write()
+    assert len(caught) == 1
+    run = Run(tmp_path / "rank-0000.h5")
+    assert verify(run) == []
+    assert run.result(0)["steps"] == 20_000
+    steps = len(run.steps(0)["iteration"])
+    assert 500 < steps < 2000
+    assert writer.dropped == {"rows": 2 * (20_000 - steps), "values": 0, "states": 0}
+    assert len(run.logs[0].table("snapshot/sample")["iteration"]) == 200
 
 
 def test_a_frozen_disk(tmp_path):
