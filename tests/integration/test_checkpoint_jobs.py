@@ -71,15 +71,15 @@ TWICE = """
 import os, signal, sys
 import lsam_hpc.cli as cli
 from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
-step, last = CheckpointScheduler.step, CheckpointScheduler.last
+step, last = CheckpointScheduler.step, CheckpointScheduler.last_state
 def stepped(self):
     step(self)
     if self._opt.local_step == 9:
         os.kill(os.getpid(), signal.SIGUSR1)
-def last_one(self, *words, **more):
+def last_state(self):
     os.kill(os.getpid(), signal.SIGTERM)
-    last(self, *words, **more)
-CheckpointScheduler.step, CheckpointScheduler.last = stepped, last_one
+    return last(self)
+CheckpointScheduler.step, CheckpointScheduler.last_state = stepped, last_state
 sys.exit(cli.main(sys.argv[1:]))
 """
 
