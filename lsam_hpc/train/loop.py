@@ -32,6 +32,7 @@ from lsam_hpc.train.compiler import postpone_compiler
 from lsam_hpc.train.config import TrainConfig, parse
 from lsam_hpc.train.ending import finish
 from lsam_hpc.train.job import Chain, make_chain, pick_device, share_cores, start_averaging
+from lsam_hpc.train.job_comment import JobComment
 from lsam_hpc.train.losses import Batch, batch_loss, sample_losses
 from lsam_hpc.train.profile import Profile, profiled
 from lsam_hpc.train.resume_point import find_resume_point
@@ -109,6 +110,11 @@ def main(argv: Sequence[str]) -> int:
             )
             scheduler = CheckpointScheduler(config, checkpoints, chain, resume_point.seconds)
             launcher.watch().started()
+            if comm.rank == 0:
+                nodes = len(set(chain.opt.communication.peers.names))
+                where = f"{comm.size} rank{'s' * (comm.size > 1)} on {nodes} node{'s' * (nodes > 1)}"
+                _LOG.info("%s, %s steps, run directory %s", where, f"{chain.total:,}", run_dir)
+            comment = JobComment(chain.total, enabled=comm.rank == 0)
             stopped = _train(
                 config,
                 chain,
@@ -117,10 +123,12 @@ def main(argv: Sequence[str]) -> int:
                 stop_request=stop_request,
                 stragglers=stragglers,
                 profile=profile,
+                comment=comment,
             )
             stop_request.ignore_signals()
             launcher.watch().ending()
             ending = finish(chain, run_dir, log, scheduler, checkpoints, stopped=stopped, start=now)
+    comment.end("stopped" if stopped else "finished")
     orphaned = launcher.watch().check()
     if ending.elsewhere:
         code = NOT_SAVED
@@ -156,6 +164,7 @@ def _train(
     stop_request: StopRequest,
     stragglers: Stragglers,
     profile: Profile,
+    comment: JobComment,
 ) -> bool:
     """Train; return True if the run was stopped before its last step."""
     model, opt, total, peak = chain.model, chain.opt, chain.total, peak_lr(config)
@@ -181,6 +190,7 @@ def _train(
                 loss = sample_step(opt, losses, ids=chain.batches.ids, selection=chain.selection).item()
             log.step(opt, step, loss)
             scheduler.step()
+            comment.step(step + 1)
             if not stop_requested and (stop_request.asked() or (config.on_lost == "stop" and opt.unresponsive_ranks)):
                 stop_requested = True
                 opt.stop()

@@ -16,6 +16,7 @@ from pathlib import Path
 from lsam_hpc.errors import InputError
 
 SHARED = "/dev/shm"
+INFINIBAND = "/sys/class/infiniband"  # exists where a node has such devices
 ROOM = 16 << 20  # bytes of /dev/shm per rank that MPI_Init takes: Open MPI 16 MiB, MPICH about 5 MiB
 # Set for each rank by its launcher. Slurm's variables may describe the job, or the daemons of mpirun.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE")
@@ -82,7 +83,8 @@ def _init_thread() -> None:
 def needed_transports() -> Iterator[None]:
     """Return a context to start MPI in: Open MPI loads only the transports that the ranks need.
 
-    On one node libfabric is not needed, and takes about 1 s to load. A single process needs no shared memory either,
+    On one node libfabric is not needed, and takes about 1 s to load. UCX's windows need InfiniBand, and print an error
+    without it. A single process needs no shared memory either,
     whose files would remain. At the end the environment is restored, for the jobs that this process starts.
     """
     ranks, launcher = launched_ranks()
@@ -90,7 +92,9 @@ def needed_transports() -> Iterator[None]:
     if not launcher:
         wanted = {"OMPI_MCA_btl": "self", "OMPI_MCA_osc": "^ucx"}
     elif on_node()[1] == ranks:
-        wanted = {"OMPI_MCA_btl": "^ofi"}
+        wanted = {"OMPI_MCA_btl": "^ofi", "OMPI_MCA_osc": "^ucx"}
+    elif not os.path.isdir(INFINIBAND):
+        wanted = {"OMPI_MCA_osc": "^ucx"}
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -48,6 +48,8 @@ def test_every_topology_trains(mpi, words, tmp_path):
         if "group" not in words:
             global_steps = np.concatenate([logs.steps(r)["total_iteration"] for r in logs.ranks])
             assert sorted(global_steps) == list(range(2528))
+            line = f"lsam-hpc: 4 ranks on 1 node, 2,528 steps, run directory {tmp_path / 'run'}"
+            assert line in done.stderr.splitlines()
 
 
 @pytest.mark.parametrize("words", ["--selection esam", "--selection ausam --synchronous", "--adversarial conadv"])

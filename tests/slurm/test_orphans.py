@@ -30,6 +30,7 @@ def test_orphans_write_a_checkpoint(cluster: Cluster, request: pytest.FixtureReq
     script.write_text(SCRIPT.format(launch=SRUN[which], python=mpi.python))
     job = Job(cluster, cluster.submit("--chdir", str(folder), str(script), PYTHONPATH=str(ROOT)), folder)
     job.until_step(100, LIMIT)
+    assert "lsam: running, step " in cluster.call("scontrol", "show", "job", job.number)
     rank = process_of(job, 0)
     daemon = int(_status(_status(rank, "PPid"), "PPid"))  # above the shell
     assert _status(daemon, "Name") == "slurmstepd"
@@ -39,6 +40,7 @@ def test_orphans_write_a_checkpoint(cluster: Cluster, request: pytest.FixtureReq
     assert [file.read_text() for file in files] == ["3\n"] * 2
     with Run(job.run) as run:
         taken = sum(len(run.steps(rank)["loss"]) for rank in (0, 1))
+    assert "lsam: stopped, step " in cluster.call("scontrol", "show", "job", job.number)
     assert job.newest is not None
     assert job.newest.step >= taken - 1
 

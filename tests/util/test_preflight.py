@@ -130,15 +130,20 @@ def test_a_single_process_restores_its_environment(monkeypatch: pytest.MonkeyPat
     assert os.environ[btl] == "self,tcp"
 
 
-def test_ranks_of_one_node_load_no_libfabric(monkeypatch: pytest.MonkeyPatch) -> None:
-    btl = "OMPI_MCA_btl"
-    for ranks, on_node, expected in ((2, 2, "^ofi"), (4, 2, None)):
+def test_ranks_load_only_needed_transports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("OMPI_MCA_osc", raising=False)
+    for ranks, on_node, infiniband, expected in (
+        (2, 2, tmp_path, ("^ofi", "^ucx")),
+        (4, 2, tmp_path, (None, None)),
+        (4, 2, tmp_path / "none", (None, "^ucx")),
+    ):
+        monkeypatch.setattr(preflight, "INFINIBAND", str(infiniband))
         monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", str(ranks))
         monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", str(on_node))
         monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
         before = dict(os.environ)
         with preflight.needed_transports():
-            assert os.environ.get(btl) == expected
+            assert tuple(os.environ.get(f"OMPI_MCA_{part}") for part in ("btl", "osc")) == expected
         assert dict(os.environ) == before
 
 
