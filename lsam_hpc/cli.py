@@ -35,6 +35,13 @@ VERBS = {
     "timeline": ("lsam_hpc.tools.timeline", "write steps, exchanges and waits as a trace for Perfetto"),
     "report": ("lsam_hpc.tools.report", "write one HTML file about a run"),
 }
+EXTRAS = {  # module that is not installed -> the extra that has it
+    **dict.fromkeys(("tqdm", "pytorch_optimizer", "PIL", "yaml", "tomli"), "train"),
+    **dict.fromkeys(("matplotlib", "pandas", "xarray", "hdf5plugin", "pyarrow", "tensorboard"), "analysis"),
+    **dict.fromkeys(("curvlinops", "arviz", "scipy", "plotly", "jinja2"), "landscape"),
+    "simpy": "simulate",
+    "ml_dtypes": "half",
+}
 STARTS_MPI = ("train",)  # verbs whose modules start MPI when they are loaded
 
 
@@ -79,6 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"lsam {options.verb}: {error}", file=sys.stderr)
         if not error.everywhere:
             _abort_at_exit(2)
+        return 2
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS:
+            _abort_at_exit(1)
+            raise
+        if _rank() == 0:
+            how = f"pip install lsam-hpc[{EXTRAS[module]}]"
+            print(f"lsam {options.verb}: expected the package {module}, found none: {how}", file=sys.stderr)
         return 2
     except SystemExit:  # --help
         raise

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.options.communication import CommunicationOptions
@@ -18,11 +18,13 @@ from lsam_hpc.options.files import read_options
 from lsam_hpc.options.option import fields
 from lsam_hpc.simulate import machines
 from lsam_hpc.simulate.describe import Distribution, Job, Machine
-from lsam_hpc.simulate.lifetime import Faults, Lifetime, live
-from lsam_hpc.simulate.result import Result, simulate
 from lsam_hpc.util import preflight
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.text import columns
+
+if TYPE_CHECKING:  # they import SimPy, which --help does not need
+    from lsam_hpc.simulate.lifetime import Lifetime
+    from lsam_hpc.simulate.result import Result
 
 # Options that mean what they mean in LSAM.
 LSAM_OPTIONS = ("period", "wire_dtype", "coupling", "topology", "degree", "max_delay", "group_size", "group_ascent")
@@ -128,6 +130,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: list[str], out: str | None) -> int:
     seconds, steps = options["seconds"] or None, options["steps"] or None
+    from lsam_hpc.simulate.lifetime import Faults, live
+    from lsam_hpc.simulate.result import simulate
+
     results = {"LSAM": simulate(job, machine, seconds, steps, options["seed"])}
     synchronous = replace(job, period=0, group_size=job.ranks, topology="center", wire_dtype="float32")
     results["synchronous SAM"] = simulate(synchronous, machine, seconds, steps, options["seed"])

@@ -45,8 +45,10 @@ told_to_end() { # by the batch system or the user
 }
 
 setup || { echo "setup failed" >&2; exit 2; }
-export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not inherit it from sbatch
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # else the ranks of a node share its cores
+  export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not inherit it from sbatch
+fi
 # A launcher may return 0 although no rank started. A training run is done only when its run directory says so.
 case " ${command[*]} " in
   *" lsam train"*" --out $out "* | *" lsam_hpc train"*" --out $out "*) trains=1 ;;

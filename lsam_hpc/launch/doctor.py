@@ -25,14 +25,20 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     error = _start()
 
-    from lsam_hpc.launch import doctor_mpi, doctor_node, doctor_process
-    from lsam_hpc.launch.doctor_report import Finding, Ranks, report
+    from lsam_hpc.launch import doctor_node, doctor_process
+    from lsam_hpc.launch.doctor_report import Finding, OneProcess, Ranks, report
 
     if error is not None:
         if error.speaks:
-            print(report([Finding(error.check, "fail", str(error))], as_json=options.json), flush=True)
+            failed = [Finding(error.check, "fail", str(error))]
+            if error.check == "mpi":
+                alone = Ranks(OneProcess(), options.run_dir)
+                failed += [check(alone) for check in (*doctor_process.CHECKS, *doctor_node.CHECKS)]
+            print(report(failed, as_json=options.json), flush=True)
         return FAILED if error.speaks else 0
     from mpi4py import MPI
+
+    from lsam_hpc.launch import doctor_mpi
 
     ranks = Ranks(MPI.COMM_WORLD, options.run_dir)
     checks: list[Callable[[Ranks], Finding]] = [

@@ -42,6 +42,7 @@ def run_directory(ranks: Ranks) -> Finding:
     comm = ranks.comm
 
     def make() -> Path:
+        ranks.folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".lsam-doctor-", dir=ranks.folder)
         os.close(handle)
         return Path(name)
@@ -89,6 +90,9 @@ def hdf5(ranks: Ranks) -> Finding:
     if any("locks" not in text for text in texts):
         return Finding("hdf5", "fail", by_value(texts))
     return Finding("hdf5", level, by_value(texts))
+
+
+CHECKS = (shared_memory, memory, run_directory, hdf5)  # of a process without MPI
 
 
 def _available() -> int:

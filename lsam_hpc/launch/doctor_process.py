@@ -80,14 +80,15 @@ def diagnose_gpus(hosts: Sequence[str], answers: Sequence[tuple[str, list[str]] 
 def cores(ranks: Ranks) -> Finding:
     """Check that ranks do not share cores while other cores of the node are free."""
     affinities = ranks.each(lambda: (os.uname().nodename, tuple(sorted(os.sched_getaffinity(0))), os.cpu_count() or 1))
-    return diagnose_cores(affinities)
+    return diagnose_cores(affinities, ranks.each(lambda: os.environ.get("OMP_NUM_THREADS", "")))
 
 
-def diagnose_cores(affinities: Sequence[tuple[str, tuple[int, ...], int]]) -> Finding:
+def diagnose_cores(affinities: Sequence[tuple[str, tuple[int, ...], int]], threads: Sequence[str] = ()) -> Finding:
     """Return the finding on the cores.
 
     Args:
         affinities: of each rank: its host, the cores that it may use, and the number of cores of the host.
+        threads: of each rank: OMP_NUM_THREADS, '' if it is not set. Default: not set.
     """
     used: dict[str, set[int]] = {}
     for host, allowed, _ in affinities:
@@ -101,6 +102,18 @@ def diagnose_cores(affinities: Sequence[tuple[str, tuple[int, ...], int]]) -> Fi
     fewest = min(len(allowed) for _, allowed, _ in affinities)
     if crowded:
         return Finding("cores", "warn", f"ranks {crowded} share {fewest}, the node has more: check the binding")
+    wide = [
+        rank
+        for rank, ((_, allowed, _), word) in enumerate(zip(affinities, threads, strict=False))
+        if (first := word.split(",")[0].strip()).isdecimal() and int(first) > len(allowed)
+    ]
+    if wide:
+        first = threads[wide[0]]
+        return Finding(
+            "cores",
+            "warn",
+            f"ranks {wide} may use {len(affinities[wide[0]][1])} each, but OMP_NUM_THREADS={first}: check the binding",
+        )
     return Finding("cores", "ok", f"{fewest} for each rank, or more")
 
 
@@ -132,3 +145,6 @@ def horovod(ranks: Ranks) -> Finding:
 
     result = ranks.each(lambda: check() if ranks.comm.rank == 0 else None)[0]
     return Finding("horovod", "fail", result) if isinstance(result, str) else Finding("horovod", *result)
+
+
+CHECKS = (python, torch, gpus, cores)  # of a process without MPI

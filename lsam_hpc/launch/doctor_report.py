@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from mpi4py import MPI
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -22,6 +21,16 @@ class Finding:
     text: str
 
 
+class OneProcess:
+    """The communicator of a process that has no MPI."""
+
+    rank, size = 0, 1
+
+    def allgather(self, sendobj: Any) -> list[Any]:  # noqa: ANN401 - as mpi4py's
+        """Return this process's object."""
+        return [sendobj]
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The ranks that are checked; every check is collective.
@@ -31,7 +40,7 @@ class Ranks:
         folder: that runs will be written to.
     """
 
-    comm: MPI.Intracomm
+    comm: Any  # mpi4py's, or OneProcess
     folder: Path
 
     def each(self, function: Callable[[], Any]) -> list[Any]:
@@ -40,11 +49,12 @@ class Ranks:
             result = function()
         except Exception as error:  # noqa: BLE001 - any fault of a machine is a finding
             result = f"{type(error).__name__}: {error}"
-        return self.comm.allgather(result)
+        results: list[Any] = self.comm.allgather(result)
+        return results
 
     def hosts(self) -> list[str]:
         """Return each rank's host."""
-        return self.each(MPI.Get_processor_name)
+        return self.each(lambda: os.uname().nodename)
 
     def first_of_nodes(self) -> list[int]:
         """Return the lowest rank of each node."""

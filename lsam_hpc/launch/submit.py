@@ -19,7 +19,11 @@ from lsam_hpc.launch.templates import SYSTEMS, render
 from lsam_hpc.launch.templates_job import Job
 from lsam_hpc.options.files import read_options, unknown_option
 from lsam_hpc.options.option import kind
+from lsam_hpc.util import preflight
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.log import get_logger
+
+_LOG = get_logger(__name__)
 
 HELP = {
     "system": "slurm, pbs or lsf; default: the one whose programs are on the PATH",
@@ -28,9 +32,15 @@ HELP = {
     "ranks_per_node": "ranks on a node; with GPUs, by default one per GPU",
     "cpus_per_rank": "cores for each rank",
     "gpus_per_node": "GPUs to request on each node",
-    "time": "time limit, hours:minutes:seconds",
-    "partition": "partition or queue",
+    "time": "time limit, [days-]hours:minutes:seconds",
+    "partition": "partition or queue; with Slurm and LSF also several, as in a,b",
     "account": "account or project",
+    "qos": "quality of service (Slurm)",
+    "constraint": "features of the nodes (Slurm)",
+    "mem": "memory of each node, such as 64G or, with Slurm, 0 for all of it (Slurm, PBS)",
+    "exclusive": "whole nodes",
+    "select": "resources of each node, such as system=polaris, in place of ncpus, mpiprocs and ngpus (PBS)",
+    "gpus": "options that request the GPUs, one per line, in place of --gpus-per-node and --gpu-bind (Slurm)",
     "directives": "further options of the scheduler, one per line",
     "setup": "shell lines that put python, lsam and their MPI on the PATH; default: put this Python's folder there",
     "environment": "environment variables, NAME=VALUE, one per line",
@@ -44,7 +54,15 @@ HELP = {
 }
 HINTS = {"system": str | None, **{k: v for k, v in typing.get_type_hints(Job).items() if k in HELP}}
 _WORD = re.compile(r"[\w.:@+%-]+")
-_TIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
+_TIME = re.compile(r"(\d+-)?\d+:[0-5]\d:[0-5]\d")
+# options that not all systems have -> what they may hold, and the systems
+_PARTICULAR = {
+    "qos": (r"[\w.:@+%-]+", ("slurm",)),
+    "constraint": (r"[\w.:@+*&|()\[\],=-]+", ("slurm",)),
+    "mem": (r"\d+[a-zA-Z]*", ("slurm", "pbs")),
+    "select": (r"[a-zA-Z_][\w.=:@+-]*", ("pbs",)),
+    "gpus": (r"(\s*--[\w.:=,-]+\s*)+", ("slurm",)),
+}
 _VARIABLE = re.compile(r"[A-Za-z_]\w*=.*")
 
 
@@ -82,9 +100,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
     for name, text in HELP.items():
         default = defaults.get(name)
         shown = f"{text} (default: {default})" if default not in (None, "") else text
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind(HINTS[name]), default=argparse.SUPPRESS, help=shown
-        )
+        flag = f"--{name.replace('_', '-')}"
+        if HINTS[name] is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(flag, type=kind(HINTS[name]), default=argparse.SUPPRESS, help=shown)
     argv = list(argv)
     split = argv.index("--") if "--" in argv else len(argv)
     known, unknown = parser.parse_known_args(argv[:split])
@@ -105,7 +125,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
     if "launch" in options:
         options["launch"] = shlex.join(_split("--launch", options["launch"]))
     else:
-        options["launch"] = SYSTEMS[system].openmpi if _is_openmpi() else SYSTEMS[system].mpich
+        options["launch"] = _launcher(system)
     about = " ".join(["Made by:", shlex.join(["lsam", "submit", *argv])])
     command, out = _command(words, options)
     job = Job(command=command, out=out, about=about, **options)
@@ -127,10 +147,17 @@ def check(job: Job, system: str) -> None:
         )
     for name in ("name", "partition", "account"):
         value = getattr(job, name)
-        if value is not None and not _WORD.fullmatch(value):
+        several = name == "partition" and system != "pbs"
+        if value is not None and not all(_WORD.fullmatch(word) for word in (value.split(",") if several else [value])):
             raise InputError(f"--{name}: expected letters, digits and . : @ + - _ %, found {value!r}")
+    for name, (pattern, systems) in _PARTICULAR.items():
+        value = getattr(job, name)
+        if value is not None and system not in systems:
+            raise InputError(f"--{name}: expected {' or '.join(systems)}, found {system}: use --directives")
+        if value is not None and not re.fullmatch(pattern, value):
+            raise InputError(f"--{name}: expected what {' or '.join(systems)} can read, found {value!r}")
     if not _TIME.fullmatch(job.time):
-        raise InputError(f"--time: expected hours:minutes:seconds, found {job.time!r}")
+        raise InputError(f"--time: expected [days-]hours:minutes:seconds, found {job.time!r}")
     if system != "pbs" and 2 * job.warn >= job.seconds:  # PBS sends no signal
         raise InputError(f"--warn: expected less than half of --time, {job.seconds / 2:g} s, found {job.warn}")
     for line in job.environment.splitlines():
@@ -191,14 +218,17 @@ def _installed_system() -> str:
     )
 
 
-def _is_openmpi() -> bool:
-    """Return whether this Python's MPI is Open MPI, without starting it."""
-    import mpi4py
-
-    mpi4py.rc.initialize = False
-    from mpi4py import MPI
-
-    return MPI.get_vendor()[0] == "Open MPI"
+def _launcher(system: str) -> str:
+    """Return the command that starts ranks with this Python's MPI, without starting MPI."""
+    batch = SYSTEMS[system]
+    try:
+        version = preflight.library_version()
+    except preflight.StartError as error:
+        _LOG.warning("no MPI library here: the script starts Open MPI; for another one give --launch (%s)", error)
+        return batch.openmpi
+    if version.startswith("Open MPI"):
+        return batch.openmpi
+    return batch.cray if preflight.is_cray(version) else batch.mpich
 
 
 def _submit(system: str, script: str, options: Sequence[str]) -> str:

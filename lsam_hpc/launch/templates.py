@@ -19,6 +19,7 @@ class System(Protocol):
     chained: str  # command that submits a chain of jobs; {0}: the script
     openmpi: str  # launcher for Open MPI
     mpich: str  # launcher for MPICH and Intel MPI
+    cray: str  # launcher for Cray MPICH
     index: str  # index of an array element, from 0
     attempts: str  # number of restarts so far
     near_end: str  # shell function: whether the time limit is so near that TERM is due to it, not to a cancellation

@@ -24,6 +24,12 @@ class Job:
     time: str = "01:00:00"
     partition: str | None = None
     account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    mem: str | None = None  # memory of a node
+    exclusive: bool = False  # whole nodes
+    select: str | None = None  # PBS: resources of a node, in place of cores, ranks and GPUs
+    gpus: str | None = None  # Slurm: options that request the GPUs, one per line, in place of --gpus-per-node
     directives: str = ""  # further options of the scheduler, one per line
     setup: str = ""  # shell commands that put python, lsam and MPI on the PATH
     environment: str = ""  # NAME=VALUE, one per line
@@ -43,8 +49,15 @@ class Job:
     @property
     def seconds(self) -> int:
         """The time limit, s."""
-        hours, minutes, seconds = map(int, self.time.split(":"))
-        return 3600 * hours + 60 * minutes + seconds
+        days, _, rest = self.time.rpartition("-")
+        hours, minutes, seconds = map(int, rest.split(":"))
+        return 86400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
+
+    @property
+    def hours(self) -> str:
+        """The time limit as hours:minutes:seconds, for systems that know no days."""
+        minutes, seconds = divmod(self.seconds, 60)
+        return f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
 
     @property
     def values(self) -> list[str]:

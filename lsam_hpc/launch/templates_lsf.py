@@ -19,6 +19,7 @@ class Lsf:
         'mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS'
     )
     mpich = 'mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"'
+    cray = mpich  # no Cray has LSF
     index = "$((LSB_JOBINDEX - 1))"
     chained = "bsub < {0}; bsub -w 'ended(lsam)' < {0}"
     attempts = '$(cat "$out.attempts" 2> /dev/null | wc -l)'
@@ -40,15 +41,21 @@ class Lsf:
                 (f'-gpu "num={job.gpus_per_node}:mode=shared"', "GPUs per node; rank i of a node uses GPU i")
             )
         options += [
-            (f"-W {job.time.rpartition(':')[0]}", "hours:minutes"),
-            (f"-q {job.partition}" if job.partition else "#-q QUEUE", ""),
+            (f"-W {job.hours.rpartition(':')[0]}", "hours:minutes"),
+            (f"-q {self._queues(job.partition)}" if job.partition else "#-q QUEUE", ""),
             (f"-P {job.account}" if job.account else "#-P PROJECT", ""),
             (f"-o {job.name}-%J{'-%I' if array else ''}.out", "a restart appends"),
             (f"-wa USR1 -wt {minutes}", "signal this many minutes before the time limit"),
         ]
+        if job.exclusive:
+            options.append(("-x", "whole nodes"))
         if job.requeue:
             options += [("-r", "restart when a node fails"), ('-Q "99"', "restart after this exit code")]
         return directives("#BSUB", options, job.directives)
+
+    def _queues(self, partition: str) -> str:
+        """Return the queues as bsub reads them."""
+        return f'"{partition.replace(",", " ")}"' if "," in partition else partition
 
     def out(self, job: Job) -> str:
         """Return the run directory."""

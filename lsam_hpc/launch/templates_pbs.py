@@ -22,6 +22,7 @@ class Pbs:
         "-x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS"
     )
     mpich = 'mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"'
+    cray = 'mpiexec -n "$(grep -c . "$PBS_NODEFILE")" --cpu-bind depth'
     index = "$PBS_ARRAY_INDEX"
     chained = "first=$(qsub {0}); qsub -W depend=afterany:$first {0}"
     attempts = "${LSAM_ATTEMPT:-0}"
@@ -32,11 +33,13 @@ class Pbs:
         """Return the directives."""
         cpus = job.ranks_per_node * job.cpus_per_rank
         gpus = f":ngpus={job.gpus_per_node}" if job.gpus_per_node else ""
+        node = job.select or f"ncpus={cpus}:mpiprocs={job.ranks_per_node}{gpus}"
+        mem = f":mem={job.mem}" if job.mem else ""
         options = [
             (f"-N {job.name}", ""),
-            (f"-l select={job.nodes}:ncpus={cpus}:mpiprocs={job.ranks_per_node}{gpus}", ""),
-            ("-l place=scatter", "one chunk per node"),
-            (f"-l walltime={job.time}", ""),
+            (f"-l select={job.nodes}:{node}{mem}", ""),
+            (f"-l place=scatter{':excl' if job.exclusive else ''}", "one chunk per node"),
+            (f"-l walltime={job.hours}", ""),
             (f"-q {job.partition}" if job.partition else "#-q QUEUE", ""),
             (f"-A {job.account}" if job.account else "#-A PROJECT", ""),
             ("-j oe", "one output file per job: NAME.oID"),

@@ -23,6 +23,7 @@ class Slurm:
     submit: tuple[str, ...] = ("sbatch", "--parsable")
     openmpi = "srun --mpi=pmix --cpu-bind=cores"
     mpich = "srun --mpi=pmi2 --cpu-bind=cores"
+    cray = "srun --cpu-bind=cores"
     index = "$SLURM_ARRAY_TASK_ID"
     attempts = "${SLURM_RESTART_COUNT:-0}"
     near_end = _NEAR_END
@@ -39,7 +40,9 @@ class Slurm:
             (f"--ntasks-per-node={job.ranks_per_node}", per),
             (f"--cpus-per-task={job.cpus_per_rank}", "one is for the exchange thread"),
         ]
-        if job.gpus_per_node:
+        if job.gpus is not None:
+            options += [(line.strip(), "") for line in job.gpus.splitlines() if line.strip()]
+        elif job.gpus_per_node:
             options += [
                 (f"--gpus-per-node={job.gpus_per_node}", ""),
                 ("--gpu-bind=none", "each rank sees all GPUs of its node; rank i of a node uses GPU i"),
@@ -48,6 +51,8 @@ class Slurm:
             (f"--time={job.time}", ""),
             (f"--partition={job.partition}" if job.partition else "#--partition=NAME", ""),
             (f"--account={job.account}" if job.account else "#--account=NAME", ""),
+            *((f"--{name}={value}", "") for name, value in self._optional(job) if value),
+            *([("--exclusive", "whole nodes")] if job.exclusive else []),
             (f"--output={output}", "one file per job"),
             ("--open-mode=append", "a restart appends"),
             (f"--signal=B:USR1@{job.warn}", "signal this script that many seconds before the time limit"),
@@ -60,6 +65,11 @@ class Slurm:
             options.append(("--dependency=singleton", "one job of this name at a time"))
         return directives("#SBATCH", options, job.directives, beside=True)
 
+    def _optional(self, job: Job) -> list[tuple[str, str | None]]:
+        """Return the directives that have no default, with values quoted where sbatch would split them."""
+        constraint = f'"{job.constraint}"' if job.constraint and not job.constraint.isalnum() else job.constraint
+        return [("qos", job.qos), ("constraint", constraint), ("mem", job.mem)]
+
     def out(self, job: Job) -> str:
         """Return the run directory."""
         if job.values:
@@ -70,8 +80,10 @@ class Slurm:
         """Return the commands before the ranks start."""
         lines = [
             'setup || { echo "setup failed" >&2; exit 2; }',
-            "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK",
-            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not inherit it from sbatch",
+            'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # else the ranks of a node share its cores',
+            "  export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK",
+            "  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not inherit it from sbatch",
+            "fi",
         ]
         if job.pack is not None:
             lines += [

@@ -29,7 +29,7 @@ class StartError(InputError):
     """MPI cannot be started, or was started wrongly.
 
     Args:
-        check: the check that failed: /dev/shm, mpi libraries or launcher.
+        check: the check that failed: /dev/shm, mpi, mpi libraries or launcher.
         message: one line, as for InputError.
         everywhere: True (default) if all ranks raise it, so that the launcher's first rank prints it for all.
     """
@@ -50,13 +50,10 @@ def start() -> None:
     Raises:
         StartError: a check failed.
     """
-    import mpi4py
-
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # also for later imports of MPI after a failure
     check_room()
+    version = library_version()
     from mpi4py import MPI
 
-    version = MPI.Get_library_version()
     check_libraries()
     check_pmi(version)
     if not MPI.Is_initialized():
@@ -77,6 +74,31 @@ def _init_thread() -> None:
             comm.Set_errhandler(MPI.ERRORS_RETURN)
     if not MPI.Is_initialized():  # a system without /proc
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
+
+
+def library_version() -> str:
+    """Return the version string of mpi4py's MPI library, without starting MPI.
+
+    Raises:
+        StartError: mpi4py or its MPI library cannot be loaded.
+    """
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # also for later imports of MPI after a failure
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise StartError(
+            "mpi",
+            f"MPI: expected mpi4py with an MPI library, found: {' '.join(str(error).split())}: load your machine's "
+            "MPI module, or pip install lsam-hpc[mpi]",
+        ) from error
+    return MPI.Get_library_version()
+
+
+def is_cray(version: str) -> bool:
+    """Return whether a library's version string is Cray MPICH's, which plain srun starts."""
+    return "CRAY MPICH" in version.upper()
 
 
 @contextmanager
@@ -224,6 +246,12 @@ def check_world(size: int, version: str, env: Mapping[str, str] = os.environ) ->
 
 
 def _wrong_launcher(version: str, expected: str, actual: str) -> StartError:
+    if is_cray(version):
+        how = "plain srun, or by mpiexec under PBS"
+        return StartError(
+            "launcher",
+            f"MPI: expected {expected}, found {actual}: this Python's mpi4py uses Cray MPICH: start it by {how}",
+        )
     name, flag = ("Open MPI", "pmix") if version.startswith("Open MPI") else (version.split(maxsplit=1)[0], "pmi2")
     return StartError(
         "launcher",

@@ -41,6 +41,17 @@ def test_cores(affinities: list[tuple[str, tuple[int, ...], int]], level: str) -
     assert diagnose_cores(affinities).level == level
 
 
+def test_more_threads_than_cores() -> None:
+    """As with mpirun's binding to one core each, which a login node's OMP_NUM_THREADS does not know of."""
+    affinities = [("a", (0,), 8), ("a", (1,), 8)]
+    finding = diagnose_cores(affinities, ["4", "4"])
+    assert finding.level == "warn"
+    assert finding.text == "ranks [0, 1] may use 1 each, but OMP_NUM_THREADS=4: check the binding"
+    assert diagnose_cores(affinities, ["4,2", "1"]).text.startswith("ranks [0] ")
+    assert diagnose_cores(affinities, ["1", ""]).level == "ok"
+    assert diagnose_cores([("a", (0, 1, 2, 3), 8)], ["4"]).level == "ok"
+
+
 def test_ranks_that_disagree_are_named() -> None:
     assert by_value(["a", "a"]) == "a"
     assert by_value(["a", "b", "a"]) == "rank 0, 2: a; rank 1: b"

@@ -17,6 +17,7 @@ from lsam_hpc import InputError
 from lsam_hpc.launch import submit
 from lsam_hpc.launch.templates import SYSTEMS, render
 from lsam_hpc.launch.templates_shapes import SHAPES
+from lsam_hpc.util import preflight
 from tests.helpers.mpis import ROOT
 
 SCRIPTS = [(system, name) for system in SYSTEMS for name in SHAPES]
@@ -109,6 +110,49 @@ def test_options_reach_the_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"(?m)^requeues=7 ", text)
 
 
+@pytest.mark.parametrize(
+    ("system", "words", "lines"),
+    [
+        ("slurm", "--time 1-00:00:00 --partition a,b", ["SBATCH --time=1-00:00:00", "SBATCH --partition=a,b"]),
+        ("pbs", "--time 1-02:00:00", ["PBS -l walltime=26:00:00"]),
+        ("lsf", "--time 1-02:30:00 --partition a,b", ["BSUB -W 26:30", 'BSUB -q "a b"']),
+        ("slurm", "--qos long --mem 0", ["SBATCH --qos=long", "SBATCH --mem=0"]),
+        ("slurm", "--constraint gpu --exclusive", ["SBATCH --constraint=gpu", "SBATCH --exclusive"]),
+        ("slurm", "--constraint gpu&hbm80g", ['SBATCH --constraint="gpu&hbm80g"']),
+        ("slurm", "--gpus=--gres=gpu:4 --gpus-per-node 4", ["SBATCH --gres=gpu:4", "SBATCH --ntasks-per-node=4"]),
+        ("pbs", "--select system=polaris --exclusive", ["PBS -l select=1:system=polaris", "PBS -l place=scatter:excl"]),
+        ("pbs", "--mem 64gb", ["PBS -l select=1:ncpus=16:mpiprocs=4:mem=64gb"]),
+        ("lsf", "--exclusive", ["BSUB -x"]),
+    ],
+)
+def test_options_of_a_system(capsys: pytest.CaptureFixture[str], system: str, words: str, lines: list[str]) -> None:
+    text = dry(capsys, "--system", system, *words.split(), "--", "lsam", "train")
+    for line in lines:
+        assert re.search(rf"(?m)^#{re.escape(line)}( |$)", text), text
+
+    assert "gpu-bind" not in text or "--gpus" not in words
+
+
+def test_cray_mpich_is_started_by_plain_srun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = "MPI VERSION    : CRAY MPICH version 8.1.30.8 (ANL base 3.4a2)\nMPI BUILD INFO : Mon Jun 17 2024\n"
+    monkeypatch.setattr("lsam_hpc.util.preflight.library_version", lambda: version)
+    assert "launch=(srun --cpu-bind=cores)" in dry(capsys, "--system", "slurm", "--", "lsam", "train")
+    with pytest.raises(preflight.StartError, match=r"Cray MPICH: start it by plain srun, or by mpiexec under PBS$"):
+        preflight.check_world(1, version, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0"})
+
+
+@pytest.mark.parametrize("cores", [None, "8"])
+def test_cpus_per_task_may_be_removed(capsys: pytest.CaptureFixture[str], cores: str | None) -> None:
+    program = "echo ${OMP_NUM_THREADS-unset} ${SRUN_CPUS_PER_TASK-unset}"
+    text = dry(capsys, "--system=slurm", "--setup=:", "--launch=sh -c", "--", program)
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    env |= {"SLURM_JOB_ID": "7"} if cores is None else {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": cores}
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True, timeout=30, env=env)
+    assert done.stdout == ("unset unset\n" if cores is None else "8 8\n")
+
+
 def test_this_python_and_its_mpi_are_used(capsys: pytest.CaptureFixture[str]) -> None:
     code = "import sys; from lsam_hpc.launch.submit import main; main(sys.argv[1:])"
     done = subprocess.run(
@@ -163,8 +207,14 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--node", "2", "--", "x"], r"--node: expected a known option such as --nodes, found an unknown one"),
         (["--nodes", "two", "--", "x"], r"--nodes: invalid int value: 'two'"),
         (["--nodes", "0", "--", "x"], r"--nodes: expected 1 or more, found 0"),
-        (["--time", "1h", "--", "x"], r"--time: expected hours:minutes:seconds, found '1h'"),
+        (["--time", "1h", "--", "x"], r"--time: expected \[days-\]hours:minutes:seconds, found '1h'"),
         (["--time", "00:10:00", "--", "x"], r"--warn: expected less than half of --time, 300 s, found 300$"),
+        (["--partition", "a,,b", "--", "x"], r"--partition: expected letters"),
+        (["--system", "pbs", "--partition", "a,b", "--", "x"], r"--partition: expected letters"),
+        (["--system", "lsf", "--qos", "a", "--", "x"], r"--qos: expected slurm, found lsf: use --directives"),
+        (["--select", "system=polaris", "--", "x"], r"--select: expected pbs, found slurm"),
+        (["--constraint", "a'b", "--", "x"], r"--constraint: expected what slurm can read"),
+        (["--mem", "much", "--", "x"], r"--mem: expected what slurm or pbs can read"),
         (["--partition", "a b", "--", "x"], r"--partition: expected letters"),
         (["--name", "a\nb", "--", "x"], r"--name: expected letters"),
         (["--environment", "1X=2", "--", "x"], r"--environment: expected NAME=VALUE on each line, found '1X=2'"),

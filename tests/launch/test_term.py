@@ -18,7 +18,7 @@ FAR_AND_NEAR = {
     "slurm": ("squeue", ("12:34", "1-00:00:10", "UNLIMITED", ""), ("0:59", "0:00", "INVALID")),
     "pbs": (
         "qstat",
-        (*tuple(f"    Resource_List.walltime = {limit}" for limit in ("00:02:30", "36:00:00")), ""),
+        ("    Resource_List.walltime = 00:02:30", "    Resource_List.walltime = 36:00:00", ""),
         ("    comment = x\n    Resource_List.walltime = 00:01:00\n    stime = x",),
     ),
     "lsf": ("bjobs", ("0:20 L", "1:0 L", "-", ""), ("0:0 L", "0:1 L", "0:00 L")),
@@ -45,7 +45,9 @@ def test_term(system: str, program: str, text: str, near: int, tmp_path: Path) -
     script.write_text(render(job, system))
     with subprocess.Popen(["bash", str(script)], cwd=tmp_path, env={**env, "LSB_JOBNAME": "x"}) as process:
         try:
-            wait_until((tmp_path / "up").exists, "the command runs", 60)
+            state = Path(f"/proc/{process.pid}/stat")
+            # S: bash waits for the command. Before, a signal would be handled when the command has ended.
+            wait_until(lambda: (tmp_path / "up").exists() and ") S " in state.read_text(), "bash waits", 60)
             process.send_signal(signal.SIGTERM)
             wait_until((tmp_path / "asked").exists, "the script asked the batch system", 60)
             (tmp_path / "go").touch()
