@@ -16,6 +16,7 @@ from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.job import Chain
 
 POLL = 8  # local steps between two reads of the shared step of the next set; over a network each is a round trip
+EARLY = 45.0  # s until the first checkpoint at the latest: a job that fails early has something to resume from
 FIRST_SECONDS = 1.0  # assumed time to write a checkpoint before the first was written
 
 
@@ -36,11 +37,16 @@ class CheckpointScheduler:
         self._earlier, self._began = seconds, time.perf_counter()
         self._every = int(config.checkpoint_every) if config.checkpoint_every.isdecimal() else None
         self._mtbf = 3600 * config.mtbf
-        # With auto the interval is measured: the lowest responsive rank decides and publishes the step of the next set.
-        auto = config.checkpoint_every == "auto" and config.mode != "lockstep"
-        self._requested = rma.Counter(opt.comm) if auto else None
-        self._request_at = self._began + self._interval()
-        self._last = self._number()
+        self._auto = config.checkpoint_every == "auto"
+        # Sets by time: the lowest responsive rank decides and publishes the step of the next one.
+        # In lockstep all ranks save at the same step: each must have read its number before it gets there.
+        period = config.period if isinstance(config.period, int) else None
+        self._ahead = POLL + (period or 0) + 1 if opt.lockstep else 0
+        by_time = self.enabled and not (opt.lockstep and period is None)
+        self._requested = rma.Counter(opt.comm) if by_time else None
+        self._request_at = self._began + min(EARLY, self._interval() if self._auto else EARLY)
+        self._next = 0  # the published number
+        self._start = self._last = self._number()
 
     @property
     def seconds(self) -> float:
@@ -68,19 +74,20 @@ class CheckpointScheduler:
 
     def _due(self) -> int | None:
         """Return the step of the set that is due, None if none is due."""
-        if self._every is not None:
-            number = self._number() // self._every * self._every
-            return number if number > self._last else None
-        if self._requested is None:
+        number = self._number()
+        if self._every is not None and (due := number // self._every * self._every) > self._last:
+            return due
+        if self._requested is None or (not self._auto and self._last != self._start):  # the early set is not needed
             return None
         if time.perf_counter() >= self._request_at:
-            self._request_at = time.perf_counter() + self._interval()
+            self._request_at = time.perf_counter() + (self._interval() if self._auto else math.inf)
             if self._opt.comm.rank == self._first():
-                self._requested.add(self._number() - self._requested.value)
-        if self._opt.local_step % POLL:  # by steps, not by time: the ranks of a group must read at the same step
-            return None
-        requested = self._opt.alike(lambda: self._requested.value)  # type: ignore[union-attr]
-        return requested if requested > self._last else None
+                at = number + self._ahead * self._opt.comm.size
+                self._requested.add(at - self._requested.value)
+        if self._opt.local_step % POLL == 0:  # by steps, not by time: the ranks of a group must read at the same step
+            self._next = self._opt.alike(lambda: self._requested.value)  # type: ignore[union-attr]
+        reached = self._next <= number or not self._opt.lockstep
+        return self._next if self._next > self._last and reached else None
 
     def _number(self) -> int:
         """Return the global step; in lockstep, one that is equal on all ranks at the same local step."""

@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 from lsam_hpc import rma
+from lsam_hpc.train import checkpoint_scheduler
 from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
 from lsam_hpc.train.config import TrainConfig
 
@@ -31,12 +32,12 @@ class Written:
         pass
 
 
-def make(comm, unresponsive):
+def make(comm, unresponsive, every="auto", *, lockstep=False):
     opt = SimpleNamespace(
         comm=comm,
         unresponsive_ranks=unresponsive,
         failed_ranks=[],
-        lockstep=False,
+        lockstep=lockstep,
         shares_center=True,
         local_step=0,
         global_step=0,
@@ -45,7 +46,7 @@ def make(comm, unresponsive):
     )
     batches = SimpleNamespace(state_dict=dict)
     chain = SimpleNamespace(opt=opt, model=nn.Identity(), batches=batches, selection=None, adversary=None)
-    config = TrainConfig(checkpoint_every="auto", mtbf=SECONDS**2 / (2 * Written.seconds * 3600))
+    config = TrainConfig(checkpoint_every=every, mtbf=SECONDS**2 / (2 * 3600))
     written = Written()
     return CheckpointScheduler(config, written, chain, 0.0), opt, written
 
@@ -71,3 +72,53 @@ def check(comm, unresponsive, stepping):
     rma.barrier(comm)
     scheduler.close()
     assert bool(written.numbers) == (comm.rank in stepping)
+
+
+@pytest.mark.mpi(np=[1, 4])
+def test_the_first_set_is_written_early(comm):
+    for every in ("1000000", "auto"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint_scheduler, "EARLY", SECONDS)
+            patch.setattr(Written, "seconds", 1e8)  # the interval of auto is 10 minutes
+            check_early(comm, every)
+
+
+def check_early(comm, every):
+    scheduler, opt, written = make(comm, [], every)
+    deadline = time.monotonic() + 60
+    while not written.numbers and time.monotonic() < deadline:
+        opt.local_step += 1
+        opt.global_step += comm.size
+        scheduler.step()
+        time.sleep(1e-3)
+    rma.barrier(comm)
+    scheduler.close()
+    assert len(written.numbers) == 1
+    assert len(set(comm.allgather(written.numbers[0]))) == 1
+
+
+@pytest.mark.mpi(np=[1, 4])
+def test_in_lockstep_all_ranks_write_the_early_set_at_the_same_step(comm):
+    for every in ("1000000", "auto"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint_scheduler, "EARLY", SECONDS)
+            patch.setattr(Written, "seconds", 1e8)  # the interval of auto is 10 minutes
+            check_early_in_lockstep(comm, every)
+
+
+def check_early_in_lockstep(comm, every):
+    scheduler, opt, written = make(comm, [], every, lockstep=True)
+    steps = []
+    for step in range(1, 401):
+        if step % 4 == 1:  # the default period: here the ranks wait for each other, and one then runs ahead
+            rma.barrier(comm)
+            time.sleep(1e-3 * (1 + (comm.rank != step // 4 % comm.size)))
+        opt.local_step = step
+        scheduler.step()
+        if len(written.numbers) > len(steps):
+            steps.append(step)
+    rma.barrier(comm)
+    scheduler.close()
+    assert written.numbers == [step * comm.size for step in steps]
+    assert len(steps) == 1
+    assert len(set(comm.allgather(steps[0]))) == 1
