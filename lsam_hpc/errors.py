@@ -14,3 +14,7 @@ class InputError(ValueError):
     def __init__(self, message: str, *, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
+
+
+class RankLostError(RuntimeError):
+    """A rank of the job has failed, and a call that needs it was given up."""

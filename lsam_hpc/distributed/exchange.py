@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc import rma
+from lsam_hpc.errors import RankLostError
+from lsam_hpc.optim.executor import InlineExecutor
 
 T = TypeVar("T")
 
@@ -45,59 +48,64 @@ class Windows(Protocol):
         """Add `delta` to y and return the number of adds before this one."""
 
 
+class Connected(Protocol):
+    """The interface of `Communication` that `RmaCenter` uses."""
+
+    @property
+    def links(self) -> Any:  # noqa: ANN401
+        """Holds the `windows` and the `peers`; replaced when ranks are lost."""
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function that uses windows; raise RankLostError if it does not return because a rank has failed."""
+
+    def survive(self, function: Callable[[], T]) -> T:
+        """Call a function, and again if it raised RankLostError, after a recovery; for the training thread."""
+
+
 class RmaCenter:
     """Adapts a center in MPI windows to the optimizers' `Center` protocol, which uses host tensors.
 
     Args:
-        windows: the center.
+        communication: has the windows, and the table in which accepted states are published.
         lockstep: run exchanges in rank order between barriers, for a bit-for-bit reproducible run. Default False.
-        peers: table in which accepted states are published for others to read. Default: none.
+        publishes: publish accepted states for others to read. Default False.
     """
 
-    def __init__(self, windows: Windows, *, lockstep: bool = False, peers: rma.PeerTable | None = None) -> None:
-        self._windows = windows
+    def __init__(self, communication: Connected, *, lockstep: bool = False, publishes: bool = False) -> None:
+        self._communication = communication
         self._lockstep = lockstep
-        self._peers = peers
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return self._windows.size
+        self.publishes = publishes
+        self.size: int = self._windows.size  # number of elements
 
     @property
     def version(self) -> int:
-        """Number of adds so far, by all ranks."""
-        return self._windows.version
+        """Number of adds so far, by all ranks; for the training thread."""
+        return self._survive(lambda: self._windows.version)
 
     @property
     def nbytes(self) -> int:
         """Bytes that one read or one add moves."""
         return self._windows.wire_bytes
 
-    @property
-    def publishes(self) -> bool:
-        """Whether accepted states are published."""
-        return self._peers is not None
-
     def read(self, out: Tensor) -> int:
         """Copy y into `out`, shape (P,), and return a lower bound of the copy's version."""
-        return self._windows.read(array(out))
+        return self._use(lambda windows: windows.read(array(out)))
 
     def peek(self, out: Tensor) -> None:
-        """Copy y into `out`, shape (P,)."""
-        self._windows.read(array(out))
+        """Copy y into `out`, shape (P,); for the training thread."""
+        self._survive(lambda: self._windows.read(array(out)))
 
     def add(self, delta: Tensor) -> int:
         """Add `delta`, shape (P,), to y and return the number of adds before this one."""
-        return self._windows.add(array(delta))
+        return self._use(lambda windows: windows.add(array(delta)))
 
     def begin_exchange(self, sample: Tensor, pull: float) -> None:
         """Do nothing: chains are coupled only through y."""
 
     def publish(self, state: Tensor) -> None:
         """Publish a state of this chain, shape (P,), for others to read."""
-        if self._peers is not None:
-            self._peers.publish(array(state))
+        if self.publishes:
+            self._communication.links.peers.publish(array(state))
 
     @contextmanager
     def exclusive_turn(self) -> Iterator[None]:
@@ -110,19 +118,34 @@ class RmaCenter:
         for _ in range(after):
             rma.barrier(comm)
 
+    @property
+    def _windows(self) -> Windows:
+        windows: Windows = self._communication.links.windows
+        return windows
+
+    def _survive(self, function: Callable[[], int]) -> int:
+        return self._communication.survive(lambda: self._communication.call(function))
+
+    def _use(self, function: Callable[[Windows], int]) -> int:
+        windows = self._windows
+        result = function(windows)
+        if windows is not self._windows:
+            raise RankLostError("an exchange was given up, because a rank had failed")
+        return result
+
 
 class ThreadExecutor:
     """Runs a chain's exchanges in a separate thread, which ends with the process or at `close`.
 
     Args:
-        give_up: called every `patience` seconds while `wait` waits for a job; returns whether to give the job up. The
-            thread then stays blocked in the job.
-        patience: seconds between calls of `give_up`. Default 5.
+        give_up: called every `pause` seconds while `wait` waits for a job, with the seconds waited so far; returns
+            whether to give the job up. The thread then stays blocked in the job.
+        pause: seconds between calls of `give_up`. Default 0.1.
     """
 
-    def __init__(self, give_up: Callable[[], bool], patience: float = 5.0) -> None:
+    def __init__(self, give_up: Callable[[float], bool], pause: float = 0.1) -> None:
         self._give_up = give_up
-        self._patience = patience
+        self._pause = pause
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         # A daemon thread: a job that hangs in MPI after a rank has failed must not keep the process alive.
         self._thread = threading.Thread(target=self._work, name="lsam-exchange", daemon=True)
@@ -136,12 +159,13 @@ class ThreadExecutor:
 
     def wait(self, future: Future[T]) -> bool:
         """Wait for a job; return False if it was given up."""
+        began = time.monotonic()
         while True:
             try:
-                future.exception(self._patience)
+                future.exception(self._pause)
                 return True
             except FutureTimeoutError:
-                if self._give_up():
+                if self._give_up(time.monotonic() - began):
                     return False
 
     def close(self) -> None:
@@ -158,6 +182,21 @@ class ThreadExecutor:
                 future.set_exception(error)
             else:
                 future.set_result(result)
+
+
+class GuardedExecutor(InlineExecutor):
+    """Runs each job at once, by a function that gives it up if it does not return.
+
+    Args:
+        call: calls the job.
+    """
+
+    def __init__(self, call: Callable[[Callable[[], Any]], Any]) -> None:
+        self._call = call
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Run the job and return its completed future; exceptions of the job propagate to the caller."""
+        return super().submit(lambda: self._call(job))
 
 
 def array(tensor: Tensor) -> NDArray[np.generic]:

@@ -31,6 +31,10 @@ class Group:
         ranks: the ranks of this rank's group; the groups must partition all ranks. Default: consecutive ranks.
         average: replaces the gradients of parameters by their mean over the group, instead of `reduce`. Default: none.
 
+    Attributes:
+        ranks: the ranks of this rank's group in `comm`.
+        can_shrink: whether MPI averages, so that the group can continue without a rank that is lost.
+
     Raises:
         InputError: the groups are no partition of the ranks, or torch.distributed numbers the ranks differently.
 
@@ -53,13 +57,15 @@ class Group:
         for rank, (start, named) in enumerate(groups):
             if named is not None and named != [r for r, (other, _) in enumerate(groups) if other == start]:
                 raise InputError(f"group_ranks: expected a partition, found {named} on rank {rank}", everywhere=True)
+        self.ranks = [rank for rank, (start, _) in enumerate(groups) if start == first]
         self.comm = comm.Split(first, comm.rank)
         self.link = self.comm.Dup()  # used by the exchange thread only
         self.ascent = ascent == "averaged"
         self.index, self.chains = firsts.index(first), len(firsts)
         self._average = average
-        if average is None:
-            self._reduce = reduce or _backend(comm, size) or self._sum
+        foreign = None if average is not None else reduce or _backend(comm, size)
+        self.can_shrink = average is None and foreign is None
+        self._reduce = foreign or self._sum
         self._vector: FlatVector | None = None
 
     @property
@@ -122,7 +128,7 @@ class GroupCenter:
 
     def __init__(self, center: Center, group: Group) -> None:
         self._center = center
-        self._group = group
+        self.group = group
         self.publishes = center.publishes
 
     @property
@@ -138,7 +144,7 @@ class GroupCenter:
     @property
     def nbytes(self) -> int:
         """Bytes that one read or one add moves; 0 on ranks that are not the leader."""
-        return self._center.nbytes if self._group.leads else 0
+        return self._center.nbytes if self.group.leads else 0
 
     def exclusive_turn(self) -> AbstractContextManager[None]:
         """Return the context in which an exchange runs."""
@@ -147,7 +153,7 @@ class GroupCenter:
     def begin_exchange(self, sample: Tensor, pull: float) -> None:
         """Replace `sample` by the leader's: BatchNorm statistics differ within a group."""
         self._broadcast(sample)
-        if self._group.leads:
+        if self.group.leads:
             self._center.begin_exchange(sample, pull)
 
     def read(self, out: Tensor) -> int:
@@ -166,15 +172,15 @@ class GroupCenter:
 
     def publish(self, state: Tensor) -> None:
         """Publish the leader's state."""
-        if self._group.leads:
+        if self.group.leads:
             self._center.publish(state)
 
     def _broadcast(self, vector: Tensor) -> None:
-        rma.wait_without_spinning(self._group.link.Ibcast(array(vector)))
+        rma.wait_without_spinning(self.group.link.Ibcast(array(vector)))
 
     def _group_version(self, act: Callable[[], int]) -> int:
-        version = np.array([act() if self._group.leads else 0], np.int64)
-        rma.wait_without_spinning(self._group.link.Ibcast(version))
+        version = np.array([act() if self.group.leads else 0], np.int64)
+        rma.wait_without_spinning(self.group.link.Ibcast(version))
         return int(version[0])
 
 

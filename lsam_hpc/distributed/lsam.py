@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +15,14 @@ from torch.optim import Optimizer
 
 from lsam_hpc import rma
 from lsam_hpc.distributed.communication import Communication
-from lsam_hpc.distributed.steps import STOP, EqualShares, LockstepShares, SharedSteps
-from lsam_hpc.errors import InputError
+from lsam_hpc.distributed.recovery import RecoveringLSAM
+from lsam_hpc.distributed.steps import STOP, EqualShares, GuardedCounter, LockstepShares, SharedSteps
+from lsam_hpc.errors import InputError, RankLostError
 from lsam_hpc.optim import Exchange
 from lsam_hpc.optim.arguments import SAMArguments, check_arguments
 from lsam_hpc.optim.batchnorm import shared_tensors
 from lsam_hpc.optim.callback import StateCallback
 from lsam_hpc.optim.flat import FlatVector
-from lsam_hpc.optim.lsam import LocalLSAM
 from lsam_hpc.optim.shards import check_whole
 from lsam_hpc.optim.smoothed import SmoothedLoss
 from lsam_hpc.options.ascent import AscentOptions
@@ -46,7 +47,7 @@ class LSAMArguments(StepOptions, CommunicationOptions, CouplingOptions, AscentOp
 
 
 @documented(LSAMArguments)
-class LSAM(LocalLSAM, CollectiveContext):
+class LSAM(RecoveringLSAM, CollectiveContext):
     """Landscape-Smoothed SAM over MPI: every rank runs a chain, and the chains share a center in RMA windows.
 
     The constructor is collective: it checks that all ranks have parameters of the same shapes, and copies rank 0's to
@@ -103,6 +104,7 @@ class LSAM(LocalLSAM, CollectiveContext):
         self.comm = comm
         self._closed = False
         self._loss = SmoothedLoss()
+        self._stop_wanted = False
         self.lockstep = options.mode == "lockstep"
         self.communication = Communication(
             comm,
@@ -113,7 +115,8 @@ class LSAM(LocalLSAM, CollectiveContext):
             **{name: getattr(arguments, name) for name in ("group_reduce", "group_ranks", "group_average")},
         )
         del start, host  # frees as much memory as the parameters take
-        group, counter = self.communication.group, self.communication.counter
+        group = self.communication.links.group
+        self.claims = counter = GuardedCounter(self.communication)
         steps: SharedSteps
         if self.lockstep:
             steps = LockstepShares(counter, self._report_step, comm, group)
@@ -138,6 +141,7 @@ class LSAM(LocalLSAM, CollectiveContext):
             state_callback=arguments.state_callback,
         )
         rma.barrier(comm)  # no rank changes the center before all chains have read its start
+        self.communication.on_loss = self._recover
 
     @property
     def failed_ranks(self) -> list[int]:
@@ -152,11 +156,11 @@ class LSAM(LocalLSAM, CollectiveContext):
     @property
     def shares_center(self) -> bool:
         """True if all ranks share one center (topology center)."""
-        return self.communication.windows is not None
+        return self.communication.links.windows is not None
 
     def alike(self, number: Callable[[], int]) -> int:
         """Return the number that the leader of this rank's group computes; collective in the group."""
-        group = self.communication.group
+        group = self.communication.links.group
         return number() if group is None else group.draw(number)
 
     def stop(self) -> None:
@@ -164,7 +168,9 @@ class LSAM(LocalLSAM, CollectiveContext):
 
         Any rank may call this, and no rank waits.
         """
-        self.communication.counter.add(STOP)
+        self._stop_wanted = True
+        with suppress(RankLostError):  # the recovery repeats it
+            self.claims.add(STOP)
 
     def rendezvous(self, results: Sequence[float] = ()) -> NDArray[Any]:
         """Wait until every other rank has called this as often as this one, or has failed.
@@ -187,13 +193,14 @@ class LSAM(LocalLSAM, CollectiveContext):
         if self._closed:
             return
         self._closed = True
-        self.rendezvous()
+        self.drain()
+        self.communication.rendezvous((), last=True)
         self.communication.close()
         if not self.failed_ranks:
             self.comm.Free()
 
     def _report_step(self, local_step: int, global_step: int) -> None:
-        self.communication.peers.update(local_step, global_step, self._loss.value)
+        self.communication.links.peers.update(local_step, global_step, self._loss.value)
 
     def observe(self, loss: Tensor | float) -> None:
         """Add a mini-batch loss to the published one. `step` calls it; loops in phases must with topology `leader`."""
@@ -211,7 +218,7 @@ class LSAM(LocalLSAM, CollectiveContext):
         state["center"] = {
             "y": y,
             "version": self.communication.center.version,
-            "tickets": self.communication.counter.value % STOP,
+            "tickets": self.survive(lambda: self.claims.value) % STOP,
         }
         return state
 

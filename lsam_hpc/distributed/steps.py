@@ -8,9 +8,33 @@ import numpy as np
 from mpi4py import MPI
 
 from lsam_hpc import rma
+from lsam_hpc.distributed.communication import Communication
 from lsam_hpc.distributed.groups import Group
 
 STOP = 1 << 40  # added to the shared counter by `LSAM.stop`: larger than any budget
+
+
+class GuardedCounter:
+    """The shared step counter of the ranks that are left.
+
+    Args:
+        communication: holds it.
+
+    Raises:
+        RankLostError: in each method: a rank has failed, and the call failed or does not return.
+    """
+
+    def __init__(self, communication: Communication) -> None:
+        self._communication = communication
+
+    def add(self, amount: int = 1) -> int:
+        """Add atomically and return the previous value."""
+        return self._communication.call(lambda: self._communication.links.counter.add(amount))
+
+    @property
+    def value(self) -> int:
+        """The current value."""
+        return self._communication.call(lambda: self._communication.links.counter.value)
 
 
 class SharedSteps:
@@ -22,7 +46,7 @@ class SharedSteps:
         group: ranks that take each step together. Default: no group.
     """
 
-    def __init__(self, counter: rma.Counter, taken: Callable[[int, int], None], group: Group | None = None) -> None:
+    def __init__(self, counter: GuardedCounter, taken: Callable[[int, int], None], group: Group | None = None) -> None:
         self.counter, self.taken, self.group = counter, taken, group
 
     def claim(self, local_step: int, since_exchange: int) -> int | None:
@@ -54,7 +78,11 @@ class EqualShares(SharedSteps):
     """
 
     def __init__(
-        self, counter: rma.Counter, taken: Callable[[int, int], None], comm: MPI.Intracomm, group: Group | None = None
+        self,
+        counter: GuardedCounter,
+        taken: Callable[[int, int], None],
+        comm: MPI.Intracomm,
+        group: Group | None = None,
     ) -> None:
         super().__init__(counter, taken, group)
         self.comm = comm

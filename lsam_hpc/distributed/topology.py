@@ -30,6 +30,10 @@ class _FromPeers:
         self._unresponsive = unresponsive
         self.version = 0
 
+    def meet(self, peers: rma.PeerTable) -> None:
+        """Continue with another table, whose ranks are those that are left."""
+        self._peers = peers
+
     @property
     def size(self) -> int:
         """Number of elements."""
@@ -83,9 +87,15 @@ class GossipCenter(_FromPeers):
         self._y = start.detach().clone()
         self._state = torch.empty_like(self._y)
         self._graph, self._degree, self._seed = graph, degree, seed
-        self._filters = [DeltaFilter(max_delta_ratio) for _ in range(peers.comm.size)]
-        self._seen = np.zeros(peers.comm.size, np.int64)
+        self._max_delta_ratio = max_delta_ratio
         self._exchanges = 0
+        self.meet(peers)
+
+    def meet(self, peers: rma.PeerTable) -> None:
+        """Continue with another table, whose ranks are those that are left."""
+        super().meet(peers)
+        self._filters = [DeltaFilter(self._max_delta_ratio) for _ in range(peers.comm.size)]
+        self._seen = np.zeros(peers.comm.size, np.int64)
 
     @property
     def nbytes(self) -> int:

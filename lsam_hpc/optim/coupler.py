@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
@@ -21,9 +22,8 @@ from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.delta_filter import DeltaFilter
 from lsam_hpc.optim.executor import Executor, InlineExecutor
 from lsam_hpc.optim.flat import FlatVector
-from lsam_hpc.optim.in_flight import ExchangeBuffers, InFlightExchange, StagedState
+from lsam_hpc.optim.in_flight import BufferPool, ExchangeBuffers, InFlightExchange
 from lsam_hpc.optim.record import Exchange
-from lsam_hpc.optim.staging import Staging
 from lsam_hpc.options.coupling import Coupling
 
 
@@ -78,20 +78,9 @@ class Coupler:
         self._size = sum(p.numel() for p in params)
         self._state_callback = state_callback
 
-        def make_buffers() -> ExchangeBuffers:
-            return ExchangeBuffers(
-                sample=Staging(self.tensors),
-                perturbed=StagedState(Staging(self.tensors)) if perturbed else None,
-                perturbation=None,
-                movement=FlatVector(self.params, device="cpu") if tracks_movement else None,
-            )
-
-        self._free = [make_buffers() for _ in range(max_delay)]
-        # One more than max_delay: it is filled before the buffers of its exchange are free.
-        self._perturbed = make_buffers().perturbed
-        self._perturbation: StagedState | None = None
+        self._buffers = BufferPool(self.params, self.tensors, max_delay, perturbed=perturbed, movement=tracks_movement)
         self._in_flight: deque[InFlightExchange] = deque()
-        like = self._free[0].sample.host
+        like = self._buffers.vector
         if center.size != like.numel():
             raise InputError(
                 f"center: expected {like.numel()} elements, one per parameter and BatchNorm statistic, "
@@ -111,8 +100,7 @@ class Coupler:
 
     def take_perturbed(self) -> None:
         """Stage the current parameters, at x + e, to be published by the next exchange."""
-        if self._perturbed is not None:
-            self._perturbed.take(self.tensors)
+        self._buffers.take_perturbed()
 
     def take_perturbation(self, step: int, offset: Callable[[], list[Tensor]]) -> None:
         """Stage e for the state callback of the next exchange, if the callback wants it.
@@ -123,9 +111,7 @@ class Coupler:
         """
         if self._state_callback is None or not self._state_callback.wants("perturbation", step):
             return
-        if self._perturbation is None:
-            self._perturbation = StagedState(Staging(self.params))
-        self._perturbation.take(offset())
+        self._buffers.take_perturbation(offset())
 
     @torch.no_grad()
     def start(self, pull: float, step: int) -> None:
@@ -138,17 +124,11 @@ class Coupler:
         if self.alone:
             return
         clock = time.perf_counter()
-        buffers = self._free.pop()
-        buffers.sample.take(self.tensors)
-        buffers.perturbed, self._perturbed = self._perturbed, buffers.perturbed
-        buffers.perturbation, self._perturbation = self._perturbation, buffers.perturbation
-        for state in (self._perturbed, self._perturbation):
-            if state is not None:
-                state.taken = False
+        buffers = self._buffers.stage()
         try:
             future = self._executor.submit(partial(self._exchange, buffers, pull, step))
         except BaseException:
-            self._free.append(buffers)
+            self._buffers.free.append(buffers)
             raise
         self._in_flight.append(InFlightExchange(buffers, future, step, time.perf_counter() - clock))
 
@@ -170,7 +150,7 @@ class Coupler:
             elif self._apply_only_after_waiting or not exchange.future.done():
                 return
             self._in_flight.popleft()
-            self._free.append(exchange.buffers)
+            self._buffers.free.append(exchange.buffers)
             record = exchange.future.result()
             if not exchange.discarded:
                 self._apply(exchange.buffers, record)
@@ -201,6 +181,27 @@ class Coupler:
         tensors = [torch.empty_like(t) for t in self.tensors]
         y.scatter(tensors)
         return tensors
+
+    @property
+    def busy(self) -> bool:
+        """True if an exchange is in flight."""
+        return bool(self._in_flight)
+
+    def last_read(self) -> tuple[NDArray[Any], int]:
+        """Return the center as read last, shape (P + S,), and its version."""
+        return self._center.numpy(), self._center_version
+
+    def renew(self, executor: Executor) -> None:
+        """Continue with another executor; an exchange that the old one gave up is forgotten.
+
+        Args:
+            executor: runs the further exchanges.
+        """
+        self._executor = executor
+        if self.alone:  # the thread of that exchange may still write to its vectors
+            self._center = self._center.clone()
+            self._buffers.renew()
+            self.alone = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sample, the center it is coupled to, and the center momentum; no exchange may be in flight."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
@@ -146,9 +148,42 @@ class Center(CollectiveContext):
         for first, end, at in self._layout.chunks(self.comm.rank):
             self._window.Put((vector[first:end], self._type), self.comm.rank, (at, end - first, self._type))
         self._window.Flush(self.comm.rank)
+        self.set_version(version)
+
+    def salvage(self, rank: int, out: NDArray[Any]) -> None:
+        """Add a rank's shard to its place in `out`, without MPI's locks, which a rank that failed may hold.
+
+        Args:
+            rank: this one; if all ranks are on one node, also one that has failed: its memory is still there.
+            out: shape (size,), the center's dtype, contiguous.
+        """
+        low, high = self._layout.bounds(rank)
+        if rank == self.comm.rank:
+            self._window.Sync()
+            out[low:high] += np.asarray(self._window.tomemory()).view(self.dtype)[: high - low]
+            return
+        shard = np.empty(high - low, self.dtype)
+        for first, end, at in self._layout.chunks(rank):
+            self._window.Get((shard[at : at + end - first], self._type), rank, (at, end - first, self._type))
+        self._window.Flush(rank)
+        out[low:high] += shard
+
+    def set_version(self, version: int) -> None:
+        """Set the version; every rank passes the same, and a barrier must follow."""
         self._versions.set(self.comm.rank, _SHARD, version)
         if self.comm.rank == 0:
             self._versions.set(0, _TOTAL, version)
+
+    def abandon(self) -> None:
+        """Do nothing: the windows stay as they are when ranks have failed."""
+
+    def bounds(self, rank: int) -> tuple[int, int]:
+        """Return the half-open range of the elements in a rank's shard."""
+        return self._layout.bounds(rank)
+
+    def glance_version(self) -> int:
+        """Return the version without MPI's locks, on rank 0 or, if all ranks are on one node, on any."""
+        return self._versions.glance(0, _TOTAL)
 
     def close(self) -> None:
         """Free the windows; collective; a second call does nothing."""

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from mpi4py import MPI
 
-from lsam_hpc.errors import InputError
+from lsam_hpc.errors import InputError, RankLostError
+from lsam_hpc.rma import faults
 
 T = TypeVar("T")
 
@@ -19,11 +20,22 @@ def barrier(comm: MPI.Intracomm) -> None:
 
 
 def wait_without_spinning(request: MPI.Request) -> None:
-    """Wait for a request without spinning, so that a waiting rank leaves its core to working ones."""
+    """Wait for a request without spinning, so that a waiting rank leaves its core to working ones.
+
+    Raises:
+        RankLostError: a rank has failed meanwhile, in a job with ULFM.
+    """
     pause = 1e-5
-    while not request.Test():
-        time.sleep(pause)
-        pause = min(2 * pause, 1e-3)
+    try:
+        while not request.Test():
+            if faults.watch().lost:
+                raise RankLostError("a rank has failed that others wait for")
+            time.sleep(pause)
+            pause = min(2 * pause, 1e-3)
+    except MPI.Exception as error:
+        if not faults.watch().explains(error):
+            raise
+        raise RankLostError(str(error)) from error
 
 
 def raise_on_all(comm: MPI.Intracomm, function: Callable[[], T]) -> T:

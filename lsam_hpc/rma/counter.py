@@ -40,6 +40,16 @@ class AtomicArray:
         """Return the current value of a cell."""
         return self._fetch(rank, cell, 0, MPI.NO_OP)
 
+    def glance(self, rank: int, cell: int) -> int:
+        """Return a cell's value without MPI's lock for atomic operations, which a rank that failed may hold."""
+        if rank == self.comm.rank:
+            self._window.Sync()
+            return int(np.asarray(self._window.tomemory()).view(np.int64)[cell])
+        value = np.empty(1, np.int64)
+        self._window.Get((value, _TYPE), rank, (cell, 1, _TYPE))
+        self._window.Flush(rank)
+        return int(value[0])
+
     def set(self, rank: int, cell: int, value: int) -> None:
         """Set a cell; no other rank may change it at the same time."""
         self._fetch(rank, cell, value, MPI.REPLACE)
@@ -108,6 +118,10 @@ class Counter:
     def value(self) -> int:
         """The current value."""
         return self._cells.value(0, 0)
+
+    def glance(self) -> int:
+        """Return the value as `AtomicArray.glance` does."""
+        return self._cells.glance(0, 0)
 
     def set(self, value: int) -> None:
         """Set the value; every rank passes the same, and a barrier must follow."""

@@ -169,9 +169,12 @@ class HalfPrecisionCenter(CollectiveContext):
         with self._turn:
             self._residual[:] = 0
             self._owed[:] = 0
-            self._owner.set(vector[low:high], version)
-            if self.comm.rank == 0:
-                self._owner.cells.set(0, self._owner.total, version)
+            self._set(vector[low:high], version)
+
+    def set_version(self, version: int) -> None:
+        """Set the version; every rank passes the same, no rank may be in an add, and a barrier must follow."""
+        with self._turn:
+            self._set(self._owner.shard(), version)
 
     def master(self) -> tuple[NDArray[np.float32], int, int]:
         """Return a float32 copy of this rank's shard and the range (low, high) of its elements.
@@ -217,6 +220,40 @@ class HalfPrecisionCenter(CollectiveContext):
                     self.comm.Bcast(out[first:end], rank)
         return version
 
+    def salvage(self, rank: int, out: NDArray[np.float32]) -> None:
+        """Add a rank's shard to its place in `out`, without MPI's locks, which a rank that failed may hold.
+
+        Args:
+            rank: this one, whose residual is added too; if all ranks are on one node, also one that has failed: of it
+                only the rounded mirror is there, without the deltas in its inboxes and its residual.
+            out: shape (size,), float32, contiguous.
+        """
+        low, high = self._layout.bounds(rank)
+        if rank == self.comm.rank:
+            self._owner.apply_inboxes()
+            out[low:high] += self._owner.shard()
+            with self._turn:
+                out += self._residual
+                self._residual[:] = 0
+            return
+        for first, end, at in self._layout.chunks(rank):
+            place = (rank * (high - low) + at, end - first, BITS)
+            self._owner.window.Get((self._staging[first:end].view(np.uint16), BITS), rank, place)
+        self._owner.window.Flush(rank)
+        out[low:high] += self._staging[low:high]
+
+    def bounds(self, rank: int) -> tuple[int, int]:
+        """Return the half-open range of the elements in a rank's shard."""
+        return self._layout.bounds(rank)
+
+    def glance_version(self) -> int:
+        """Return the version without MPI's locks, on rank 0 or, if all ranks are on one node, on any."""
+        return self._owner.cells.glance(0, self._owner.total)
+
+    def abandon(self) -> None:
+        """End the helper thread without the other ranks, of which some have failed; it may be blocked in MPI."""
+        self._progress.abandon()
+
     def close(self) -> None:
         """Add full inboxes, end the helper thread and free the windows; collective; a second call does nothing.
 
@@ -234,6 +271,11 @@ class HalfPrecisionCenter(CollectiveContext):
             self._progress.close()
         finally:
             self._owner.close()
+
+    def _set(self, shard: NDArray[Any], version: int) -> None:
+        self._owner.set(shard, version)
+        if self.comm.rank == 0:
+            self._owner.cells.set(0, self._owner.total, version)
 
     def _send(self, rank: int, delta: NDArray[Any], *, full: bool) -> None:
         """Put a shard's part of `delta` into the inbox at its owner, or into the residual if the inbox is full."""

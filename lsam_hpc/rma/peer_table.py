@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -12,7 +12,7 @@ from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 from numpy.typing import NDArray
 
-from lsam_hpc.errors import InputError
+from lsam_hpc.errors import InputError, RankLostError
 from lsam_hpc.rma.center import CHUNK_BYTES
 from lsam_hpc.rma.checks import check_vector
 from lsam_hpc.rma.collective import barrier, require_equal, wait_without_spinning
@@ -53,6 +53,8 @@ class PeerTable:
         dtype: type of the elements of a state. Default float32.
 
     Attributes:
+        failed: returns the ranks that are known to have failed: they count as unresponsive at once. Default: none.
+        suspended: returns True while records must not be requested, because that could crash. Default: never.
         names: the host of each rank, for messages.
         torn_reads: number of reads that returned a mixture of two states.
 
@@ -89,6 +91,8 @@ class PeerTable:
         self._unchanged = np.zeros(comm.size)  # seconds without a new heartbeat, as of that call
         self._last_check: float | None = None  # time of that call
         self._records_lock = threading.Lock()
+        self.failed: Callable[[], Collection[int]] = tuple
+        self.suspended: Callable[[], bool] = bool
         for window in (self._records, self._states):
             window.Lock_all(MPI.MODE_NOCHECK)
             window.Sync()
@@ -183,6 +187,19 @@ class PeerTable:
             self._refresh()
             return self._known.copy()
 
+    @property
+    def last_records(self) -> NDArray[np.void]:
+        """The records of all ranks that were received last."""
+        return self._known.copy()
+
+    def take_over(self, before: PeerTable) -> None:
+        """Continue this rank's record and published state of a table with other ranks."""
+        self._record[:] = before._record
+        self._record["failed"] = 0
+        if before._sequence[0]:
+            self.publish(before._state)
+        self.heartbeat()
+
     def unresponsive(self, after: float) -> list[int]:
         """Return the ranks that have not closed and have sent no heartbeat for `after` seconds.
 
@@ -200,10 +217,13 @@ class PeerTable:
             self._unchanged = np.where(heartbeats == self._last_heartbeats, self._unchanged + passed, 0.0)
             self._last_check, self._last_heartbeats = now, heartbeats
             unresponsive = (self._unchanged >= after) & (self._known["rounds"] < LEFT)
+            unresponsive[list(self.failed())] = True
             unresponsive[self.comm.rank] = False
             return [int(rank) for rank in unresponsive.nonzero()[0]]
 
-    def rendezvous(self, after: float, results: Sequence[float] = ()) -> tuple[NDArray[np.void], list[int]]:
+    def rendezvous(
+        self, after: float, results: Sequence[float] = (), interrupted: Callable[[], bool] = bool
+    ) -> tuple[NDArray[np.void], list[int]]:
         """Wait, without spinning or collective calls, until each rank has called this as often or is unresponsive.
 
         This rank sends heartbeats while it waits. In a second round the ranks tell each other which ranks have failed,
@@ -212,6 +232,7 @@ class PeerTable:
         Args:
             after: time without a heartbeat after which a rank is unresponsive, s.
             results: numbers for this rank's record, 16 at most.
+            interrupted: returns whether to give up. Default: never.
 
         Returns:
             The records of all ranks, and the failed ranks: those that are unresponsive and did not call this, and those
@@ -219,15 +240,21 @@ class PeerTable:
 
         Raises:
             InputError: there are more than 16 results.
+            RankLostError: it was interrupted; this rank then has not called it.
         """
         slots = self._record["results"][0]
         if len(results) > len(slots):
             raise InputError(f"rendezvous: expected {len(slots)} results at most, found {len(results)}")
         slots[: len(results)] = results
         self._records.Sync()
-        _, failed_first = self._wait_for_round(after)
-        self._report_failed(failed_first)
-        records, failed_second = self._wait_for_round(after)
+        entered = int(self._record["rounds"][0])
+        try:
+            _, failed_first = self._wait_for_round(after, interrupted)
+            self._report_failed(failed_first)
+            records, failed_second = self._wait_for_round(after, interrupted)
+        except RankLostError:
+            self._record["rounds"] = entered
+            raise
         self._report_failed([*failed_first, *failed_second])
         reported = [int(rank) - 1 for rank in records["failed"] if rank]
         return records, sorted({*failed_first, *failed_second, *reported})
@@ -262,12 +289,14 @@ class PeerTable:
         # After an error on this rank the others do not come to a collective close: the end of the job frees it all.
         self.close(abandon=kind is not None)
 
-    def _wait_for_round(self, after: float) -> tuple[NDArray[np.void], list[int]]:
+    def _wait_for_round(self, after: float, interrupted: Callable[[], bool]) -> tuple[NDArray[np.void], list[int]]:
         """Do one round of `rendezvous`: return the records, and the unresponsive ranks that have not entered it."""
         self._record["rounds"] += 1
         current = int(self._record["rounds"][0])
         pause = 0.01
         while True:
+            if interrupted():
+                raise RankLostError("a rank has failed that this one waits for")
             self.heartbeat()
             unresponsive = self.unresponsive(after)
             records = self.records()
@@ -297,7 +326,7 @@ class PeerTable:
         """
         waiting = set()
         for rank in range(self.comm.size):
-            if rank not in self._requests:
+            if rank not in self._requests and not self.suspended():
                 place = self._arriving[rank : rank + 1].view(np.uint8)
                 self._requests[rank] = self._records.Rget((place, MPI.BYTE), rank, (0, place.size, MPI.BYTE))
                 waiting.add(rank)

@@ -105,6 +105,11 @@ class ProgressThread(CollectiveContext):
         if self._error is not None:
             raise self._error
 
+    def abandon(self) -> None:
+        """End the thread without the other ranks, of which some have failed; it may be blocked in MPI."""
+        self._stop.set()
+        atexit.unregister(self._halt)
+
     def _halt(self) -> None:
         self._stop.set()
         self._thread.join()
@@ -112,7 +117,7 @@ class ProgressThread(CollectiveContext):
     def _run(self, comm: MPI.Intracomm) -> None:
         try:
             while not self._stop.wait(self._interval):
-                comm.Iprobe()
+                comm.Iprobe(comm.rank)  # of any other rank it would fail once a rank has failed
                 if self._serve is not None:
                     self._serve_once(self._serve)
         except Exception as error:  # noqa: BLE001  (raised at close)

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import torch
+from mpi4py import MPI
 
 from lsam_hpc import rma
 from lsam_hpc.optim.samples import ConAdv, Selection
@@ -44,6 +45,7 @@ class CheckpointScheduler:
         self._ahead = POLL + (period or 0) + 1 if opt.lockstep else 0
         by_time = self.enabled and not (opt.lockstep and period is None)
         self._requested = rma.Counter(opt.comm) if by_time else None
+        opt.on_recovery.append(self._renew)
         self._request_at = self._began + min(EARLY, self._interval() if self._auto else EARLY)
         self._next = 0  # the published number
         self._start = self._last = self._number()
@@ -82,12 +84,25 @@ class CheckpointScheduler:
         if time.perf_counter() >= self._request_at:
             self._request_at = time.perf_counter() + (self._interval() if self._auto else math.inf)
             if self._opt.comm.rank == self._first():
-                at = number + self._ahead * self._opt.comm.size
-                self._requested.add(at - self._requested.value)
+                self._opt.survive(lambda: self._request(number + self._ahead * self._opt.comm.size))
         if self._opt.local_step % POLL == 0:  # by steps, not by time: the ranks of a group must read at the same step
-            self._next = self._opt.alike(lambda: self._requested.value)  # type: ignore[union-attr]
+            self._next = self._opt.survive(lambda: self._opt.alike(self._published))
         reached = self._next <= number or not self._opt.lockstep
         return self._next if self._next > self._last and reached else None
+
+    def _published(self) -> int:
+        """Return the step of the set that was requested last."""
+        counter: rma.Counter = self._requested  # type: ignore[assignment]
+        return self._opt.communication.call(lambda: counter.value)
+
+    def _request(self, at: int) -> None:
+        counter: rma.Counter = self._requested  # type: ignore[assignment]
+        self._opt.communication.call(lambda: counter.add(at - counter.value))
+
+    def _renew(self, comm: MPI.Intracomm) -> None:
+        """Publish the steps to the ranks that are left, after ranks were lost."""
+        if self._requested is not None:
+            self._requested = rma.Counter(comm, comm.allreduce(self._next, MPI.MAX))
 
     def _number(self) -> int:
         """Return the global step; in lockstep, one that is equal on all ranks at the same local step."""

@@ -158,7 +158,7 @@ def finish(
             if folder is not None:
                 files.write_manifest_elsewhere(sizes, folder)
             problem = f"{run_dir}: expected a directory that can be written, found: {reason or 'an error on a rank'}"
-            _report(problem, files.names, folder, np.flatnonzero(nowhere).tolist(), opt.communication.peers.names)
+            _report(problem, files.names, folder, np.flatnonzero(nowhere).tolist(), opt.communication.names)
     files.close()
     scheduler.close()
     opt.close()

@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
             scheduler = CheckpointScheduler(config, checkpoints, chain, resume_point.seconds)
             launcher.watch().started()
             if comm.rank == 0:
-                nodes = len(set(chain.opt.communication.peers.names))
+                nodes = len(set(chain.opt.communication.names))
                 where = f"{comm.size} rank{'s' * (comm.size > 1)} on {nodes} node{'s' * (nodes > 1)}"
                 _LOG.info("%s, %s steps, run directory %s", where, f"{chain.total:,}", run_dir)
             comment = JobComment(chain.total, enabled=comm.rank == 0)

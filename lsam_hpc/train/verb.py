@@ -12,5 +12,7 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         parse(argv)  # prints the help and exits
     from lsam_hpc.train import loop
+    from lsam_hpc.train.lost import resumable
 
-    return loop.main(argv)
+    with resumable():
+        return loop.main(argv)

@@ -65,6 +65,11 @@ class LauncherWatch:
         """Why a job stops if its launcher has ended."""
         return f"its launcher, process {self._above[-1]}, has ended"
 
+    @property
+    def starting(self) -> bool:
+        """True until training starts or ends."""
+        return self._read_at is None and self._ending_at is None
+
     def started(self) -> None:
         """From now on the training loop reads `gone`."""
         self._read_at = time.monotonic()
@@ -81,8 +86,7 @@ class LauncherWatch:
 
     def _run(self) -> None:
         while True:
-            starting = self._read_at is None and self._ending_at is None
-            if starting and (lost := self._lost()) and not self.check():
+            if self.starting and (lost := self._lost()) and not self.check():
                 leave(f"lsam train: stopped: {lost} before training started" if self._speaks() else "")
             time.sleep(POLL)
             if self.check() and (late := self._late(time.monotonic())):

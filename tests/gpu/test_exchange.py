@@ -49,7 +49,7 @@ def test_a_chain_gets_the_same_numbers_as_on_the_cpu(coupling, overlap):
     for device in ("cpu", "cuda"):
         model = network().to(device)
         center = LocalCenter(flat(model).cpu())
-        executor = ThreadExecutor(lambda: False) if overlap else None
+        executor = ThreadExecutor(lambda waited: False) if overlap else None
         opt = LocalLSAM(
             torch.optim.SGD(model.parameters(), lr=0.1),
             center,

@@ -236,7 +236,7 @@ def test_each_process_set_is_one_chain(comm):
     assert all(np.array_equal(a, b) for a, b in zip(samples[0], samples[2], strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(samples[1], samples[3], strict=True))
     assert not np.array_equal(samples[0][0], samples[1][0])
-    assert optimizer.chain.communication.group.chains == 2
+    assert optimizer.chain.communication.links.group.chains == 2
     assert optimizer.chain.pull == pytest.approx(0.45)
     optimizer.close()
 

@@ -103,7 +103,7 @@ def test_other_ranks_continue_while_one_sleeps(comm, tmp_path):
             opt.drain()
             assert opt.stats()["exchanges"] == 1
             # The center changed without it.
-            assert opt.communication.windows.version >= (comm.size - 1) * steps // 2
+            assert opt.communication.links.windows.version >= (comm.size - 1) * steps // 2
         else:
             for x, y in batches(steps, torch.float32, seed=comm.rank):
                 opt.step(closure_of(model, opt, x, y))
@@ -237,7 +237,7 @@ def test_lockstep_resumes_from_its_saved_state_to_the_bit(comm, tmp_path):
         assert opt.stats() == steps
         with opt.center(model):
             assert torch.equal(flat(model), center)
-        assert opt.communication.counter.value == 0  # lockstep does not use the counter
+        assert opt.communication.links.counter.value == 0  # lockstep does not use the counter
 
 
 @pytest.mark.mpi(np=[2])

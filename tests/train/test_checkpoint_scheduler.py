@@ -42,6 +42,9 @@ def make(comm, unresponsive, every="auto", *, lockstep=False):
         local_step=0,
         global_step=0,
         alike=lambda number: number(),
+        on_recovery=[],
+        survive=lambda function: function(),
+        communication=SimpleNamespace(call=lambda function: function()),
         state_dict=lambda: {"center": {"y": 0}},
     )
     batches = SimpleNamespace(state_dict=dict)

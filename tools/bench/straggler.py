@@ -72,8 +72,8 @@ def _rate(comm: MPI.Intracomm, seconds: float, period: int, group_size: int = 1)
         rma.barrier(comm)
         clock = time.perf_counter()
         go_on: Callable[[], bool] = lambda: time.perf_counter() - clock < seconds  # noqa: E731
-        if opt.communication.group is not None:  # the ranks of a group stop at the same step
-            draw, time_left = opt.communication.group.draw, go_on
+        if opt.communication.links.group is not None:  # the ranks of a group stop at the same step
+            draw, time_left = opt.communication.links.group.draw, go_on
             go_on = lambda: bool(draw(lambda: int(time_left())))  # noqa: E731
         while go_on():
             opt.step(closure)

@@ -1,0 +1,103 @@
+"""A chain that continues when ranks are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from mpi4py import MPI
+from torch.amp import GradScaler
+
+from lsam_hpc.distributed.communication import Communication
+from lsam_hpc.distributed.steps import STOP, EqualShares
+from lsam_hpc.errors import RankLostError
+from lsam_hpc.optim.lsam import LocalLSAM
+from lsam_hpc.optim.smoothed import SmoothedLoss
+from lsam_hpc.rma import faults
+
+T = TypeVar("T")
+
+
+class RecoveringLSAM(LocalLSAM):
+    """The part of `LSAM` that continues without ranks that are lost.
+
+    The ranks that are left recover between steps. Exchanges that do not end are dropped.
+    """
+
+    communication: Communication
+    lockstep: bool
+    _loss: SmoothedLoss
+    _stop_wanted: bool  # this rank has called `stop`
+
+    @property
+    def on_recovery(self) -> list[Callable[[MPI.Intracomm], object]]:
+        """Functions that all ranks call after ranks were lost, with the communicator of those that are left."""
+        return self.communication.on_recovery
+
+    def survive(self, function: Callable[[], T]) -> T:
+        """Call a function that needs other ranks, between steps; if a rank is lost, recover, then call it again.
+
+        Without ULFM (`mpirun --with-ft ulfm`) it only calls it. `step` and `steps` survive without it.
+
+        Args:
+            function: for example a collective call on the communicator that `on_recovery` received last.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            RankLostError: a rank was lost in lockstep, or in a group whose averages MPI does not compute.
+        """
+        return self.communication.survive(function)
+
+    def step(
+        self, closure: Callable[..., Any] | None = None, scaler: GradScaler | None = None, *, batch: object = None
+    ) -> Any:  # noqa: ANN401
+        """Take one step, as `SAM.step`. If a rank of the group is lost in it, the others take it again without it."""
+        while True:
+            try:
+                return super().step(closure, scaler, batch=batch)
+            except RankLostError:
+                before = self.local_step
+                self._recover()
+                if self.local_step > before:  # the group's leader had taken this step
+                    return torch.tensor(self._loss.value)
+
+    def _claim(self) -> int | None:
+        return self.survive(super()._claim)
+
+    def _collect(self, in_flight: int | None = None) -> None:
+        try:
+            super()._collect(in_flight)
+        except (RankLostError, MPI.Exception) as error:
+            if not faults.watch().explains(error):
+                raise  # else the exchange is dropped, and the ranks recover before the next step
+
+    def _recover(self) -> None:
+        """Continue without the ranks that are lost; collective on those that are left."""
+        group = self.communication.links.group
+        if self.lockstep:
+            raise RankLostError("a rank was lost: a run in lockstep cannot be repeated without it; resume it")
+        if group is not None and not group.can_shrink:
+            raise RankLostError(
+                "a rank was lost: groups whose averages MPI does not compute cannot continue; resume the job"
+            )
+        while self._coupler.busy:
+            self._collect(0)
+        claimed = 0 if isinstance(self._counter, EqualShares) else self.global_step + self._claimed
+        stop = STOP if self._stop_wanted or self.stopped else 0
+        self.communication.recover(*self._coupler.last_read(), claimed + stop)
+        self._coupler.renew(self.communication.executor)
+        if group is not None:
+            self._join_group()
+
+    def _join_group(self) -> None:
+        """Take over the state of the group's leader: ranks of a group may have been a step apart."""
+        group = self.communication.links.group
+        assert group is not None
+        state = (self._state(), self._claimed, self.global_step) if group.leads else None
+        state, self._claimed, global_step = group.comm.bcast(state)
+        if not group.leads:
+            self._load(state)
+        self.global_step = global_step

@@ -1,0 +1,39 @@
+"""The end of a job, under ULFM, that cannot continue without a rank it has lost: one line, and code 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mpi4py import MPI
+
+from lsam_hpc.errors import RankLostError
+from lsam_hpc.rma import faults
+from lsam_hpc.util import launcher
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Return a context in which the loss of a rank ends this one, if `LSAM` does not recover from it.
+
+    Before training starts, it ends at once: nothing has been trained, and no rank may wait for the lost one.
+    """
+    watch = faults.watch()
+    watch.on_failure = lambda failed: _leave(failed, "before training started") if _starting() else None
+    try:
+        yield
+    except (RankLostError, MPI.Exception) as error:
+        if not watch.explains(error):
+            raise
+        _leave(watch.failed, "before training started" if _starting() else f"({error})")
+
+
+def _starting() -> bool:
+    return launcher.watch().starting
+
+
+def _leave(failed: frozenset[int], why: str) -> None:
+    """End this rank; the lowest one that is left says why."""
+    ranks = ", ".join(map(str, sorted(failed)))
+    speaks = MPI.COMM_WORLD.rank == min(set(range(MPI.COMM_WORLD.size)) - failed)
+    launcher.leave(f"lsam train: stopped: rank {ranks} ended {why}" if speaks else "")

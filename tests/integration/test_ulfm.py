@@ -1,0 +1,130 @@
+"""Under ULFM (Open MPI's `mpirun --with-ft ulfm`) a job continues without ranks that are killed.
+
+Truth: whole numbers, whose sums are exact in any order.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.hosts import available as hosts_available
+from tests.helpers.hosts import two_hosts
+from tests.helpers.mpis import ROOT, Mpi, available, run
+from tests.helpers.waiting import wait_until
+
+RANKS = 4
+LIMIT = 120.0  # s
+
+
+@pytest.fixture
+def ulfm() -> Mpi:
+    if "openmpi" not in available():
+        pytest.skip("no Open MPI")
+    mpi = available()["openmpi"]
+    return replace(mpi, mpiexec=(*mpi.mpiexec, "--with-ft", "ulfm"))
+
+
+# Each rank adds whole numbers and claims steps. The victims are killed between two adds, and the others go on.
+ADDING = """
+import json, os, signal, sys
+from pathlib import Path
+import numpy as np
+import torch
+from mpi4py import MPI
+from lsam_hpc.distributed.communication import Communication
+from lsam_hpc.options.communication import CommunicationOptions
+
+folder, victims, wire, adds = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+comm = MPI.COMM_WORLD.Dup()
+size, dtype = 1001, np.float64 if wire == "float32" else np.float32
+options = CommunicationOptions(wire_dtype=wire, publish="sample")
+links = Communication(comm, np.zeros(size, dtype), options, seed=0, max_delta_ratio=10.0)
+y, last = torch.empty(size, dtype=torch.from_numpy(np.zeros(0, dtype)).dtype), [np.zeros(size, dtype), 0]
+
+def recover():
+    links.recover(*last, len(steps) and max(steps) + 1)
+
+def delta(rank, k):
+    return torch.from_numpy(np.random.default_rng([rank, k]).integers(-2, 3, size).astype(dtype))
+
+links.on_loss = recover
+def use(function):
+    return links.survive(lambda: links.call(function))
+
+steps = []
+for k in range(adds):
+    steps.append(use(lambda: links.links.counter.add()))
+    if comm.rank in victims and k == adds // 2 + comm.rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    use(lambda: links.center.add(delta(comm.rank, k)))
+    last[1] = use(lambda: links.center.read(y))
+    last[0] = y.numpy().copy()
+    while wire != "float32" and not links.lost and links.links.windows._owner.cells.values(links.links.comm.rank).any():
+        pass  # the owners of the shards have not added it yet
+    links.links.peers.update(k + 1, steps[-1], 0.0)
+links.rendezvous([len(steps)])
+if wire != "float32":
+    links.links.windows.gather(y.numpy())
+else:
+    links.center.peek(y)
+truth = sum(
+    sum(delta(rank, k) for k in range(adds // 2 + rank if rank in victims else adds)) for rank in range(comm.size)
+)
+report = {
+    "steps": steps, "failed": links.failed_ranks, "members": links.members, "version": links.center.version,
+    "error": float((y - truth).abs().max()), "ranks": links.links.comm.size,
+}
+(folder / f"{comm.rank}.tmp").write_text(json.dumps(report))
+(folder / f"{comm.rank}.tmp").rename(folder / f"{comm.rank}.json")
+links.rendezvous((), last=True)
+links.close()
+os._exit(4)
+"""
+
+
+def added(mpi: Mpi, folder: Path, victims: list[int], wire: str = "float32", adds: int = 60) -> dict[int, dict]:
+    """Run the script above; return the survivors' reports."""
+    script = folder / "adding.py"
+    script.write_text(ADDING)
+    words = (mpi.forked, "-m", "mpi4py", str(script), str(folder), json.dumps(victims), wire, str(adds))
+    done = run(mpi.command(RANKS, *words), timeout=LIMIT, PYTHONPATH=str(ROOT))
+    assert done.returncode == 4, done.stdout + done.stderr
+    left = [rank for rank in range(RANKS) if rank not in victims]
+    wait_until(lambda: len(list(folder.glob("*.json"))) == len(left), "the reports of the ranks that are left")
+    reports = {int(file.stem): json.loads(file.read_text()) for file in folder.glob("*.json")}
+    for report in reports.values():
+        assert report["members"] == left
+        assert report["failed"] == victims
+        assert report["ranks"] == len(left)
+    steps = sorted(step for report in reports.values() for step in report["steps"])
+    assert len(set(steps)) == len(steps) == adds * len(left)  # no step was claimed twice
+    return reports
+
+
+@pytest.mark.parametrize("victims", [[0], [1, 2]])
+def test_on_one_node_no_completed_add_is_lost(ulfm: Mpi, victims: list[int], tmp_path: Path) -> None:
+    for report in added(ulfm, tmp_path, victims).values():
+        assert report["error"] == 0.0
+        assert report["version"] == sum(30 + rank if rank in victims else 60 for rank in range(RANKS))
+
+
+@pytest.mark.slow("the other type of exchanged numbers")
+def test_with_a_16_bit_wire_only_what_is_in_the_lost_rank_s_inboxes_is_lost(ulfm: Mpi, tmp_path: Path) -> None:
+    # Whole numbers below 2048 are exact in float16; at most one add of each other rank is in an inbox.
+    for report in added(ulfm, tmp_path, [2], wire="float16").values():
+        assert report["error"] <= 2 * (RANKS - 1)
+
+
+@pytest.mark.slow("needs two hosts")
+@pytest.mark.timeout(LIMIT * 2)
+@pytest.mark.parametrize("victims", [[3], [0]])
+def test_between_hosts_a_lost_shard_lacks_only_the_last_adds(ulfm: Mpi, victims: list[int], tmp_path: Path) -> None:
+    if why := hosts_available():
+        pytest.skip(f"no two hosts: {why}")
+    with two_hosts() as hosts:
+        for report in added(hosts.across(ulfm, RANKS), tmp_path, victims, adds=20).values():
+            assert report["error"] <= 2 * RANKS  # at most one add of each rank, of elements up to 2
