@@ -19,7 +19,7 @@ class System(Protocol):
     chained: str  # command that submits a chain of jobs; {0}: the script
     openmpi: str  # launcher for Open MPI
     mpich: str  # launcher for MPICH and Intel MPI
-    cray: str  # launcher for Cray MPICH
+    cray: str  # launcher for Cray MPICH, filled by Job.filled
     index: str  # index of an array element, from 0
     attempts: str  # number of restarts so far
     near_end: str  # shell function: whether the time limit is so near that TERM is due to it, not to a cancellation
@@ -137,10 +137,11 @@ def render(job: Job, system: str, path: str | None = None) -> str:
         path: of the script, for the submit command in its head. Default: no such line.
     """
     batch = SYSTEMS[system]
-    lines = ["#!/bin/bash", *(f"# {line}" for line in job.about.splitlines()), "#"]
+    lines = [f"#!/bin/bash{' -l' if job.modules else ''}", *(f"# {line}" for line in job.about.splitlines()), "#"]
     if path is not None:
         lines += [f"#   {batch.chained.format(path) if job.chain > 1 else f'{batch.file} {path}'}", "#"]
-    setup = [line.strip() for line in job.setup.splitlines() if line.strip()]
+    setup = [f"module load {job.modules}"] if job.modules else []
+    setup += [line.strip() for line in job.setup.splitlines() if line.strip()]
     lines += ["# >>> edit from here >>>", *batch.header(job), ""]
     lines += ["setup() { # puts python, lsam and MPI on the PATH", *(f"  {line}" for line in setup or [":"]), "}"]
     variables = [word.strip() for word in job.environment.splitlines() if word.strip()]

@@ -29,7 +29,11 @@ class Job:
     mem: str | None = None  # memory of a node
     exclusive: bool = False  # whole nodes
     select: str | None = None  # PBS: resources of a node, in place of cores, ranks and GPUs
+    filesystems: str | None = None  # PBS at ALCF
     gpus: str | None = None  # Slurm: options that request the GPUs, one per line, in place of --gpus-per-node
+    uenv: str | None = None  # Slurm at CSCS
+    view: str | None = None  # Slurm at CSCS
+    modules: str | None = None  # separated by spaces
     directives: str = ""  # further options of the scheduler, one per line
     setup: str = ""  # shell commands that put python, lsam and MPI on the PATH
     environment: str = ""  # NAME=VALUE, one per line
@@ -58,6 +62,12 @@ class Job:
         """The time limit as hours:minutes:seconds, for systems that know no days."""
         minutes, seconds = divmod(self.seconds, 60)
         return f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
+
+    def filled(self, text: str) -> str:
+        """Return a text in which numbers of the job replace their names in braces, such as {ranks}."""
+        for name in ("nodes", "ranks", "ranks_per_node", "cpus_per_rank", "gpus_per_node"):
+            text = text.replace(f"{{{name}}}", str(getattr(self, name)))
+        return text
 
     @property
     def values(self) -> list[str]:

@@ -41,7 +41,7 @@ class Slurm:
             (f"--cpus-per-task={job.cpus_per_rank}", "one is for the exchange thread"),
         ]
         if job.gpus is not None:
-            options += [(line.strip(), "") for line in job.gpus.splitlines() if line.strip()]
+            options += [(line.strip(), "") for line in job.filled(job.gpus).splitlines() if line.strip()]
         elif job.gpus_per_node:
             options += [
                 (f"--gpus-per-node={job.gpus_per_node}", ""),
@@ -68,7 +68,7 @@ class Slurm:
     def _optional(self, job: Job) -> list[tuple[str, str | None]]:
         """Return the directives that have no default, with values quoted where sbatch would split them."""
         constraint = f'"{job.constraint}"' if job.constraint and not job.constraint.isalnum() else job.constraint
-        return [("qos", job.qos), ("constraint", constraint), ("mem", job.mem)]
+        return [("qos", job.qos), ("constraint", constraint), ("mem", job.mem), ("uenv", job.uenv), ("view", job.view)]
 
     def out(self, job: Job) -> str:
         """Return the run directory."""

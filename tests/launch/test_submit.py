@@ -120,7 +120,14 @@ def test_options_reach_the_script(capsys: pytest.CaptureFixture[str]) -> None:
         ("slurm", "--constraint gpu --exclusive", ["SBATCH --constraint=gpu", "SBATCH --exclusive"]),
         ("slurm", "--constraint gpu&hbm80g", ['SBATCH --constraint="gpu&hbm80g"']),
         ("slurm", "--gpus=--gres=gpu:4 --gpus-per-node 4", ["SBATCH --gres=gpu:4", "SBATCH --ntasks-per-node=4"]),
-        ("pbs", "--select system=polaris --exclusive", ["PBS -l select=1:system=polaris", "PBS -l place=scatter:excl"]),
+        (
+            "pbs",
+            "--select system=x:mpiprocs=4 --exclusive",
+            ["PBS -l select=1:system=x:mpiprocs=4", "PBS -l place=scatter:excl"],
+        ),
+        ("pbs", "--select= --mem 64gb --launch mpiexec", ["PBS -l select=1:mem=64gb"]),
+        ("pbs", "--filesystems home:eagle", ["PBS -l filesystems=home:eagle"]),
+        ("slurm", "--uenv prgenv-gnu/24.11:v2 --view default", ["SBATCH --uenv=prgenv-gnu/24.11:v2"]),
         ("pbs", "--mem 64gb", ["PBS -l select=1:ncpus=16:mpiprocs=4:mem=64gb"]),
         ("lsf", "--exclusive", ["BSUB -x"]),
     ],
@@ -139,6 +146,9 @@ def test_cray_mpich_is_started_by_plain_srun(
     version = "MPI VERSION    : CRAY MPICH version 8.1.30.8 (ANL base 3.4a2)\nMPI BUILD INFO : Mon Jun 17 2024\n"
     monkeypatch.setattr("lsam_hpc.util.preflight.library_version", lambda: version)
     assert "launch=(srun --cpu-bind=cores)" in dry(capsys, "--system", "slurm", "--", "lsam", "train")
+    words = ("--nodes", "2", "--cpus-per-rank", "8", "--select", "system=polaris")
+    text = dry(capsys, "--system", "pbs", *words, "--", "lsam", "train")
+    assert "launch=(mpiexec -n 8 --ppn 4 --depth 8 --cpu-bind depth)" in text
     with pytest.raises(preflight.StartError, match=r"Cray MPICH: start it by plain srun, or by mpiexec under PBS$"):
         preflight.check_world(1, version, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0"})
 
@@ -190,17 +200,6 @@ def test_the_out_option_of_a_training_command_is_kept(capsys: pytest.CaptureFixt
         assert 'command=(python -m lsam_hpc train --resume must --out "$out")' in lines
 
 
-def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    site = tmp_path / "site.toml"
-    site.write_text(
-        'system = "lsf"\nnodes = 2\nranks-per-node = 3\npartition = "q"\nsetup = """\nmodule load a\nb=1\n"""\n'
-    )
-    text = dry(capsys, "--site", str(site), "--nodes", "5", "--", "lsam", "train")
-    assert "#BSUB -n 15" in text  # flags win
-    assert "#BSUB -q q" in text
-    assert "setup() { # puts python, lsam and MPI on the PATH\n  module load a\n  b=1\n}" in text
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -213,6 +212,13 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--system", "pbs", "--partition", "a,b", "--", "x"], r"--partition: expected letters"),
         (["--system", "lsf", "--qos", "a", "--", "x"], r"--qos: expected slurm, found lsf: use --directives"),
         (["--select", "system=polaris", "--", "x"], r"--select: expected pbs, found slurm"),
+        (
+            ["--system", "pbs", "--select", "system=x", "--", "x"],
+            r"--select: expected mpiprocs=RANKS in it, or --launch",
+        ),
+        (["--filesystems", "home", "--", "x"], r"--filesystems: expected pbs, found slurm"),
+        (["--uenv", "a b", "--", "x"], r"--uenv: expected what slurm can read"),
+        (["--modules", "a; rm", "--", "x"], r"--modules: expected names separated by spaces, found 'a; rm'"),
         (["--constraint", "a'b", "--", "x"], r"--constraint: expected what slurm can read"),
         (["--mem", "much", "--", "x"], r"--mem: expected what slurm or pbs can read"),
         (["--partition", "a b", "--", "x"], r"--partition: expected letters"),
@@ -234,13 +240,6 @@ def test_bad_options_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}") as error:
         submit.parse(words if "--system" in words else ["--system", "slurm", *words])
     assert "\n" not in str(error.value)
-
-
-def test_unknown_keys_of_a_site_file_are_refused(tmp_path: Path) -> None:
-    site = tmp_path / "site.toml"
-    site.write_text("ndoes = 3\n")
-    with pytest.raises(InputError, match="ndoes: expected a known option such as nodes, found an unknown one"):
-        submit.parse(["--site", str(site), "--", "x"])
 
 
 def programs(folder: Path, **texts: str) -> dict[str, str]:
