@@ -38,7 +38,7 @@ class Lsf:
         ]
         if job.gpus_per_node:
             options.append(
-                (f'-gpu "num={job.gpus_per_node}:mode=shared"', "GPUs per node; rank i of a node uses GPU i")
+                (f'-gpu "num={job.gpus_per_node}:mode=shared"', "GPUs per node; a rank uses the one next to its cores")
             )
         options += [
             (f"-W {job.hours.rpartition(':')[0]}", "hours:minutes"),

@@ -45,7 +45,7 @@ class Slurm:
         elif job.gpus_per_node:
             options += [
                 (f"--gpus-per-node={job.gpus_per_node}", ""),
-                ("--gpu-bind=none", "each rank sees all GPUs of its node; rank i of a node uses GPU i"),
+                ("--gpu-bind=none", "each rank sees all GPUs of its node, and uses the one next to its cores"),
             ]
         options += [
             (f"--time={job.time}", ""),

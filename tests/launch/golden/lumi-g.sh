@@ -7,7 +7,7 @@
 #SBATCH --ntasks-per-node=8                  # one rank per GPU
 #SBATCH --cpus-per-task=7                    # one is for the exchange thread
 #SBATCH --gpus-per-node=8
-#SBATCH --gpu-bind=none                      # each rank sees all GPUs of its node; rank i of a node uses GPU i
+#SBATCH --gpu-bind=none                      # each rank sees all GPUs of its node, and uses the one next to its cores
 #SBATCH --time=01:00:00
 #SBATCH --partition=standard-g
 #SBATCH --account=PROJECT
