@@ -9,7 +9,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.launch.templates_job import Job
 
 HELP = {
-    "system": "slurm, pbs or lsf; default: the one whose programs are on the PATH",
+    "system": "slurm, pbs, lsf or flux; default: the one whose programs are on the PATH",
     "name": "name of the job",
     "nodes": "number of nodes",
     "ranks_per_node": "ranks on a node; with GPUs, by default one per GPU",
@@ -91,6 +91,8 @@ def check(job: Job, system: str) -> None:
             raise InputError(f"--environment: expected NAME=VALUE on each line, found {line.strip()!r}")
     if job.sweep is not None and not re.fullmatch(r"[a-z][a-z_-]*=[^,]+(,[^,]+)*", job.sweep):
         raise InputError(f"--sweep: expected OPTION=VALUE,VALUE,..., found {job.sweep!r}")
+    if job.sweep is not None and system == "flux":
+        raise InputError("--sweep: expected slurm, pbs or lsf, which have arrays of jobs, found flux")
     if job.sweep is not None and job.chain > 1:
         raise InputError("--sweep and --chain exclude each other")
     if system == "pbs" and job.sweep is not None and job.requeue:

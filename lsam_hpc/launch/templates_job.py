@@ -75,7 +75,9 @@ class Job:
         return [] if self.sweep is None else [word.strip() for word in self.sweep.partition("=")[2].split(",")]
 
 
-def directives(prefix: str, options: Sequence[tuple[str, str]], more: str, *, beside: bool = False) -> list[str]:
+def directives(
+    prefix: str, options: Sequence[tuple[str, str]], more: str, *, beside: bool = False, sentinel: bool = False
+) -> list[str]:
     """Return the scheduler's options as lines of a script.
 
     Args:
@@ -83,11 +85,13 @@ def directives(prefix: str, options: Sequence[tuple[str, str]], more: str, *, be
         options: each with a comment; an option that begins with # is commented out, for the user to fill in.
         more: options written by the user, one per line.
         beside: put comments on the same line. Default: on the line above.
+        sentinel: keep the prefix of options that are commented out, as Flux wants. Default: put # before it.
     """
     lines = []
     for option, text in options:
-        mark = "#" if option.startswith("#") else ""
-        line = f"{mark}{prefix} {option.removeprefix('#')}"
+        line = f"{prefix} {option}"
+        if option.startswith("#"):
+            line = f"{prefix} # {option[1:]}" if sentinel else f"#{prefix} {option[1:]}"
         if text and not beside:
             lines.append(f"# {text}:")
         lines.append(f"{line:44} # {text}" if text and beside else line)

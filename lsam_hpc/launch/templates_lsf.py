@@ -24,6 +24,7 @@ class Lsf:
     chained = "bsub < {0}; bsub -w 'ended(lsam)' < {0}"
     attempts = '$(cat "$out.attempts" 2> /dev/null | wc -l)'
     near_end = _NEAR_END
+    signals_ranks = False
     pack = ""
 
     def header(self, job: Job) -> list[str]:

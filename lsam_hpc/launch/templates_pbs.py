@@ -27,6 +27,7 @@ class Pbs:
     chained = "first=$(qsub {0}); qsub -W depend=afterany:$first {0}"
     attempts = "${LSAM_ATTEMPT:-0}"
     near_end = _NEAR_END
+    signals_ranks = False
     pack = ""
 
     def header(self, job: Job) -> list[str]:

@@ -27,6 +27,7 @@ class Slurm:
     index = "$SLURM_ARRAY_TASK_ID"
     attempts = "${SLURM_RESTART_COUNT:-0}"
     near_end = _NEAR_END
+    signals_ranks = False
     pack = _PACK
     chained = "sbatch {0} # submit several times: jobs of the same name run one after another"
 

@@ -16,11 +16,11 @@ import pytest
 from lsam_hpc import InputError
 from lsam_hpc.launch import submit
 from lsam_hpc.launch.templates import SYSTEMS, render
-from lsam_hpc.launch.templates_shapes import SHAPES
+from lsam_hpc.launch.templates_shapes import SHAPES, shapes
 from lsam_hpc.util import preflight
 from tests.helpers.mpis import ROOT
 
-SCRIPTS = [(system, name) for system in SYSTEMS for name in SHAPES]
+SCRIPTS = [(system, name) for system in SYSTEMS for name in shapes(system)]
 
 
 @pytest.mark.parametrize(("system", "name"), SCRIPTS)
@@ -43,7 +43,7 @@ def test_every_script_is_shell_with_one_marked_block_on_top(system: str, name: s
     head, rest = text.split("# >>> edit from here >>>\n")
     block, body = rest.split("# <<< to here <<<\n")
     assert all(line.startswith("#") for line in head.splitlines())
-    directive = {"slurm": "#SBATCH", "pbs": "#PBS", "lsf": "#BSUB"}[system]
+    directive = {"slurm": "#SBATCH", "pbs": "#PBS", "lsf": "#BSUB", "flux": "#flux:"}[system]
     assert directive in block
     assert directive not in body
     first = next(i for i, line in enumerate(block.splitlines()) if line and not line.startswith("#"))
@@ -231,7 +231,9 @@ def test_the_out_option_of_a_training_command_is_kept(capsys: pytest.CaptureFixt
         (["--sweep", "rho=1,2", "--", "lsam", "train", "--out", "x"], r"--out: expected none with --sweep"),
         (["--gpus-per-node", "4", "--ranks-per-node", "6", "--", "x"], r"--ranks-per-node: expected a multiple of 4"),
         (["--nodes", "2"], r"command: expected lsam submit .*, found none"),
-        (["--system", "torque", "--", "x"], r"--system: expected one of slurm, pbs, lsf, found 'torque'"),
+        (["--system", "torque", "--", "x"], r"--system: expected one of slurm, pbs, lsf, flux, found 'torque'"),
+        (["--system", "flux", "--sweep", "rho=1,2", "--", "lsam", "train"], r"--sweep: expected slurm, pbs or lsf"),
+        (["--system", "flux", "--qos", "a", "--", "x"], r"--qos: expected slurm, found flux: use --directives"),
         (["--system", "pbs", "--pack", "e.tar", "--", "x"], r"--pack: expected Slurm"),
         (["--pack", "e.tar", "--disk", "scratch", "--", "x"], r"--disk: expected an absolute path, found 'scratch'"),
     ],
@@ -258,6 +260,7 @@ def test_a_chain_waits_for_the_job_before(
         ("pbs", "echo 7.server", ["", "-W depend=afterany:7.server", "-W depend=afterany:7.server"]),
         ("lsf", "echo 'Job <7> is submitted to queue <q>.'", ["", "-w ended(7)", "-w ended(7)"]),
         ("slurm", "echo '7;cluster'", ["--parsable", "--parsable", "--parsable"]),
+        ("flux", "echo f7", ["batch", "batch --dependency=afterany:f7", "batch --dependency=afterany:f7"]),
     ):
         log.unlink(missing_ok=True)
         name = SYSTEMS[system].submit[0]
@@ -265,7 +268,7 @@ def test_a_chain_waits_for_the_job_before(
         monkeypatch.setenv("PATH", env["PATH"])
         assert submit.main(["--system", system, "--chain", "3", "--", "lsam", "train"]) == 0
         assert log.read_text().split("\n")[:-1] == options
-        assert capsys.readouterr().out.split() == ["7.server" if system == "pbs" else "7"] * 3
+        assert capsys.readouterr().out.split() == [{"pbs": "7.server", "flux": "f7"}.get(system, "7")] * 3
         assert (tmp_path / "script").read_text().startswith("#!/bin/bash\n")
 
 
