@@ -63,6 +63,7 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # else the ranks of a node share its 
 fi
 if [ -n "$pack" ]; then
   disk=$disk/lsam-$SLURM_JOB_ID
+  case $disk in /*) ;; *) echo "--disk: expected an absolute path, found $disk" >&2; exit 2 ;; esac
   everywhere=(srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1)
   trap '"${everywhere[@]}" rm -rf "$disk" "$disk.tar"' EXIT
   sbcast --force "$pack" "$disk.tar" && "${everywhere[@]}" mkdir -p "$disk" &&

@@ -38,7 +38,7 @@ HELP = {
     "sweep": "OPTION=VALUE,VALUE,...: one run for each value, in an array job",
     "chain": "number of jobs that continue the same run one after another",
     "pack": "tar file of the environment, for the nodes' own disks (Slurm)",
-    "disk": "folder on each node's own disk, for the environment of --pack",
+    "disk": "folder on each node's own disk, for the environment of --pack; the job expands $NAME",
 }
 HINTS = {"system": str | None, **{k: v for k, v in typing.get_type_hints(Job).items() if k in HELP}}
 _WORD = re.compile(r"[\w.:@+%-]+")
@@ -101,5 +101,5 @@ def check(job: Job, system: str) -> None:
         )
     if job.pack is not None and system != "slurm":
         raise InputError(f"--pack: expected Slurm, whose sbcast copies it, found {system}")
-    if not job.disk.startswith("/"):
+    if not job.disk.startswith(("/", "$")):  # the job checks what a variable holds
         raise InputError(f"--disk: expected an absolute path, found {job.disk!r}")

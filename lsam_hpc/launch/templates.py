@@ -6,7 +6,7 @@ import shlex
 from typing import Protocol
 
 from lsam_hpc.launch.templates_flux import Flux
-from lsam_hpc.launch.templates_job import Job
+from lsam_hpc.launch.templates_job import Job, expanding
 from lsam_hpc.launch.templates_lsf import Lsf
 from lsam_hpc.launch.templates_pbs import Pbs
 from lsam_hpc.launch.templates_slurm import Slurm
@@ -168,7 +168,7 @@ def render(job: Job, system: str, path: str | None = None) -> str:
         lines += [f"# MPICH, Intel: launch=({job.filled(batch.mpich)}). Others: docs/clusters.md."]
     lines += [f"command=({command})"]
     if job.pack is not None:
-        lines += batch.pack.format(shlex.quote(job.pack), shlex.quote(job.disk)).splitlines()
+        lines += batch.pack.format(shlex.quote(job.pack), expanding(job.disk)).splitlines()
     lines += [f"requeues={job.requeue} # maximum number of restarts after the job was stopped or killed"]
     lines += ["retries=3 pause=10 # further launches after one that failed, and seconds before the first of them"]
     lines += ["# <<< to here <<<", "", ""]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+_VARIABLE = re.compile(r"(\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Job:
     sweep: str | None = None  # option=value,value,...: an array job with one element for each value
     chain: int = 1  # number of jobs, each of which resumes the one before
     pack: str | None = None  # tar file of the environment, to be unpacked on each node
-    disk: str = "/tmp"  # node-local folder for it
+    disk: str = "/tmp"  # node-local folder for it; the job expands variables
 
     @property
     def ranks(self) -> int:
@@ -73,6 +77,15 @@ class Job:
     def values(self) -> list[str]:
         """The values of a sweep, empty without one."""
         return [] if self.sweep is None else [word.strip() for word in self.sweep.partition("=")[2].split(",")]
+
+
+def expanding(text: str) -> str:
+    """Return a text as a word of shell in which the job expands $NAME and ${NAME}, which it must have; nothing else."""
+    word = ""
+    for i, part in enumerate(_VARIABLE.split(text)):  # texts at even places, variables between them
+        name = part.strip("${}")
+        word += f'"${{{name}:?}}"' if i % 2 else shlex.quote(part) if part else ""
+    return word or "''"
 
 
 def directives(

@@ -90,6 +90,7 @@ class Slurm:
             lines += [
                 'if [ -n "$pack" ]; then',
                 "  disk=$disk/lsam-$SLURM_JOB_ID",
+                '  case $disk in /*) ;; *) echo "--disk: expected an absolute path, found $disk" >&2; exit 2 ;; esac',
                 '  everywhere=(srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1)',
                 '  trap \'"${everywhere[@]}" rm -rf "$disk" "$disk.tar"\' EXIT',
                 '  sbcast --force "$pack" "$disk.tar" && "${everywhere[@]}" mkdir -p "$disk" &&',

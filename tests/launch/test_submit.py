@@ -193,6 +193,47 @@ def test_words_of_the_command_are_quoted(capsys: pytest.CaptureFixture[str], sys
     assert done.stdout.split("\0")[:-1] == NASTY
 
 
+@pytest.mark.parametrize(
+    ("disk", "folder"),
+    [
+        ("/mnt/bb/$USER", "/mnt/bb/me & you"),
+        ("/a b/${USER}s/$USER_", "/a b/me & yous/under"),
+        ("$TMPDIR/x", "/scratch/$(touch lsam-no)/x"),  # what a variable holds is text
+        *((f"/{text}", f"/{text}") for text in NASTY if "\n" not in text),
+        *((f"/{text}", f"/{text}") for text in ("${USER:-x}", "$1", "${", "$", "~", "$((1))", "x}", "*")),
+        ("/\\$USER'$USER\"", "/\\me & you'me & you\""),
+    ],
+)
+def test_the_job_expands_variables_of_the_disk(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, disk: str, folder: str
+) -> None:
+    """And nothing else: no command is run, no pattern is matched."""
+    text = dry(capsys, "--system=slurm", "--setup=:", "--pack=e.tar", f"--disk={disk}", "--", "true")
+    log = f'printf "%s\\n" "$@" >> {tmp_path}/calls'
+    env = programs(tmp_path, sbcast=log, srun="true") | {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    env |= {"USER": "me & you", "USER_": "under", "TMPDIR": "/scratch/$(touch lsam-no)"}
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True, timeout=30, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text() == f"--force\ne.tar\n{folder}/lsam-7.tar\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"calls", "sbcast", "srun"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(None, "HERE: parameter null or not set"), ("x", "--disk: expected an absolute path, found x")],
+)
+def test_a_disk_that_the_job_cannot_find(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str | None, message: str
+) -> None:
+    text = dry(capsys, "--system=slurm", "--setup=:", "--pack=e.tar", "--disk=$HERE", "--", "touch", "ran")
+    env = programs(tmp_path, sbcast="true", srun="true") | {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    env |= {} if value is None else {"HERE": value}
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True, timeout=30, cwd=tmp_path, env=env)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_out_option_of_a_training_command_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--out=runs/x y", "--resume", "must"], ["--resume", "must", "--out", "runs/x y"]):
         lines = dry(capsys, "--system", "pbs", "--", "python", "-m", "lsam_hpc", "train", *words).splitlines()
