@@ -54,6 +54,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
     site, dry_run = flags.pop("site"), flags.pop("dry_run")
     of_site = site_files.read(site) if site else {}
     options: dict[str, Any] = of_site | flags
+    for name in of_site.keys() & flags.keys() & {"environment", "directives"}:  # these add lines; later ones win
+        options[name] = f"{of_site[name]}\n{flags[name]}"
     if not words:
         raise InputError("command: expected lsam submit [options] -- lsam train ..., found none")
     system = options.pop("system", None) or _installed_system()

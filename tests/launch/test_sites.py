@@ -78,8 +78,19 @@ def test_flags_win_over_a_site(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--partition", "debug", "--nodes", "2", "--gpus-per-node", "2", "--environment", "A=1"]
     assert submit.main(["--dry-run", "--site", "leonardo", *flags, "--", "lsam", "train"]) == 0
     text = capsys.readouterr().out
+    assert "boost_usr_prod" not in text
     for line in ("#SBATCH --partition=debug", "#SBATCH --gres=gpu:2", "#SBATCH --ntasks-per-node=2", "export A=1"):
         assert re.search(rf"(?m)^{line}( |$)", text), line
+
+
+def test_variables_and_directives_are_added_to_those_of_a_site(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--environment", "MPIR_CVAR_ENABLE_GPU=1", "--directives=-m ae"]
+    assert submit.main(["--dry-run", "--site", "aurora", *flags, "--", "lsam", "train"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "#PBS -k doe" in lines
+    assert "#PBS -m ae" in lines
+    assert "export ZE_FLAT_DEVICE_HIERARCHY=FLAT" in lines
+    assert lines.index("export MPIR_CVAR_ENABLE_GPU=0") < lines.index("export MPIR_CVAR_ENABLE_GPU=1")  # it wins
 
 
 def test_lists_are_lines(tmp_path: Path) -> None:
