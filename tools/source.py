@@ -47,7 +47,7 @@ def add_objective(verb_parser: argparse.ArgumentParser, images: int = 1000) -> N
     group.add_argument("--data-dir", metavar="DIR", help="directory of the run's data set, if it has moved")
     group.add_argument("--split", choices=SPLITS, default="train", help="split of the run's data set (default: train)")
     group.add_argument("--images", type=int, default=images, help=f"number of samples; 0: all (default: {images})")
-    group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, xpu, ...")
     group.add_argument("--double", action="store_true", help="compute in float64")
 
 

@@ -11,7 +11,7 @@
 #BSUB -R "span[ptile=4]"
 # one is for the exchange thread:
 #BSUB -R "affinity[core(8)]"
-# GPUs per node; rank i of a node uses GPU i:
+# GPUs per node; a rank uses the one next to its cores:
 #BSUB -gpu "num=4:mode=shared"
 # hours:minutes:
 #BSUB -W 04:00

@@ -9,7 +9,7 @@
 #SBATCH --ntasks-per-node=4                  # one rank per GPU
 #SBATCH --cpus-per-task=8                    # one is for the exchange thread
 #SBATCH --gpus-per-node=4
-#SBATCH --gpu-bind=none                      # each rank sees all GPUs of its node; rank i of a node uses GPU i
+#SBATCH --gpu-bind=none                      # each rank sees all GPUs of its node, and uses the one next to its cores
 #SBATCH --time=04:00:00
 ##SBATCH --partition=NAME
 ##SBATCH --account=NAME

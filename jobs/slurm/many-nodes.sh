@@ -9,7 +9,7 @@
 #SBATCH --ntasks-per-node=4                  # one rank per GPU
 #SBATCH --cpus-per-task=8                    # one is for the exchange thread
 #SBATCH --gpus-per-node=4
-#SBATCH --gpu-bind=none                      # each rank sees all GPUs of its node; rank i of a node uses GPU i
+#SBATCH --gpu-bind=none                      # each rank sees all GPUs of its node, and uses the one next to its cores
 #SBATCH --time=04:00:00
 ##SBATCH --partition=NAME
 ##SBATCH --account=NAME
@@ -63,6 +63,7 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # else the ranks of a node share its 
 fi
 if [ -n "$pack" ]; then
   disk=$disk/lsam-$SLURM_JOB_ID
+  case $disk in /*) ;; *) echo "--disk: expected an absolute path, found $disk" >&2; exit 2 ;; esac
   everywhere=(srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1)
   trap '"${everywhere[@]}" rm -rf "$disk" "$disk.tar"' EXIT
   sbcast --force "$pack" "$disk.tar" && "${everywhere[@]}" mkdir -p "$disk" &&

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     error = _start()
 
-    from lsam_hpc.launch import doctor_node, doctor_process
+    from lsam_hpc.launch import doctor_gpus, doctor_node, doctor_process
     from lsam_hpc.launch.doctor_report import Finding, OneProcess, Ranks, report
 
     if error is not None:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
             failed = [Finding(error.check, "fail", str(error))]
             if error.check == "mpi":
                 alone = Ranks(OneProcess(), options.run_dir)
-                failed += [check(alone) for check in (*doctor_process.CHECKS, *doctor_node.CHECKS)]
+                failed += [check(alone) for check in (*doctor_process.CHECKS, doctor_gpus.gpus, *doctor_node.CHECKS)]
             print(report(failed, as_json=options.json), flush=True)
         return FAILED if error.speaks else 0
     from mpi4py import MPI
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     checks: list[Callable[[Ranks], Finding]] = [
         doctor_process.python,
         doctor_process.torch,
-        doctor_process.gpus,
+        doctor_gpus.gpus,
         doctor_process.cores,
         doctor_mpi.mpi,
         doctor_process.libraries,

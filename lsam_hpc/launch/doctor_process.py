@@ -1,4 +1,4 @@
-"""Checks of `lsam doctor` on each process: Python, packages, GPUs, cores."""
+"""Checks of `lsam doctor` on each process: Python, packages, cores."""
 
 from __future__ import annotations
 
@@ -35,46 +35,14 @@ def torch(ranks: Ranks) -> Finding:
 
     def version() -> str:
         module = importlib.import_module("torch")
-        cuda = f", CUDA {module.version.cuda}" if module.cuda.is_available() else ", no GPU"
-        return f"torch {module.__version__}{cuda}, {module.get_num_threads()} threads"
+        kind = importlib.import_module("lsam_hpc.optim.accelerators").kind_of("auto")
+        versions = {"cpu": "no GPU", "xpu": "XPU", "cuda": f"CUDA {module.version.cuda}"}
+        gpus = f"ROCm {module.version.hip}" if kind == "cuda" and module.version.hip else versions[kind]
+        return f"torch {module.__version__}, {gpus}, {module.get_num_threads()} threads"
 
     texts = ranks.each(version)
     good = all(text.startswith("torch ") for text in texts) and len({text.split(",")[0] for text in texts}) == 1
     return Finding("torch", "ok" if good else "fail", by_value(texts))
-
-
-def gpus(ranks: Ranks) -> Finding:
-    """Check that no two ranks share a GPU while another one is idle."""
-    hosts = ranks.hosts()
-    on_node = hosts[: ranks.comm.rank].count(hosts[ranks.comm.rank])
-
-    def own_and_visible() -> tuple[str, list[str]]:
-        cuda = importlib.import_module("torch").cuda
-        visible = [str(cuda.get_device_properties(i).uuid) for i in range(cuda.device_count())]
-        return (visible[on_node % len(visible)] if visible else "", visible)  # the choice of `lsam train`
-
-    return diagnose_gpus(hosts, ranks.each(own_and_visible))
-
-
-def diagnose_gpus(hosts: Sequence[str], answers: Sequence[tuple[str, list[str]] | str]) -> Finding:
-    """Return the finding on the GPUs.
-
-    Args:
-        hosts: of each rank.
-        answers: of each rank: the GPU that it would use and the GPUs that it sees, or an error message.
-    """
-    gpus = [answer for answer in answers if not isinstance(answer, str)]
-    if len(gpus) < len(answers):
-        return Finding("gpus", "fail", next(answer for answer in answers if isinstance(answer, str)))
-    if not any(visible for _, visible in gpus):
-        return Finding("gpus", "ok", "none")
-    if without := [rank for rank, (_, visible) in enumerate(gpus) if not visible]:
-        return Finding("gpus", "fail", f"ranks {without} see none, others do: ask for GPUs on every node")
-    used = {f"{host} {gpu}" for host, (gpu, _) in zip(hosts, gpus, strict=True)}
-    idle = {f"{host} {gpu}" for host, (_, visible) in zip(hosts, gpus, strict=True) for gpu in visible} - used
-    text = f"{len(hosts)} ranks on {len(used)} GPUs" + (f", idle: {', '.join(sorted(idle))}" if idle else "")
-    shared = len(used) < len(hosts)
-    return Finding("gpus", "fail" if idle and shared else "warn" if idle or shared else "ok", text)
 
 
 def cores(ranks: Ranks) -> Finding:
@@ -147,4 +115,4 @@ def horovod(ranks: Ranks) -> Finding:
     return Finding("horovod", "fail", result) if isinstance(result, str) else Finding("horovod", *result)
 
 
-CHECKS = (python, torch, gpus, cores)  # of a process without MPI
+CHECKS = (python, torch, cores)  # of a process without MPI

@@ -9,15 +9,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.launch import site_files
+from lsam_hpc.launch.submit_options import HELP, HINTS, check
 from lsam_hpc.launch.templates import SYSTEMS, render
 from lsam_hpc.launch.templates_job import Job
-from lsam_hpc.options.files import read_options, unknown_option
+from lsam_hpc.options.files import unknown_option
 from lsam_hpc.options.option import kind
 from lsam_hpc.util import preflight
 from lsam_hpc.util.arguments import Parser
@@ -25,49 +26,12 @@ from lsam_hpc.util.log import get_logger
 
 _LOG = get_logger(__name__)
 
-HELP = {
-    "system": "slurm, pbs or lsf; default: the one whose programs are on the PATH",
-    "name": "name of the job",
-    "nodes": "number of nodes",
-    "ranks_per_node": "ranks on a node; with GPUs, by default one per GPU",
-    "cpus_per_rank": "cores for each rank",
-    "gpus_per_node": "GPUs to request on each node",
-    "time": "time limit, [days-]hours:minutes:seconds",
-    "partition": "partition or queue; with Slurm and LSF also several, as in a,b",
-    "account": "account or project",
-    "qos": "quality of service (Slurm)",
-    "constraint": "features of the nodes (Slurm)",
-    "mem": "memory of each node, such as 64G or, with Slurm, 0 for all of it (Slurm, PBS)",
-    "exclusive": "whole nodes",
-    "select": "resources of each node, such as system=polaris, in place of ncpus, mpiprocs and ngpus (PBS)",
-    "gpus": "options that request the GPUs, one per line, in place of --gpus-per-node and --gpu-bind (Slurm)",
-    "directives": "further options of the scheduler, one per line",
-    "setup": "shell lines that put python, lsam and their MPI on the PATH; default: put this Python's folder there",
-    "environment": "environment variables, NAME=VALUE, one per line",
-    "launch": "command that starts the ranks, such as 'srun --mpi=pmi2'; default: set by the system and Python's MPI",
-    "requeue": "largest number of restarts after the job was stopped or killed",
-    "warn": "seconds before the time limit at which the ranks write a checkpoint and exit",
-    "sweep": "OPTION=VALUE,VALUE,...: one run for each value, in an array job",
-    "chain": "number of jobs that continue the same run one after another",
-    "pack": "tar file of the environment, for the nodes' own disks (Slurm)",
-    "disk": "folder on each node's own disk, for the environment of --pack",
-}
-HINTS = {"system": str | None, **{k: v for k, v in typing.get_type_hints(Job).items() if k in HELP}}
-_WORD = re.compile(r"[\w.:@+%-]+")
-_TIME = re.compile(r"(\d+-)?\d+:[0-5]\d:[0-5]\d")
-# options that not all systems have -> what they may hold, and the systems
-_PARTICULAR = {
-    "qos": (r"[\w.:@+%-]+", ("slurm",)),
-    "constraint": (r"[\w.:@+*&|()\[\],=-]+", ("slurm",)),
-    "mem": (r"\d+[a-zA-Z]*", ("slurm", "pbs")),
-    "select": (r"[a-zA-Z_][\w.=:@+-]*", ("pbs",)),
-    "gpus": (r"(\s*--[\w.:=,-]+\s*)+", ("slurm",)),
-}
-_VARIABLE = re.compile(r"[A-Za-z_]\w*=.*")
-
 
 def main(argv: Sequence[str]) -> int:
     """Run `lsam submit`; return the exit code."""
+    if _arguments(argv)[0]["site"] == "list":
+        print(site_files.table())
+        return 0
     system, job, dry_run = parse(argv)
     script = render(job, system)
     if dry_run:
@@ -86,6 +50,42 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
     Raises:
         InputError: an option is unknown or out of range, or no command is given.
     """
+    flags, words = _arguments(argv)
+    site, dry_run = flags.pop("site"), flags.pop("dry_run")
+    of_site = site_files.read(site) if site else {}
+    options: dict[str, Any] = of_site | flags
+    for name in of_site.keys() & flags.keys() & {"environment", "directives"}:  # these add lines; later ones win
+        options[name] = f"{of_site[name]}\n{flags[name]}"
+    if not words:
+        raise InputError("command: expected lsam submit [options] -- lsam train ..., found none")
+    system = options.pop("system", None) or _installed_system()
+    if system not in SYSTEMS:
+        raise InputError(f"--system: expected one of {', '.join(SYSTEMS)}, found {system!r}")
+    if options.get("gpus_per_node") and "ranks_per_node" not in options:
+        options["ranks_per_node"] = options["gpus_per_node"]
+    options.setdefault("setup", f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+    own_launch = options.pop("launch", None)
+    about = " ".join(["Made by:", shlex.join(["lsam", "submit", *argv])])
+    command, out = _command(words, options)
+    job = Job(command=command, out=out, about=about, **options)
+    try:
+        check(job, system)
+    except InputError as error:
+        name = str(error).partition(":")[0].removeprefix("--").replace("-", "_")
+        if name in of_site.keys() - flags.keys():
+            raise InputError(f"{site}: {error}") from error
+        raise
+    if own_launch is None:
+        launch = job.filled(_launcher(system))
+        if job.select is not None and "mpiprocs=" not in job.select and "PBS_NODEFILE" in launch:
+            raise InputError(f"--select: expected mpiprocs=RANKS in it, or --launch, found {job.select!r}")
+    else:
+        launch = shlex.join(_split("--launch", job.filled(own_launch)))
+    return system, dataclasses.replace(job, launch=launch), dry_run
+
+
+def _arguments(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the flags that are given, and the words of the command."""
     parser = Parser(
         prog="lsam submit",
         allow_abbrev=False,
@@ -93,7 +93,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
         description="Write a batch script for a command that runs on every rank, and submit it.",
     )
     parser.add_argument(
-        "--site", metavar="FILE", help="TOML or YAML file with a centre's options, named as here; flags win"
+        "--site",
+        metavar="NAME|FILE",
+        help="a centre, or a TOML or YAML file with options named as here; flags win; list: print the known centres",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the script, and submit nothing")
     defaults = {field.name: field.default for field in dataclasses.fields(Job)}
@@ -110,71 +112,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
     known, unknown = parser.parse_known_args(argv[:split])
     if unknown:
         raise InputError(unknown_option(unknown[0], [f"--{name.replace('_', '-')}" for name in HELP]))
-    flags = vars(known)
-    site, dry_run = flags.pop("site"), flags.pop("dry_run")
-    options: dict[str, Any] = (read_options(Path(site), HINTS) if site else {}) | flags
-    words = argv[split + 1 :]
-    if not words:
-        raise InputError("command: expected lsam submit [options] -- lsam train ..., found none")
-    system = options.pop("system", None) or _installed_system()
-    if system not in SYSTEMS:
-        raise InputError(f"--system: expected one of {', '.join(SYSTEMS)}, found {system!r}")
-    if options.get("gpus_per_node") and "ranks_per_node" not in options:
-        options["ranks_per_node"] = options["gpus_per_node"]
-    options.setdefault("setup", f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
-    if "launch" in options:
-        options["launch"] = shlex.join(_split("--launch", options["launch"]))
-    else:
-        options["launch"] = _launcher(system)
-    about = " ".join(["Made by:", shlex.join(["lsam", "submit", *argv])])
-    command, out = _command(words, options)
-    job = Job(command=command, out=out, about=about, **options)
-    check(job, system)
-    return system, job, dry_run
-
-
-def check(job: Job, system: str) -> None:
-    """Raise InputError for the first value that is out of range or not safe in a batch script."""
-    for name in ("nodes", "ranks_per_node", "cpus_per_rank", "chain"):
-        if getattr(job, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')}: expected 1 or more, found {getattr(job, name)}")
-    for name in ("gpus_per_node", "requeue", "warn"):
-        if getattr(job, name) < 0:
-            raise InputError(f"--{name.replace('_', '-')}: expected 0 or more, found {getattr(job, name)}")
-    if job.gpus_per_node and job.ranks_per_node % job.gpus_per_node:
-        raise InputError(
-            f"--ranks-per-node: expected a multiple of {job.gpus_per_node} GPUs, found {job.ranks_per_node}"
-        )
-    for name in ("name", "partition", "account"):
-        value = getattr(job, name)
-        several = name == "partition" and system != "pbs"
-        if value is not None and not all(_WORD.fullmatch(word) for word in (value.split(",") if several else [value])):
-            raise InputError(f"--{name}: expected letters, digits and . : @ + - _ %, found {value!r}")
-    for name, (pattern, systems) in _PARTICULAR.items():
-        value = getattr(job, name)
-        if value is not None and system not in systems:
-            raise InputError(f"--{name}: expected {' or '.join(systems)}, found {system}: use --directives")
-        if value is not None and not re.fullmatch(pattern, value):
-            raise InputError(f"--{name}: expected what {' or '.join(systems)} can read, found {value!r}")
-    if not _TIME.fullmatch(job.time):
-        raise InputError(f"--time: expected [days-]hours:minutes:seconds, found {job.time!r}")
-    if system != "pbs" and 2 * job.warn >= job.seconds:  # PBS sends no signal
-        raise InputError(f"--warn: expected less than half of --time, {job.seconds / 2:g} s, found {job.warn}")
-    for line in job.environment.splitlines():
-        if line.strip() and not _VARIABLE.fullmatch(line.strip()):
-            raise InputError(f"--environment: expected NAME=VALUE on each line, found {line.strip()!r}")
-    if job.sweep is not None and not re.fullmatch(r"[a-z][a-z_-]*=[^,]+(,[^,]+)*", job.sweep):
-        raise InputError(f"--sweep: expected OPTION=VALUE,VALUE,..., found {job.sweep!r}")
-    if job.sweep is not None and job.chain > 1:
-        raise InputError("--sweep and --chain exclude each other")
-    if system == "pbs" and job.sweep is not None and job.requeue:
-        raise InputError(
-            f"--requeue: expected 0 with --sweep on PBS, which restarts whole arrays only, found {job.requeue}"
-        )
-    if job.pack is not None and system != "slurm":
-        raise InputError(f"--pack: expected Slurm, whose sbcast copies it, found {system}")
-    if not job.disk.startswith("/"):
-        raise InputError(f"--disk: expected an absolute path, found {job.disk!r}")
+    return vars(known), argv[split + 1 :]
 
 
 def _command(words: Sequence[str], options: dict[str, Any]) -> tuple[str, str | None]:

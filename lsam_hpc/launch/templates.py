@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Protocol
 
-from lsam_hpc.launch.templates_job import Job
+from lsam_hpc.launch.templates_flux import Flux
+from lsam_hpc.launch.templates_job import Job, expanding
 from lsam_hpc.launch.templates_lsf import Lsf
 from lsam_hpc.launch.templates_pbs import Pbs
 from lsam_hpc.launch.templates_slurm import Slurm
@@ -19,10 +20,11 @@ class System(Protocol):
     chained: str  # command that submits a chain of jobs; {0}: the script
     openmpi: str  # launcher for Open MPI
     mpich: str  # launcher for MPICH and Intel MPI
-    cray: str  # launcher for Cray MPICH
-    index: str  # index of an array element, from 0
+    cray: str  # launcher for Cray MPICH; Job.filled fills all three
+    index: str  # index of an array element, from 0; empty: no arrays
     attempts: str  # number of restarts so far
     near_end: str  # shell function: whether the time limit is so near that TERM is due to it, not to a cancellation
+    signals_ranks: bool  # the system signals the ranks; False: the script forwards its signal to the launcher
     pack: str  # settings for copying an environment to the nodes, empty if unsupported; {0}: archive, {1}: folder
 
     def header(self, job: Job) -> list[str]:
@@ -46,7 +48,7 @@ class System(Protocol):
         ...
 
 
-SYSTEMS: dict[str, System] = {"slurm": Slurm(), "pbs": Pbs(), "lsf": Lsf()}
+SYSTEMS: dict[str, System] = {"slurm": Slurm(), "pbs": Pbs(), "lsf": Lsf(), "flux": Flux()}
 
 _NETWORK = """\
 # Network settings, for networks with bad defaults: docs/clusters.md.
@@ -54,11 +56,17 @@ _NETWORK = """\
 # export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: match in software when the card's list is full
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): devices of the fast network"""
+_FORWARDED = """\
+USR1 is forwarded once:
+# a second signal would end the ranks without a checkpoint."""
+_FORWARD = '[ -n "$forwarded" ] || [ -z "${ranks:-}" ] || kill -USR1 "$ranks"; '
+_SIGNALLED = """\
+The batch system
+# signals them itself; a signal would end the launcher only."""
 _BODY = """\
-# bash runs a trap only after the foreground command ends, so the ranks run in the background. USR1 is forwarded once:
-# a second signal would end the ranks without a checkpoint.
+# bash runs a trap only after the foreground command ends, so the ranks run in the background. {who_signals}
 forwarded="" terminated="" cancelled=""
-forward() {{ [ -n "$forwarded" ] || [ -z "${{ranks:-}}" ] || kill -USR1 "$ranks"; forwarded=1; }}
+forward() {{ {forward}forwarded=1; }}
 trap 'interrupted=1; forward' USR1
 trap 'interrupted=1; terminated=1' TERM
 {near_end}
@@ -133,14 +141,15 @@ def render(job: Job, system: str, path: str | None = None) -> str:
 
     Args:
         job: to be run.
-        system: slurm, pbs or lsf.
+        system: slurm, pbs, lsf or flux.
         path: of the script, for the submit command in its head. Default: no such line.
     """
     batch = SYSTEMS[system]
-    lines = ["#!/bin/bash", *(f"# {line}" for line in job.about.splitlines()), "#"]
+    lines = [f"#!/bin/bash{' -l' if job.modules else ''}", *(f"# {line}" for line in job.about.splitlines()), "#"]
     if path is not None:
         lines += [f"#   {batch.chained.format(path) if job.chain > 1 else f'{batch.file} {path}'}", "#"]
-    setup = [line.strip() for line in job.setup.splitlines() if line.strip()]
+    setup = [f"module load {job.modules}"] if job.modules else []
+    setup += [line.strip() for line in job.setup.splitlines() if line.strip()]
     lines += ["# >>> edit from here >>>", *batch.header(job), ""]
     lines += ["setup() { # puts python, lsam and MPI on the PATH", *(f"  {line}" for line in setup or [":"]), "}"]
     variables = [word.strip() for word in job.environment.splitlines() if word.strip()]
@@ -154,16 +163,21 @@ def render(job: Job, system: str, path: str | None = None) -> str:
         option = job.sweep.partition("=")[0].replace("_", "-")
         lines += [f"values=({shlex.join(job.values)})", f"value=${{values[{batch.index}]}}"]
         command += f' --{option} "$value"'
-    lines += [f"launch=({job.launch or batch.openmpi})"]
+    lines += [f"launch=({job.launch or job.filled(batch.openmpi)})"]
     if not job.launch:
-        lines += [f"# MPICH, Intel: launch=({batch.mpich}). Others: docs/clusters.md."]
+        lines += [f"# MPICH, Intel: launch=({job.filled(batch.mpich)}). Others: docs/clusters.md."]
     lines += [f"command=({command})"]
     if job.pack is not None:
-        lines += batch.pack.format(shlex.quote(job.pack), shlex.quote(job.disk)).splitlines()
+        lines += batch.pack.format(shlex.quote(job.pack), expanding(job.disk)).splitlines()
     lines += [f"requeues={job.requeue} # maximum number of restarts after the job was stopped or killed"]
     lines += ["retries=3 pause=10 # further launches after one that failed, and seconds before the first of them"]
     lines += ["# <<< to here <<<", "", ""]
     begin = "\n".join(batch.begin(job))
     return "\n".join(lines) + _BODY.format(
-        near_end=batch.near_end, begin=begin, attempts=batch.attempts, again=batch.again(job)
+        near_end=batch.near_end,
+        begin=begin,
+        attempts=batch.attempts,
+        again=batch.again(job),
+        who_signals=_SIGNALLED if batch.signals_ranks else _FORWARDED,
+        forward="" if batch.signals_ranks else _FORWARD,
     )

@@ -24,6 +24,7 @@ class Lsf:
     chained = "bsub < {0}; bsub -w 'ended(lsam)' < {0}"
     attempts = '$(cat "$out.attempts" 2> /dev/null | wc -l)'
     near_end = _NEAR_END
+    signals_ranks = False
     pack = ""
 
     def header(self, job: Job) -> list[str]:
@@ -38,7 +39,7 @@ class Lsf:
         ]
         if job.gpus_per_node:
             options.append(
-                (f'-gpu "num={job.gpus_per_node}:mode=shared"', "GPUs per node; rank i of a node uses GPU i")
+                (f'-gpu "num={job.gpus_per_node}:mode=shared"', "GPUs per node; a rank uses the one next to its cores")
             )
         options += [
             (f"-W {job.hours.rpartition(':')[0]}", "hours:minutes"),

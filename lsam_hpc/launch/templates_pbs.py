@@ -22,24 +22,27 @@ class Pbs:
         "-x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS"
     )
     mpich = 'mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"'
-    cray = 'mpiexec -n "$(grep -c . "$PBS_NODEFILE")" --cpu-bind depth'
+    cray = "mpiexec -n {ranks} --ppn {ranks_per_node} --depth {cpus_per_rank} --cpu-bind depth"  # PALS
     index = "$PBS_ARRAY_INDEX"
     chained = "first=$(qsub {0}); qsub -W depend=afterany:$first {0}"
     attempts = "${LSAM_ATTEMPT:-0}"
     near_end = _NEAR_END
+    signals_ranks = False
     pack = ""
 
     def header(self, job: Job) -> list[str]:
         """Return the directives."""
         cpus = job.ranks_per_node * job.cpus_per_rank
         gpus = f":ngpus={job.gpus_per_node}" if job.gpus_per_node else ""
-        node = job.select or f"ncpus={cpus}:mpiprocs={job.ranks_per_node}{gpus}"
-        mem = f":mem={job.mem}" if job.mem else ""
+        node = f"ncpus={cpus}:mpiprocs={job.ranks_per_node}{gpus}" if job.select is None else job.select
+        mem = f"mem={job.mem}" if job.mem else ""
+        chunk = ":".join(word for word in (str(job.nodes), node, mem) if word)
         options = [
             (f"-N {job.name}", ""),
-            (f"-l select={job.nodes}:{node}{mem}", ""),
+            (f"-l select={chunk}", ""),
             (f"-l place=scatter{':excl' if job.exclusive else ''}", "one chunk per node"),
             (f"-l walltime={job.hours}", ""),
+            *([(f"-l filesystems={job.filesystems}", "")] if job.filesystems else []),
             (f"-q {job.partition}" if job.partition else "#-q QUEUE", ""),
             (f"-A {job.account}" if job.account else "#-A PROJECT", ""),
             ("-j oe", "one output file per job: NAME.oID"),

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from lsam_hpc.launch.templates import render
+from lsam_hpc.launch.templates import SYSTEMS, render
 from lsam_hpc.launch.templates_job import Job
 
 _SETUP = """\
@@ -51,10 +51,15 @@ SHAPES = {
 }
 
 
+def shapes(system: str) -> dict[str, Job]:
+    """Return the jobs that a system can run, by the names of their scripts."""
+    return {name: job for name, job in SHAPES.items() if job.sweep is None or SYSTEMS[system].index}
+
+
 def main(folder: Path) -> None:
     """Write all scripts to a folder."""
-    for system in ("slurm", "pbs", "lsf"):
-        for name, job in SHAPES.items():
+    for system in SYSTEMS:
+        for name, job in shapes(system).items():
             path = folder / system / f"{name}.sh"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(render(job, system, f"jobs/{system}/{name}.sh"))

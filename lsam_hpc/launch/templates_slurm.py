@@ -27,6 +27,7 @@ class Slurm:
     index = "$SLURM_ARRAY_TASK_ID"
     attempts = "${SLURM_RESTART_COUNT:-0}"
     near_end = _NEAR_END
+    signals_ranks = False
     pack = _PACK
     chained = "sbatch {0} # submit several times: jobs of the same name run one after another"
 
@@ -41,11 +42,11 @@ class Slurm:
             (f"--cpus-per-task={job.cpus_per_rank}", "one is for the exchange thread"),
         ]
         if job.gpus is not None:
-            options += [(line.strip(), "") for line in job.gpus.splitlines() if line.strip()]
+            options += [(line.strip(), "") for line in job.filled(job.gpus).splitlines() if line.strip()]
         elif job.gpus_per_node:
             options += [
                 (f"--gpus-per-node={job.gpus_per_node}", ""),
-                ("--gpu-bind=none", "each rank sees all GPUs of its node; rank i of a node uses GPU i"),
+                ("--gpu-bind=none", "each rank sees all GPUs of its node, and uses the one next to its cores"),
             ]
         options += [
             (f"--time={job.time}", ""),
@@ -68,7 +69,7 @@ class Slurm:
     def _optional(self, job: Job) -> list[tuple[str, str | None]]:
         """Return the directives that have no default, with values quoted where sbatch would split them."""
         constraint = f'"{job.constraint}"' if job.constraint and not job.constraint.isalnum() else job.constraint
-        return [("qos", job.qos), ("constraint", constraint), ("mem", job.mem)]
+        return [("qos", job.qos), ("constraint", constraint), ("mem", job.mem), ("uenv", job.uenv), ("view", job.view)]
 
     def out(self, job: Job) -> str:
         """Return the run directory."""
@@ -89,6 +90,7 @@ class Slurm:
             lines += [
                 'if [ -n "$pack" ]; then',
                 "  disk=$disk/lsam-$SLURM_JOB_ID",
+                '  case $disk in /*) ;; *) echo "--disk: expected an absolute path, found $disk" >&2; exit 2 ;; esac',
                 '  everywhere=(srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1)',
                 '  trap \'"${everywhere[@]}" rm -rf "$disk" "$disk.tar"\' EXIT',
                 '  sbcast --force "$pack" "$disk.tar" && "${everywhere[@]}" mkdir -p "$disk" &&',

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
+from lsam_hpc.optim.accelerators import KINDS
 from lsam_hpc.optim.flat import widest_dtype
 from lsam_hpc.optim.masks import Mask
 from lsam_hpc.optim.shards import any_sharded, by_holders, fully_sharded, local_parts, placed_like, sum_over
@@ -163,7 +164,11 @@ class Perturbation:
             self._copies = [torch.empty_like(p) for p in params]
             self._params = params
             self._sharded = any_sharded(params)
-            few = len(params) < SLICE // 8 or len({(p.dtype, p.device.type) for p in params}) > 1 or params[0].is_cuda
+            few = (
+                len(params) < SLICE // 8
+                or len({(p.dtype, p.device.type) for p in params}) > 1
+                or params[0].device.type in KINDS
+            )
             self._large = [i for i, p in enumerate(params) if few or p.numel() > SMALL]
             self._small = [i for i, p in enumerate(params) if not few and p.numel() <= SMALL]
         if params:

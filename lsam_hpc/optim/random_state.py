@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsam_hpc.optim import accelerators
+
 
 def repeating(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of which each call draws the random numbers of the first, on the CPU and the present GPU."""
-    saved: list[tuple[Tensor, Tensor | None]] = []
+    """Return a function of which each call draws the random numbers of the first, on the CPU and the present device."""
+    saved: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     def repeated(*arguments: Any) -> Any:  # noqa: ANN401
         if not saved:
-            saved.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None))
+            saved.append((torch.get_rng_state(), accelerators.rng_states()))
         else:
-            cpu, cuda = saved[0]
+            cpu, others = saved[0]
             torch.set_rng_state(cpu)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda)
+            accelerators.set_rng_states(others)
         return function(*arguments)
 
     return repeated

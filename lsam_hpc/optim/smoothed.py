@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lsam_hpc.optim.accelerators import KINDS
+
 DECAY = 0.9  # weight of the previous mean in the new one
 
 
@@ -29,7 +31,7 @@ class SmoothedLoss:
 
     def add(self, loss: Tensor | float) -> None:
         """Add the loss of one step; a loss that is not finite is ignored."""
-        if not (isinstance(loss, Tensor) and loss.is_cuda):
+        if not (isinstance(loss, Tensor) and loss.device.type in KINDS):
             new, old = loss.detach().item() if isinstance(loss, Tensor) else loss, self.value
             if math.isfinite(new):
                 # After a mean that is not finite (none yet, or set by the caller), start from this loss.

@@ -99,6 +99,8 @@ class TrainingOptions:
     profile: str = option(
         "none", f"local steps of each rank to trace with PyTorch's profiler: {PROFILE}, for example 10:20; none"
     )
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "device to train on")
+    device: Literal["auto", "cpu", "cuda", "xpu"] = option(
+        "auto", "device to train on; cuda also stands for ROCm; with several, a rank takes the one next to its cores"
+    )
     out: str | None = option(None, "run directory; default: runs/DATA-DATE")
     overwrite: bool = option(False, "replace the run in --out")

@@ -11,6 +11,7 @@ import torch
 from mpi4py import MPI
 
 from lsam_hpc import rma
+from lsam_hpc.optim import accelerators
 from lsam_hpc.optim.samples import ConAdv, Selection
 from lsam_hpc.train.checkpoint import Checkpoints, State, copied_to_host
 from lsam_hpc.train.config import TrainConfig
@@ -178,9 +179,7 @@ def _random_state() -> State:
         "python": [version, list(numbers), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), at, has_gauss, cached],
     }
-    if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
+    return states | accelerators.rng_states()
 
 
 def _set_random_state(state: State) -> None:
@@ -189,5 +188,4 @@ def _set_random_state(state: State) -> None:
     random.setstate((version, tuple(numbers), gauss))
     name, keys, at, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), at, has_gauss, cached))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    accelerators.set_rng_states(state)

@@ -10,8 +10,10 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
+from lsam_hpc import rma
 from lsam_hpc.distributed.lsam import LSAM
 from lsam_hpc.errors import InputError
+from lsam_hpc.optim import accelerators
 from lsam_hpc.optim.samples import ConAdv, Selection
 from lsam_hpc.options.communication import CommunicationOptions
 from lsam_hpc.options.coupling import StepOptions
@@ -29,6 +31,10 @@ from lsam_hpc.train.builders import (
 )
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.losses import Batch
+from lsam_hpc.util import affinity
+from lsam_hpc.util.log import get_logger
+
+_LOG = get_logger(__name__)
 
 
 @dataclass
@@ -80,13 +86,15 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
     )
 
 
-def start_averaging(config: TrainConfig) -> None:
+def start_averaging(config: TrainConfig, device: torch.device) -> None:
     """Start Horovod if it averages the gradients of groups; collective.
 
     Raises:
         InputError: Horovod is requested and not installed, or cannot be loaded.
     """
     if config.group_size == 1 or config.reduce == "mpi":
+        return
+    if config.reduce == "auto" and device.type == "xpu":  # only Intel's Horovod knows such tensors
         return
     try:
         hvd = importlib.import_module("horovod.torch")
@@ -101,19 +109,26 @@ def start_averaging(config: TrainConfig) -> None:
     hvd.init(process_sets="dynamic")
 
 
-def pick_device(name: str, node: MPI.Comm) -> torch.device:
-    """Return the device to train on; the ranks of a node take its GPUs in turn.
+def pick_device(name: str, comm: MPI.Intracomm, node: MPI.Comm) -> torch.device:
+    """Return the device to train on: of those that this rank sees, the one next to its cores; collective.
 
     Args:
-        name: auto, cpu or cuda.
-        node: communicator of this node's ranks.
+        name: auto, cpu, cuda or xpu.
+        comm: all ranks.
+        node: this node's ranks.
+
+    Raises:
+        InputError: torch cannot use that device here.
     """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError("--device: expected a CUDA device, found none that PyTorch can use")
-    device = torch.device("cuda", node.rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
+    kind = rma.raise_on_all(comm, lambda: accelerators.kind_of(name))
+    seen = rma.raise_on_all(comm, lambda: accelerators.addresses(kind))
+    ranks = node.allgather((os.sched_getaffinity(0), seen))
+    index = affinity.device_indices([cores for cores, _ in ranks], [visible for _, visible in ranks])[node.rank]
+    device = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
+    if (module := accelerators.module_of(device)) is not None:
+        module.set_device(device)
+    elif name == "auto" and node.rank == 0 and (unused := affinity.accelerators()):
+        _LOG.warning("training on the CPU: torch %s can use none of the %d GPUs here", torch.__version__, len(unused))
     return device
 
 

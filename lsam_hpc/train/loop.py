@@ -64,11 +64,11 @@ def main(argv: Sequence[str]) -> int:
     )
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     share_cores(node)
-    device = rma.raise_on_all(comm, lambda: pick_device(config.device, node))
+    device = pick_device(config.device, comm, node)
     node.Free()
     dataset = rma.raise_on_all(comm, lambda: make_dataset(config))
     model = rma.raise_on_all(comm, lambda: make_model(config, dataset)).to(device)
-    rma.raise_on_all(comm, lambda: start_averaging(config))
+    rma.raise_on_all(comm, lambda: start_averaging(config, device))
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     now = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
     run_dir = Path(config.out or f"runs/{config.data.replace(':', '-')}-{now:%Y%m%d-%H%M%S}")

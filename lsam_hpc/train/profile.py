@@ -43,11 +43,13 @@ class Profile:
     def __init__(self, steps: range, path: Path, device: torch.device) -> None:
         import torch  # here: programs that only check options do not need torch
 
+        from lsam_hpc.optim.accelerators import KINDS
+
         self._steps = steps
         self._path = path
         self._activities = [torch.profiler.ProfilerActivity.CPU]
-        if device.type == "cuda":
-            self._activities.append(torch.profiler.ProfilerActivity.CUDA)
+        if device.type in KINDS:
+            self._activities.append(getattr(torch.profiler.ProfilerActivity, device.type.upper()))
         self._running: torch.profiler.profile | None = None
         if steps:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise every start and stop prints a line on stderr

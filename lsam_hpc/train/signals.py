@@ -13,6 +13,7 @@ from types import FrameType
 from lsam_hpc.errors import InputError
 from lsam_hpc.util.launcher import LauncherWatch, watch
 
+_UNLIMITED = 2**32 - 1  # s: Flux states it, or more, for a job without a time limit
 REPEATED = 2.0  # s in which the same signal counts once
 
 
@@ -73,8 +74,11 @@ class StopRequest:
 def job_end() -> float | None:
     """Return the time at which the batch system ends this job, seconds since 1970; None if it is unknown.
 
-    Slurm states it in the environment or in squeue, PBS in qstat.
+    Slurm states it in the environment or in squeue, PBS in qstat, Flux in `flux job timeleft`.
     """
+    if "FLUX_JOB_ID" in os.environ:
+        left = _output("flux", "job", "timeleft")
+        return time.time() + int(left) if left.isdecimal() and int(left) < _UNLIMITED else None
     if end := os.environ.get("SLURM_JOB_END_TIME"):
         return float(end)
     if job := os.environ.get("SLURM_JOB_ID"):

@@ -65,10 +65,10 @@ class Stragglers:
         began = time.perf_counter()
         yield
         if self.factor > 1:
-            if device.type == "cuda":
-                import torch  # here: programs that only check options do not need torch
+            from lsam_hpc.optim.accelerators import module_of  # here: programs that only check options need no torch
 
-                torch.cuda.synchronize(device)  # kernels run asynchronously: the pass ends here
+            if (module := module_of(device)) is not None:
+                module.synchronize(device)  # kernels run asynchronously: the pass ends here
             time.sleep((self.factor - 1) * (time.perf_counter() - began))
         if self._chance and self._random.random() < self._chance:
             time.sleep(self._random.exponential(self._mean))

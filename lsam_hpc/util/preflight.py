@@ -19,9 +19,13 @@ SHARED = "/dev/shm"
 INFINIBAND = "/sys/class/infiniband"  # exists where a node has such devices
 ROOM = 16 << 20  # bytes of /dev/shm per rank that MPI_Init takes: Open MPI 16 MiB, MPICH about 5 MiB
 # Set for each rank by its launcher. Slurm's variables may describe the job, or the daemons of mpirun.
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE")
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "JSM_NAMESPACE_RANK", "SLURM_PROCID")
-_LOCAL = (("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"), ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE", "FLUX_JOB_SIZE")
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "JSM_NAMESPACE_RANK", "FLUX_TASK_RANK", "SLURM_PROCID")
+_LOCAL = (
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),  # PALS
+)
 _LIBRARY = re.compile(r"libmpi(ch|_cray|_gnu\w*|_nvidia\w*)?(-[0-9a-f]+)?\.so[.0-9]*$")
 
 
@@ -149,7 +153,7 @@ def launched_ranks(env: Mapping[str, str] = os.environ) -> tuple[int, str]:
 def on_node(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """Return this process's rank on its node and the node's number of ranks; (0, 1) without a launcher."""
     for rank, size in _LOCAL:
-        if size in env:
+        if rank in env and size in env:
             return int(env[rank]), int(env[size])
     if launched_ranks(env)[1] and "SLURM_STEP_TASKS_PER_NODE" in env:
         nodes: list[int] = []
@@ -253,6 +257,12 @@ def _wrong_launcher(version: str, expected: str, actual: str) -> StartError:
             f"MPI: expected {expected}, found {actual}: this Python's mpi4py uses Cray MPICH: start it by {how}",
         )
     name, flag = ("Open MPI", "pmix") if version.startswith("Open MPI") else (version.split(maxsplit=1)[0], "pmi2")
+    if "FLUX_JOB_SIZE" in expected:
+        flags = " -o pmi=pmix" if flag == "pmix" else ""
+        return StartError(
+            "launcher",
+            f"MPI: expected {expected}, found {actual}: this Python's mpi4py uses {name}: start it by flux run{flags}",
+        )
     return StartError(
         "launcher",
         f"MPI: expected {expected}, found {actual}: this Python's mpi4py uses {name}: start it by "

@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from pathlib import Path
 
 import pytest
 
-from lsam_hpc.launch.doctor_process import diagnose_cores, diagnose_gpus
-from lsam_hpc.launch.doctor_report import Finding, by_value, verdict
+from lsam_hpc.launch.doctor_gpus import Choice, diagnose_gpus, gpus
+from lsam_hpc.launch.doctor_process import diagnose_cores
+from lsam_hpc.launch.doctor_report import Finding, Level, OneProcess, Ranks, by_value, verdict
+from lsam_hpc.optim import accelerators
+from lsam_hpc.util import affinity
+
+ONE, TWO = ["0"], ["0", "1"]
 
 
 @pytest.mark.parametrize(
     ("hosts", "answers", "level", "text"),
     [
-        ("ab", [("", []), ("", [])], "ok", "none"),
-        ("aa", [("0", ["0", "1"]), ("1", ["0", "1"])], "ok", "2 ranks on 2 GPUs"),
-        ("ab", [("0", ["0"]), ("0", ["0"])], "ok", "2 ranks on 2 GPUs"),  # the same index on different nodes
-        ("aa", [("0", ["0"]), ("0", ["0"])], "warn", "2 ranks on 1 GPUs"),
-        ("aa", [("0", ["0", "1"]), ("0", ["0", "1"])], "fail", "2 ranks on 1 GPUs, idle: a 1"),
-        ("a", [("0", ["0", "1"])], "warn", "1 ranks on 1 GPUs, idle: a 1"),
-        ("ab", [("0", ["0"]), ("", [])], "fail", "ranks [1] see none, others do: ask for GPUs on every node"),
-        ("ab", [("0", ["0"]), "RuntimeError: broken"], "fail", "RuntimeError: broken"),
+        ("ab", [Choice("", []), Choice("", [])], "ok", "none"),
+        ("a", [Choice("", [], present=8)], "warn", "torch can use none of a node's 8: install a torch for them"),
+        ("aa", [Choice("0", TWO), Choice("1", TWO, 1)], "ok", "2 ranks on 2 GPUs, the ranks of a use 0 1"),
+        ("aa", [Choice("1", TWO, 1), Choice("0", TWO)], "ok", "2 ranks on 2 GPUs, the ranks of a use 1 0"),
+        ("ab", [Choice("0", ONE), Choice("0", ONE)], "ok", "2 ranks on 2 GPUs"),  # the same index on different nodes
+        ("aa", [Choice("0", ONE), Choice("0", ONE)], "warn", "2 ranks on 1 GPUs"),
+        ("aa", [Choice("0", TWO)] * 2, "fail", "2 ranks on 1 GPUs, the ranks of a use 0 0, idle: a 1"),
+        ("a", [Choice("0", TWO)], "warn", "1 ranks on 1 GPUs, the ranks of a use 0, idle: a 1"),
+        (
+            "ab",
+            [Choice("0", ONE), Choice("0", ONE, far=True)],
+            "warn",
+            "2 ranks on 2 GPUs, on another NUMA node than the cores of ranks [1]: check the binding",
+        ),
+        ("ab", [Choice("0", ONE), Choice("", [])], "fail", "ranks [1] see none, others do: ask for GPUs on every node"),
+        ("ab", [Choice("0", ONE), "RuntimeError: broken"], "fail", "RuntimeError: broken"),
     ],
 )
-def test_gpus(hosts: str, answers: list[Any], level: str, text: str) -> None:
-    assert diagnose_gpus(hosts, answers) == Finding("gpus", level, text)  # type: ignore[arg-type]
+def test_gpus(hosts: str, answers: list[Choice | str], level: Level, text: str) -> None:
+    assert diagnose_gpus(hosts, answers) == Finding("gpus", level, text)
+
+
+def test_the_gpu_of_this_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The choice is that of `lsam train`."""
+    monkeypatch.setattr(accelerators, "usable", lambda: ["cuda"])
+    monkeypatch.setattr(accelerators, "identities", lambda _: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(accelerators, "addresses", lambda _: ["a", "b"])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    host = os.uname().nodename
+    for near, index, text in (({"a": {9}, "b": {1}}, 1, ", idle: "), ({"a": {9}, "b": {8}}, 0, "of ranks [0]: check")):
+        monkeypatch.setattr(affinity, "near_cores", lambda address, _, near=near: frozenset(near[address]))
+        finding = gpus(Ranks(OneProcess(), tmp_path))
+        assert finding.level == "warn"
+        assert f"1 ranks on 1 GPUs, the ranks of {host} use {index}" in finding.text
+        assert text in finding.text
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ import pytest
 from lsam_hpc import InputError
 from lsam_hpc.launch import submit
 from lsam_hpc.launch.templates import SYSTEMS, render
-from lsam_hpc.launch.templates_shapes import SHAPES
+from lsam_hpc.launch.templates_shapes import SHAPES, shapes
 from lsam_hpc.util import preflight
 from tests.helpers.mpis import ROOT
 
-SCRIPTS = [(system, name) for system in SYSTEMS for name in SHAPES]
+SCRIPTS = [(system, name) for system in SYSTEMS for name in shapes(system)]
 
 
 @pytest.mark.parametrize(("system", "name"), SCRIPTS)
@@ -43,7 +43,7 @@ def test_every_script_is_shell_with_one_marked_block_on_top(system: str, name: s
     head, rest = text.split("# >>> edit from here >>>\n")
     block, body = rest.split("# <<< to here <<<\n")
     assert all(line.startswith("#") for line in head.splitlines())
-    directive = {"slurm": "#SBATCH", "pbs": "#PBS", "lsf": "#BSUB"}[system]
+    directive = {"slurm": "#SBATCH", "pbs": "#PBS", "lsf": "#BSUB", "flux": "#flux:"}[system]
     assert directive in block
     assert directive not in body
     first = next(i for i, line in enumerate(block.splitlines()) if line and not line.startswith("#"))
@@ -120,7 +120,14 @@ def test_options_reach_the_script(capsys: pytest.CaptureFixture[str]) -> None:
         ("slurm", "--constraint gpu --exclusive", ["SBATCH --constraint=gpu", "SBATCH --exclusive"]),
         ("slurm", "--constraint gpu&hbm80g", ['SBATCH --constraint="gpu&hbm80g"']),
         ("slurm", "--gpus=--gres=gpu:4 --gpus-per-node 4", ["SBATCH --gres=gpu:4", "SBATCH --ntasks-per-node=4"]),
-        ("pbs", "--select system=polaris --exclusive", ["PBS -l select=1:system=polaris", "PBS -l place=scatter:excl"]),
+        (
+            "pbs",
+            "--select system=x:mpiprocs=4 --exclusive",
+            ["PBS -l select=1:system=x:mpiprocs=4", "PBS -l place=scatter:excl"],
+        ),
+        ("pbs", "--select= --mem 64gb --launch mpiexec", ["PBS -l select=1:mem=64gb"]),
+        ("pbs", "--filesystems home:eagle", ["PBS -l filesystems=home:eagle"]),
+        ("slurm", "--uenv prgenv-gnu/24.11:v2 --view default", ["SBATCH --uenv=prgenv-gnu/24.11:v2"]),
         ("pbs", "--mem 64gb", ["PBS -l select=1:ncpus=16:mpiprocs=4:mem=64gb"]),
         ("lsf", "--exclusive", ["BSUB -x"]),
     ],
@@ -139,6 +146,9 @@ def test_cray_mpich_is_started_by_plain_srun(
     version = "MPI VERSION    : CRAY MPICH version 8.1.30.8 (ANL base 3.4a2)\nMPI BUILD INFO : Mon Jun 17 2024\n"
     monkeypatch.setattr("lsam_hpc.util.preflight.library_version", lambda: version)
     assert "launch=(srun --cpu-bind=cores)" in dry(capsys, "--system", "slurm", "--", "lsam", "train")
+    words = ("--nodes", "2", "--cpus-per-rank", "8", "--select", "system=polaris")
+    text = dry(capsys, "--system", "pbs", *words, "--", "lsam", "train")
+    assert "launch=(mpiexec -n 8 --ppn 4 --depth 8 --cpu-bind depth)" in text
     with pytest.raises(preflight.StartError, match=r"Cray MPICH: start it by plain srun, or by mpiexec under PBS$"):
         preflight.check_world(1, version, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0"})
 
@@ -183,22 +193,52 @@ def test_words_of_the_command_are_quoted(capsys: pytest.CaptureFixture[str], sys
     assert done.stdout.split("\0")[:-1] == NASTY
 
 
+@pytest.mark.parametrize(
+    ("disk", "folder"),
+    [
+        ("/mnt/bb/$USER", "/mnt/bb/me & you"),
+        ("/a b/${USER}s/$USER_", "/a b/me & yous/under"),
+        ("$TMPDIR/x", "/scratch/$(touch lsam-no)/x"),  # what a variable holds is text
+        *((f"/{text}", f"/{text}") for text in NASTY if "\n" not in text),
+        *((f"/{text}", f"/{text}") for text in ("${USER:-x}", "$1", "${", "$", "~", "$((1))", "x}", "*")),
+        ("/\\$USER'$USER\"", "/\\me & you'me & you\""),
+    ],
+)
+def test_the_job_expands_variables_of_the_disk(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, disk: str, folder: str
+) -> None:
+    """And nothing else: no command is run, no pattern is matched."""
+    text = dry(capsys, "--system=slurm", "--setup=:", "--pack=e.tar", f"--disk={disk}", "--", "true")
+    log = f'printf "%s\\n" "$@" >> {tmp_path}/calls'
+    env = programs(tmp_path, sbcast=log, srun="true") | {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    env |= {"USER": "me & you", "USER_": "under", "TMPDIR": "/scratch/$(touch lsam-no)"}
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True, timeout=30, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text() == f"--force\ne.tar\n{folder}/lsam-7.tar\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"calls", "sbcast", "srun"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(None, "HERE: parameter null or not set"), ("x", "--disk: expected an absolute path, found x")],
+)
+def test_a_disk_that_the_job_cannot_find(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str | None, message: str
+) -> None:
+    text = dry(capsys, "--system=slurm", "--setup=:", "--pack=e.tar", "--disk=$HERE", "--", "touch", "ran")
+    env = programs(tmp_path, sbcast="true", srun="true") | {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    env |= {} if value is None else {"HERE": value}
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True, timeout=30, cwd=tmp_path, env=env)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_out_option_of_a_training_command_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--out=runs/x y", "--resume", "must"], ["--resume", "must", "--out", "runs/x y"]):
         lines = dry(capsys, "--system", "pbs", "--", "python", "-m", "lsam_hpc", "train", *words).splitlines()
         assert "out='runs/x y'" in lines  # the script asks this directory whether the run is finished
         assert 'command=(python -m lsam_hpc train --resume must --out "$out")' in lines
-
-
-def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    site = tmp_path / "site.toml"
-    site.write_text(
-        'system = "lsf"\nnodes = 2\nranks-per-node = 3\npartition = "q"\nsetup = """\nmodule load a\nb=1\n"""\n'
-    )
-    text = dry(capsys, "--site", str(site), "--nodes", "5", "--", "lsam", "train")
-    assert "#BSUB -n 15" in text  # flags win
-    assert "#BSUB -q q" in text
-    assert "setup() { # puts python, lsam and MPI on the PATH\n  module load a\n  b=1\n}" in text
 
 
 @pytest.mark.parametrize(
@@ -213,6 +253,13 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--system", "pbs", "--partition", "a,b", "--", "x"], r"--partition: expected letters"),
         (["--system", "lsf", "--qos", "a", "--", "x"], r"--qos: expected slurm, found lsf: use --directives"),
         (["--select", "system=polaris", "--", "x"], r"--select: expected pbs, found slurm"),
+        (
+            ["--system", "pbs", "--select", "system=x", "--", "x"],
+            r"--select: expected mpiprocs=RANKS in it, or --launch",
+        ),
+        (["--filesystems", "home", "--", "x"], r"--filesystems: expected pbs, found slurm"),
+        (["--uenv", "a b", "--", "x"], r"--uenv: expected what slurm can read"),
+        (["--modules", "a; rm", "--", "x"], r"--modules: expected names separated by spaces, found 'a; rm'"),
         (["--constraint", "a'b", "--", "x"], r"--constraint: expected what slurm can read"),
         (["--mem", "much", "--", "x"], r"--mem: expected what slurm or pbs can read"),
         (["--partition", "a b", "--", "x"], r"--partition: expected letters"),
@@ -225,7 +272,9 @@ def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--sweep", "rho=1,2", "--", "lsam", "train", "--out", "x"], r"--out: expected none with --sweep"),
         (["--gpus-per-node", "4", "--ranks-per-node", "6", "--", "x"], r"--ranks-per-node: expected a multiple of 4"),
         (["--nodes", "2"], r"command: expected lsam submit .*, found none"),
-        (["--system", "torque", "--", "x"], r"--system: expected one of slurm, pbs, lsf, found 'torque'"),
+        (["--system", "torque", "--", "x"], r"--system: expected one of slurm, pbs, lsf, flux, found 'torque'"),
+        (["--system", "flux", "--sweep", "rho=1,2", "--", "lsam", "train"], r"--sweep: expected slurm, pbs or lsf"),
+        (["--system", "flux", "--qos", "a", "--", "x"], r"--qos: expected slurm, found flux: use --directives"),
         (["--system", "pbs", "--pack", "e.tar", "--", "x"], r"--pack: expected Slurm"),
         (["--pack", "e.tar", "--disk", "scratch", "--", "x"], r"--disk: expected an absolute path, found 'scratch'"),
     ],
@@ -234,13 +283,6 @@ def test_bad_options_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}") as error:
         submit.parse(words if "--system" in words else ["--system", "slurm", *words])
     assert "\n" not in str(error.value)
-
-
-def test_unknown_keys_of_a_site_file_are_refused(tmp_path: Path) -> None:
-    site = tmp_path / "site.toml"
-    site.write_text("ndoes = 3\n")
-    with pytest.raises(InputError, match="ndoes: expected a known option such as nodes, found an unknown one"):
-        submit.parse(["--site", str(site), "--", "x"])
 
 
 def programs(folder: Path, **texts: str) -> dict[str, str]:
@@ -259,6 +301,7 @@ def test_a_chain_waits_for_the_job_before(
         ("pbs", "echo 7.server", ["", "-W depend=afterany:7.server", "-W depend=afterany:7.server"]),
         ("lsf", "echo 'Job <7> is submitted to queue <q>.'", ["", "-w ended(7)", "-w ended(7)"]),
         ("slurm", "echo '7;cluster'", ["--parsable", "--parsable", "--parsable"]),
+        ("flux", "echo f7", ["batch", "batch --dependency=afterany:f7", "batch --dependency=afterany:f7"]),
     ):
         log.unlink(missing_ok=True)
         name = SYSTEMS[system].submit[0]
@@ -266,7 +309,7 @@ def test_a_chain_waits_for_the_job_before(
         monkeypatch.setenv("PATH", env["PATH"])
         assert submit.main(["--system", system, "--chain", "3", "--", "lsam", "train"]) == 0
         assert log.read_text().split("\n")[:-1] == options
-        assert capsys.readouterr().out.split() == ["7.server" if system == "pbs" else "7"] * 3
+        assert capsys.readouterr().out.split() == [{"pbs": "7.server", "flux": "f7"}.get(system, "7")] * 3
         assert (tmp_path / "script").read_text().startswith("#!/bin/bash\n")
 
 

@@ -21,6 +21,7 @@ FAR_AND_NEAR = {
         ("    Resource_List.walltime = 00:02:30", "    Resource_List.walltime = 36:00:00", ""),
         ("    comment = x\n    Resource_List.walltime = 00:01:00\n    stime = x",),
     ),
+    "flux": ("flux", ("60", "100000", "4294967295", ""), ("59", "0")),
     "lsf": ("bjobs", ("0:20 L", "1:0 L", "-", ""), ("0:0 L", "0:1 L", "0:00 L")),
 }
 CASES = [
@@ -35,7 +36,10 @@ CASES = [
 def test_term(system: str, program: str, text: str, near: int, tmp_path: Path) -> None:
     log = f"echo restarted >> {tmp_path}/log"
     (tmp_path / "text").write_text(text + "\n")
-    env = programs(tmp_path, **{program: f"cat {tmp_path}/text; touch {tmp_path}/asked"}, scontrol=log, qsub=log)
+    answer = f"cat {tmp_path}/text; touch {tmp_path}/asked"
+    if system == "flux":  # one program for all
+        answer = f'case "$1 $2" in "job timeleft") {answer} ;; "--parent batch") {log} ;; esac'
+    env = programs(tmp_path, **{program: answer}, scontrol=log, qsub=log)
     env |= {"PBS_O_WORKDIR": str(tmp_path), "PBS_JOBID": "7", "SLURM_JOB_ID": "7", "LSB_JOBID": "7"}
     flags = [f"--system={system}", "--setup=:", "--requeue=1", "--launch=sh -c"]
     _, job, _ = submit.parse(

@@ -63,26 +63,29 @@ def test_evaluate_counts_errors_and_keeps_the_mode():
 
 
 @pytest.mark.parametrize(
-    ("reduce", "error", "message"),
+    ("reduce", "device", "error", "message"),
     [
-        ("auto", ModuleNotFoundError("no horovod"), None),
+        ("auto", "cpu", ModuleNotFoundError("no horovod"), None),
+        ("auto", "xpu", AssertionError("only Intel's Horovod knows its tensors"), None),
+        ("horovod", "xpu", ModuleNotFoundError("no horovod"), "--reduce horovod: expected Horovod"),
         (
             "auto",
+            "cuda",
             ImportError("undefined symbol"),
             "--reduce: expected a Horovod that can be loaded, or mpi, found: undef",
         ),
-        ("horovod", ModuleNotFoundError("no horovod"), "--reduce horovod: expected Horovod"),
-        ("mpi", AssertionError("mpi needs none"), None),
+        ("horovod", "cpu", ModuleNotFoundError("no horovod"), "--reduce horovod: expected Horovod"),
+        ("mpi", "cpu", AssertionError("mpi needs none"), None),
     ],
 )
-def test_a_missing_horovod_is_ignored_and_a_broken_one_reported(monkeypatch, reduce, error, message):
+def test_a_missing_horovod_is_ignored_and_a_broken_one_reported(monkeypatch, reduce, device, error, message):
     def load(name):
         raise error
 
     monkeypatch.setattr(job.importlib, "import_module", load)
     config = TrainConfig(group_size=2, reduce=reduce)
     if message is None:
-        job.start_averaging(config)
+        job.start_averaging(config, torch.device(device))
     else:
         with pytest.raises(InputError, match=message):
-            job.start_averaging(config)
+            job.start_averaging(config, torch.device(device))

@@ -55,6 +55,7 @@ HYDRA = {
         (PMI2, 4, 2, (0, 2)),
         (MPIRUN, 4, 3, (1, 2)),
         (HYDRA, 4, 3, (1, 2)),
+        ({"PMI_SIZE": "4", "PMI_RANK": "3", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "2"}, 4, 3, (1, 2)),  # PALS
         ({**PMIX, "SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_NODEID": "0", "SLURM_LOCALID": "2"}, 4, 2, (2, 3)),
     ],
 )

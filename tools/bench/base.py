@@ -134,6 +134,8 @@ def machine() -> dict[str, str]:
     """Return a description of the machine and its present load; to be called before measuring."""
     import torch
 
+    from lsam_hpc.optim.accelerators import kind_of
+
     models = [
         line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")
     ]
@@ -142,7 +144,7 @@ def machine() -> dict[str, str]:
         "cpu": models[0] if models else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "gpu": getattr(torch, kind).get_device_name() if (kind := kind_of("auto")) != "cpu" else "none",
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "mpi": library,

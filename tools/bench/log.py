@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lsam_hpc.optim.accelerators import module_of, usable
 from lsam_hpc.rundir.sketches import DeviceSketch, StateLog
 from lsam_hpc.tools.bench.base import Report, Row, caption, markdown, medians
 from lsam_hpc.tools.inspect_run import summary
@@ -177,7 +178,7 @@ def _work(step: float) -> Callable[[], object]:
 def _sketching(layout: Layout, repeats: int) -> list[Row]:
     groups = layer_groups(layout)
     sketch = CountSketch(groups[-1].stop, groups)
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    devices = ["cpu", *usable()]
     return [row for device in devices for row in _sketching_on(device, sketch, repeats)]
 
 
@@ -193,8 +194,8 @@ def _sketching_on(device: str, sketch: CountSketch, repeats: int) -> list[Row]:
         return done, whole
 
     def done() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if (module := module_of(torch.device(device))) is not None:
+            module.synchronize()
 
     works: dict[str, Callable[[], object]] = {"memcpy": lambda: copy.copy_(state), "torch": lambda: on_device(state)}
     if device == "cpu":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import package
+from lsam_hpc.optim.accelerators import fork_rng
 
 MATRICES = {"hessian": "HessianLinearOperator", "ggn": "GGNLinearOperator"}
 COLUMNS = 64  # columns multiplied at a time; each takes the memory of a batch's activations
@@ -93,6 +94,6 @@ def dense(operator: Any) -> Tensor:  # noqa: ANN401 (curvlinops is optional)
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's random number generators for the body, then restore their state."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with fork_rng(device):
         torch.manual_seed(seed)
         yield

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.optim.accelerators import fork_rng
 from lsam_hpc.optim.batchnorm import preserve_module_state
 from lsam_hpc.optim.masks.base import DENSITY, REFRESH_SSAM, Sparse, generator_of, largest
 from lsam_hpc.options.ascent import parse_pattern
@@ -118,8 +119,7 @@ class SSAMF(Sparse):
         """Return the sum of the squared gradients of single samples, a tensor per parameter."""
         squares = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
         device = params[0].device
-        cuda = [device] if device.type == "cuda" else []
-        with preserve_module_state(self._model), torch.random.fork_rng(cuda):
+        with preserve_module_state(self._model), fork_rng(device):
             torch.manual_seed(self.seed * 1_000_003 + self._count)
             self._model.train()
             for index in indices:
