@@ -10,7 +10,7 @@ from mpi4py import MPI
 from torch.amp import GradScaler
 
 from lsam_hpc.distributed.communication import Communication
-from lsam_hpc.distributed.steps import STOP, EqualShares
+from lsam_hpc.distributed.steps import STOP, EqualShares, SharedSteps
 from lsam_hpc.errors import RankLostError
 from lsam_hpc.optim.lsam import LocalLSAM
 from lsam_hpc.optim.smoothed import SmoothedLoss
@@ -96,6 +96,8 @@ class RecoveringLSAM(LocalLSAM):
         """Take over the state of the group's leader: ranks of a group may have been a step apart."""
         group = self.communication.links.group
         assert group is not None
+        assert isinstance(self._counter, SharedSteps)
+        self.average = self._counter.group = group
         state = (self._state(), self._claimed, self.global_step) if group.leads else None
         state, self._claimed, global_step = group.comm.bcast(state)
         if not group.leads:

@@ -6,11 +6,15 @@ Truth: whole numbers, whose sums are exact in any order.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from lsam_hpc.trajectory import Run
 from tests.helpers.hosts import available as hosts_available
 from tests.helpers.hosts import two_hosts
 from tests.helpers.mpis import ROOT, Mpi, available, run
@@ -128,3 +132,112 @@ def test_between_hosts_a_lost_shard_lacks_only_the_last_adds(ulfm: Mpi, victims:
     with two_hosts() as hosts:
         for report in added(hosts.across(ulfm, RANKS), tmp_path, victims, adds=20).values():
             assert report["error"] <= 2 * RANKS  # at most one add of each rank, of elements up to 2
+
+
+# Ends a rank by SIGKILL in the n-th call of a function: `-c DYING rank module owner function n, then lsam's words`.
+DYING = """
+import importlib, os, signal, sys
+rank, module, owner, name, count, *words = sys.argv[1:]
+if os.environ["OMPI_COMM_WORLD_RANK"] == rank:
+    home = importlib.import_module(module)
+    home = getattr(home, owner) if owner else home
+    function, calls = getattr(home, name), []
+    def dying(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    setattr(home, name, dying)
+from lsam_hpc import cli
+sys.exit(cli.main(words))
+"""
+STEP = ("lsam_hpc.optim.lsam", "LocalLSAM", "_finish", "40")
+PLACES = {
+    "before the add": ("lsam_hpc.distributed.exchange", "RmaCenter", "add", "8"),
+    "after the add, before it is counted": ("lsam_hpc.rma.counter", "AtomicArray", "increment", "30"),
+    "in the log's callback": ("lsam_hpc.optim.coupler", "Coupler", "_call_back", "8"),
+    "in a checkpoint": ("lsam_hpc.train.checkpoint", "Checkpoints", "_write", "1"),
+    "in the last evaluation": ("lsam_hpc.train.ending", "", "_evaluate_center", "1"),
+    "in the last checkpoint": ("lsam_hpc.train.checkpoint", "Checkpoints", "write_now", "1"),
+}
+
+
+def trained(mpi: Mpi, folder: Path, rank: int, place: tuple[str, ...], *options: str, code: int = 4) -> str:
+    """Train with a rank that dies at a place; check what the others leave, and return what they said."""
+    out = str(folder / "run")
+    words = ("train", "--data", "digits", "--steps", "300", "--period", "2", "--out", out, *options)
+    done = run(mpi.command(RANKS, mpi.forked, "-c", DYING, str(rank), *place, *words), timeout=LIMIT)
+    text = done.stdout + done.stderr
+    assert done.returncode == code, text
+    if code != 4:
+        return text
+    assert re.search(rf"^rank {rank} +LOST ", text, re.MULTILINE), text
+    assert f"1 of {RANKS} ranks were lost" in text
+    with Run(folder / "run") as log:
+        assert log.problems == []
+        for other in log.ranks:
+            assert np.isfinite(log.steps(other)["loss"]).all()
+            assert (log.result(other) is None) == (other == rank)
+    center = torch.load(folder / "run" / "checkpoints" / "center.pt", weights_only=True)
+    assert all(torch.isfinite(values).all() for values in center.values())
+    return text
+
+
+def steps_of(folder: Path) -> list[int]:
+    with Run(folder / "run") as log:
+        return [len(log.steps(rank)["loss"]) for rank in range(RANKS)]
+
+
+def test_training_continues_without_rank_0(ulfm: Mpi, tmp_path: Path) -> None:
+    text = trained(ulfm, tmp_path, 0, STEP)
+    assert re.search(r"lost rank 0 \(.+\): 3 ranks continue after [0-9.]+ s$", text, re.MULTILINE), text
+    assert 299 <= sum(steps_of(tmp_path)[1:]) + 40 <= 300  # the step that it had claimed is lost
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow("kills a rank at each place")
+def test_a_rank_is_killed(ulfm: Mpi, place: str, tmp_path: Path) -> None:
+    victim = 0 if "last" in place else 1
+    trained(ulfm, tmp_path, victim, PLACES[place], "--checkpoint-every", "60")
+
+
+@pytest.mark.slow("each way to communicate")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--topology", "gossip", "--degree", "2"),
+        ("--topology", "leader"),
+        ("--wire-dtype", "float16"),
+        ("--budget", "per-rank"),
+        ("--no-overlap",),
+        ("--coupling", "kernel"),
+        ("--coupling", "restart"),
+        ("--max-delay", "3"),
+    ],
+    ids=" ".join,
+)
+def test_each_way_to_communicate_survives(ulfm: Mpi, options: tuple[str, ...], tmp_path: Path) -> None:
+    text = trained(ulfm, tmp_path, 0, STEP, *options)
+    assert "lost rank 0" in text
+    if options[0] == "--budget":
+        assert steps_of(tmp_path)[1:] == [75] * 3
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.slow("groups of two")
+def test_a_group_goes_on_with_the_rank_that_is_left(ulfm: Mpi, rank: int, tmp_path: Path) -> None:
+    place = ("lsam_hpc.distributed.groups", "Group", "__call__", "41")
+    trained(ulfm, tmp_path, rank, place, "--group-size", "2", "--reduce", "mpi")
+    steps = steps_of(tmp_path)
+    assert steps[0] == steps[1]
+    assert 299 <= steps[0] + steps[5 - rank] <= 300
+
+
+@pytest.mark.slow("jobs that end early")
+def test_what_cannot_continue_ends_with_code_3_and_one_line(ulfm: Mpi, tmp_path: Path) -> None:
+    start = ("lsam_hpc.train.job", "", "make_base", "1")
+    text = trained(ulfm, tmp_path / "a", 1, start, code=3)
+    assert text.count("lsam train: stopped: rank 1 ended before training started") == 1
+    text = trained(ulfm, tmp_path / "b", 1, STEP, "--mode", "lockstep", "--budget", "per-rank", code=3)
+    assert "lsam train: stopped: rank 1 ended (a rank was lost: a run in lockstep cannot be repeated" in text
+    assert "Traceback" not in text
