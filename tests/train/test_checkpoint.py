@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lsam_hpc import InputError
-from lsam_hpc.train import checkpoint
 from lsam_hpc.train.batches import Batches
-from lsam_hpc.train.checkpoint import Checkpoints, check, clear, load, newest
+from lsam_hpc.train.checkpoint import Checkpoints, check, clear, load
+from lsam_hpc.train.manifest import newest, parsed
 
 LAYOUT = [("w", (2, 3)), ("b", ())]
 CONFIG = {
@@ -216,7 +216,7 @@ def test_refuses_damage(tmp_path, capsys):
 
 
 def newest_unchecked(manifest):
-    return checkpoint._parsed(manifest)
+    return parsed(manifest)
 
 
 @pytest.mark.parametrize(
