@@ -96,7 +96,8 @@ def main(argv: Sequence[str]) -> int:
             profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
             chain = make_chain(config, model, dataset.to(device), log, comm)
             opt = chain.opt
-            held.unresponsive = lambda: [*opt.unresponsive_ranks, *opt.failed_ranks]
+            held.unresponsive = lambda: {*opt.unresponsive_ranks, *opt.failed_ranks}
+            held.steps = lambda: opt.communication.peers.steps
             if resume_point.manifest is not None:
                 resume(chain, resume_point.state, resume_point.center)
             checkpoints = Checkpoints(
