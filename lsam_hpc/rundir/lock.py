@@ -98,12 +98,16 @@ class RunLock:
         self._ended.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(HEARTBEAT)
-        if self._sends():
+        if self.speaks():
             with contextlib.suppress(OSError):  # a directory that is gone or read-only: the lock becomes stale
                 seen = read_lock(self.path)
                 if seen is not None and seen.holder is not None and seen.holder.token == self._me.token:
                     self.path.unlink()
             self._remove_folders()
+
+    def speaks(self) -> bool:
+        """Return whether this is the lowest responsive rank."""
+        return self._rank == min(set(range(self._size)) - set(self.unresponsive()), default=0)
 
     def __enter__(self) -> RunLock:
         return self
@@ -146,12 +150,9 @@ class RunLock:
         finally:
             os.close(file)
 
-    def _sends(self) -> bool:
-        return self._rank == min(set(range(self._size)) - set(self.unresponsive()), default=0)
-
     def _send_heartbeats(self) -> None:
         while not self._ended.wait(HEARTBEAT):
-            if self._sends():
+            if self.speaks():
                 with contextlib.suppress(OSError):  # the next one may succeed; the job goes on without its disk
                     self.heartbeat()
 

@@ -115,21 +115,22 @@ def main(argv: Sequence[str]) -> int:
                 nodes = len(set(chain.opt.communication.peers.names))
                 where = f"{comm.size} rank{'s' * (comm.size > 1)} on {nodes} node{'s' * (nodes > 1)}"
                 _LOG.info("%s, %s steps, run directory %s", where, f"{chain.total:,}", run_dir)
-            comment = JobComment(chain.total, enabled=comm.rank == 0)
-            stopped = _train(
-                config,
-                chain,
-                log,
-                scheduler=scheduler,
-                stop_request=stop_request,
-                stragglers=stragglers,
-                profile=profile,
-                comment=comment,
-            )
-            stop_request.ignore_signals()
-            launcher.watch().ending()
-            ending = finish(chain, run_dir, log, scheduler, checkpoints, stopped=stopped, start=now)
-    comment.end("stopped" if stopped else "finished")
+            with JobComment(chain.total, held.speaks) as comment:
+                stopped = _train(
+                    config,
+                    chain,
+                    log,
+                    scheduler=scheduler,
+                    stop_request=stop_request,
+                    stragglers=stragglers,
+                    profile=profile,
+                    comment=comment,
+                )
+                stop_request.ignore_signals()
+                launcher.watch().ending()
+                ending = finish(chain, run_dir, log, scheduler, checkpoints, stopped=stopped, start=now)
+    lost = f" without {len(ending.failed_ranks)} of {comm.size} ranks" * bool(ending.failed_ranks)
+    comment.end(("stopped" if stopped else "finished") + lost + ", saved elsewhere" * ending.elsewhere)
     orphaned = launcher.watch().check()
     if ending.elsewhere:
         code = NOT_SAVED
