@@ -24,6 +24,7 @@ from lsam_hpc.util.log import get_logger
 
 _LOG = get_logger(__name__)
 BYTES = 32  # of a rank's file per parameter, at most for most optimizers; so much disk is left free by the logs
+INCOMPLETE = 2  # sets that may wait for files of slow ranks; with more of them, a disk is probably full
 SCAN_SECONDS = 0.2  # s between two scans for the other ranks' files
 
 State = dict[str, Any]
@@ -40,6 +41,9 @@ class Checkpoints:
         config: the job's options, for the manifest.
         keep: number of sets to keep.
         flush: flushes the log; called in the writing thread before each file: no checkpoint is ahead of the log.
+
+    Raises:
+        InputError: the folder cannot be made.
     """
 
     def __init__(
@@ -53,7 +57,10 @@ class Checkpoints:
         keep: int,
         flush: Callable[[], object],
     ) -> None:
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: expected a folder that can be made, found: {error.strerror}") from error
         self.seconds = 0.0  # time taken to write the last file
         self._folder, self._rank, self._ranks, self._keep = folder, rank, ranks, keep
         self._layout, self._config, self._flush = list(layout), config, flush
@@ -145,6 +152,8 @@ class Checkpoints:
             sizes = [0 if name is None else (self._folder / name).stat().st_size for name in names]
             Manifest(step, self._layout, self._config, names, sizes).write(self._folder)
             self._pending.remove(step)
+        if len(self._pending) > INCOMPLETE:
+            self._remove_incomplete(written)
         self._remove_old()
 
     def _write(self, step: int, state: State) -> None:
@@ -166,6 +175,19 @@ class Checkpoints:
         elif error is None and self._error is not None:
             _LOG.info("%s: checkpoints are written again", self._folder)
         self._error = error
+
+    def _remove_incomplete(self, written: dict[int, list[int]]) -> None:
+        """Remove all files but each rank's newest of those that no manifest names: they may fill the disk.
+
+        The newest ones serve for the incomplete sets, too.
+        """
+        sets = manifests(self._folder)
+        last = int(SET.fullmatch(sets[-1].name)[1]) if sets else -1  # type: ignore[index]
+        needed = {name for file in sets for name in parsed(file).files}
+        for rank, steps in written.items():
+            for step in sorted(steps)[:-1]:
+                if step > last and (name := file_name(rank, step)) not in needed:
+                    (self._folder / name).unlink()
 
     def _remove_old(self) -> None:
         """Remove all sets but the newest ones, and older files that no remaining set needs."""

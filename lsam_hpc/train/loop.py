@@ -100,14 +100,17 @@ def main(argv: Sequence[str]) -> int:
             held.steps = lambda: opt.communication.peers.steps
             if resume_point.manifest is not None:
                 resume(chain, resume_point.state, resume_point.center)
-            checkpoints = Checkpoints(
-                run_dir / "checkpoints",
-                comm.rank,
-                comm.size,
-                layout=layout,
-                config=options,
-                keep=config.checkpoint_keep,
-                flush=log.writer.flush,
+            checkpoints = rma.raise_on_all(
+                comm,
+                lambda: Checkpoints(
+                    run_dir / "checkpoints",
+                    comm.rank,
+                    comm.size,
+                    layout=layout,
+                    config=options,
+                    keep=config.checkpoint_keep,
+                    flush=log.writer.flush,
+                ),
             )
             scheduler = CheckpointScheduler(config, checkpoints, chain, resume_point.seconds)
             launcher.watch().started()
