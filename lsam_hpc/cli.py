@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             launcher.watch().start()
             preflight.start()
             survive_lost_connection()
+        else:
+            launcher.watch().guard()
         code = int(importlib.import_module(VERBS[options.verb][0]).main(options.rest))
         sys.stdout.flush()
         return code

@@ -1,4 +1,4 @@
-"""`lsam monitor RUN`: show a live table of a run's ranks, from its logs."""
+"""`lsam monitor RUN`: show the state of a run's job, and a live table of its ranks, from its lock and its logs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.tools.jobstate import GONE, SILENT, Job, RankLook, job_text, look_at, rank_state
 from lsam_hpc.trajectory import Run
+from lsam_hpc.trajectory.openfile import is_closed
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.text import columns
 
@@ -34,8 +36,6 @@ HEAD = (
     "last row",
     "state",
 )
-SILENT = 30.0  # seconds without a row; ranks write theirs every 5
-GONE = 300.0  # seconds without a row after which the monitor does not wait for a rank any more
 PATIENCE = 60.0  # seconds to wait for files that are missing or incomplete
 LOSSES = 20  # last steps over which the loss is averaged
 MINUTE = 60.0  # last seconds of the log over which the rate is measured
@@ -57,18 +57,16 @@ class Status:
     refused: int
     age: float  # seconds since the last row
     ended: bool
-
-    @property
-    def state(self) -> str:
-        """`ended`: the rank wrote its result; `silent`: no row for 30 s; else `running`."""
-        return "ended" if self.ended else "silent" if self.age > SILENT else "running"
+    closed: bool  # the rank closed its log
+    state: str = ""  # see `rank_state`
 
 
 def main(argv: Sequence[str]) -> int:
     """Show the table until the run ends or Ctrl-C; return the exit code."""
     parser = Parser(
         prog="lsam monitor",
-        description="Show the progress of a run's ranks, refreshed until all ranks have ended. Reads only the logs.",
+        description="Show the state of a run's job and the progress of its ranks, refreshed until the job has ended. "
+        "Reads only the run directory.",
     )
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two refreshes (default: 2)")
@@ -77,8 +75,7 @@ def main(argv: Sequence[str]) -> int:
     if not 0 < args.interval < math.inf:
         raise InputError(f"--interval: expected more than 0 seconds, found {args.interval}")
     if args.once:
-        with Run(args.run) as run:
-            print(table(run.path, statuses(run, time.time())))
+        print(_look(Path(args.run))[0])
         return 0
     try:
         with _interrupts() as interrupts:
@@ -90,24 +87,48 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def statuses(run: Run, now: float) -> list[Status]:
+def statuses(run: Run, now: float, job: Job | None = None) -> list[Status]:
     """Return the progress of each rank.
 
     Args:
         run: the run, just opened.
         now: the time, seconds since 1970.
+        job: the run's job. Default: one without a lock.
     """
-    return [_status(run, rank, now) for rank in run.ranks]
+    job = job or Job()
+    ranks = [_status(run, rank, now) for rank in run.ranks]
+    over = job.is_over(looks(ranks))
+    seconds = run.config.get("flush_seconds")
+    late = max(SILENT, 2 * seconds) if isinstance(seconds, (int, float)) else SILENT
+    return [
+        replace(status, state=rank_state(job, status.rank, look, over=over, late=late), step=max(status.step, steps))
+        for status, look in zip(ranks, looks(ranks), strict=True)
+        for steps in [job.steps[status.rank] if status.rank < len(job.steps) else 0]
+    ]
 
 
-def table(path: Path, ranks: Sequence[Status]) -> str:
-    """Return a line on the run, a line for each rank, and one that names ranks without rows for 5 min."""
+def looks(ranks: Sequence[Status]) -> list[RankLook]:
+    """Return what the states of a job and its ranks depend on."""
+    return [RankLook(status.step, status.age, status.ended, status.closed) for status in ranks]
+
+
+def table(path: Path, ranks: Sequence[Status], job: str = "") -> str:
+    """Return a line on the run, a line for each rank, and one on the job.
+
+    Args:
+        path: of the run.
+        ranks: their progress.
+        job: the last line. Default: one that names ranks without rows for 5 min, if there are any.
+    """
     rate = sum(status.rate for status in ranks if status.state == "running" and status.rate > 0)
     lines = [
         f"{path}: {len(ranks)} ranks, total step {max(status.global_step for status in ranks):,}, {rate:.1f} steps/s",
         columns([HEAD, *map(_row, ranks)]),
     ]
-    if gone := [f"{status.rank} ({status.host})" for status in ranks if not status.ended and status.age > GONE]:
+    gone = [f"{status.rank} ({status.host})" for status in ranks if not status.ended and status.age > GONE]
+    if job:
+        lines.append(job)
+    elif gone:
         lines.append(f"no row for {_span(GONE)} from rank {', '.join(gone)}: stopped or failed")
     return "\n".join(lines)
 
@@ -132,21 +153,27 @@ def _interrupts() -> Iterator[socket.socket]:
 
 
 def _watch(path: Path, interval: float, interrupts: socket.socket) -> bool:
-    """Show the table until the run ends; return True if Ctrl-C ended it before."""
+    """Show the table until the job ends; return True if Ctrl-C ended it before."""
     began = time.monotonic()  # start of the wait for files
     shown = ""
     while True:
-        over, read_at = False, time.monotonic()
+        read_at = time.monotonic()
         try:
-            with Run(path) as run:
-                ranks = statuses(run, time.time())
-            text, began = table(path, ranks), time.monotonic()
-            over = all(status.ended or status.age > GONE for status in ranks)
+            text, over = _look(path)
+            began = time.monotonic()
         except InputError as error:
             # A job that just started has not created all files yet, and one that ends closes them for a moment.
-            if not path.is_dir() or time.monotonic() - began > PATIENCE:
+            if not path.is_dir():
                 raise
-            text = f"waiting for the run's files: {error}"
+            job = look_at(path, time.time(), locks=False)
+            over = job.crashed
+            if job.locked:
+                began = time.monotonic()
+                text = job_text(path, job, [], 0)
+            elif time.monotonic() - began > PATIENCE:
+                raise
+            else:
+                text = f"waiting for the run's files: {error}"
         if text != shown:
             _show(text)
             shown = text
@@ -155,6 +182,19 @@ def _watch(path: Path, interval: float, interrupts: socket.socket) -> bool:
         # Long logs take long to read: sleep for at least as long, to leave the machine to the run.
         if _sleep(max(interval, time.monotonic() - read_at), interrupts):
             return True
+
+
+def _look(path: Path) -> tuple[str, bool]:
+    """Return the table of a run, and whether the monitor need not wait any more."""
+    with Run(path) as run:
+        job = look_at(path, time.time(), locks="out" in run.config)
+        ranks = statuses(run, time.time(), job)
+    text = job_text(path, job, looks(ranks), max(status.global_step for status in ranks))
+    if job.locked:
+        over = job.crashed or (job.is_over(looks(ranks)) and job.silence > GONE)
+    else:
+        over = job.is_over(looks(ranks)) or all(status.ended or status.age > GONE for status in ranks)
+    return table(path, ranks, text), over
 
 
 def _sleep(seconds: float, interrupts: socket.socket) -> bool:
@@ -168,6 +208,7 @@ def _show(text: str) -> None:
 
 
 def _status(run: Run, rank: int, now: float) -> Status:
+    closed = is_closed(run.logs[rank].path)  # before its result is read
     steps, exchanges, log = run.steps(rank), run.exchanges(rank), run.logs[rank]
     times, stale = steps["time"], exchanges["staleness"]
     recent = times[times >= times[-1] - MINUTE] if len(times) else times
@@ -185,6 +226,7 @@ def _status(run: Run, rank: int, now: float) -> Status:
         # Hosts' clocks may differ a little.
         age=max(0.0, now - log.attributes["start_time"] - (float(times[-1]) if len(times) else 0.0)),
         ended=log.result is not None,
+        closed=closed,
     )
 
 

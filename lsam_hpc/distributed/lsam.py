@@ -31,6 +31,7 @@ from lsam_hpc.options.coupling import CouplingOptions, StepOptions, check_coupli
 from lsam_hpc.options.keywords import documented, takes
 from lsam_hpc.options.option import argument, check, keywords, part
 from lsam_hpc.rma.collective_context import CollectiveContext
+from lsam_hpc.util import launcher
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class LSAM(RecoveringLSAM, CollectiveContext):
             on_exchange=arguments.on_exchange,
             state_callback=arguments.state_callback,
         )
+        launcher.watch().guard()
         rma.barrier(comm)  # no rank changes the center before all chains have read its start
         self.communication.on_loss = self._recover
 

@@ -104,6 +104,11 @@ class ChainLog:
         self._run_dir = run_dir
         self._held = held
 
+    def follow(self, chain: LSAM) -> None:
+        """Let the lock tell this chain's progress and the ranks that it sees as dead."""
+        self._held.unresponsive = lambda: {*chain.unresponsive_ranks, *chain.failed_ranks}
+        self._held.steps = lambda: chain.communication.peers.steps
+
     def step(self, chain: LSAM, loss: object) -> None:
         """Log the step that the chain has just taken; a loss that is not a number is logged as NaN."""
         known = isinstance(loss, (Tensor, float))

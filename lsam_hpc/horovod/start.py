@@ -15,6 +15,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.horovod.options import resolve
 from lsam_hpc.horovod.session import session
 from lsam_hpc.rma.progress import require_threads
+from lsam_hpc.util import launcher
 from lsam_hpc.util.preflight import check_world, libraries
 
 _real_init, _real_shutdown = real.init, real.shutdown
@@ -39,6 +40,7 @@ def init(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as Horovod's
     session.comm = _communicator(args[0] if args else kwargs.get("comm"))
     check_ranks(real, session.comm)
     check_world(MPI.COMM_WORLD.size, MPI.Get_library_version())
+    launcher.watch().guard()
     if not session.started:
         session.started = True
         _abort_on_error()

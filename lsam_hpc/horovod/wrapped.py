@@ -278,6 +278,8 @@ class LsamOptimizer(Optimizer):
         self.chain = make_chain(
             self.base, self.options, model, self._ranks, average=self._average, log=self._log.run if self._log else None
         )
+        if self._log is not None:
+            self._log.follow(self.chain)
         self._roots.finish_search()
         session.close_first()
         return self.chain

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lsam_hpc.util.lazy import attach
+from lsam_hpc.util.preflight import needed_transports
 
 if TYPE_CHECKING:
     from lsam_hpc.rma.center import Center
@@ -45,4 +46,9 @@ _HOMES = {
     "wait_without_spinning": "collective",
     "why_progress_needed": "progress",
 }
-__getattr__, __dir__ = attach(__name__, _HOMES)
+_load, __dir__ = attach(__name__, _HOMES)
+
+
+def __getattr__(name: str) -> object:
+    with needed_transports():  # loading a module may start MPI
+        return _load(name)

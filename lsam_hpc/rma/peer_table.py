@@ -109,6 +109,12 @@ class PeerTable:
         """Bytes of a state."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def steps(self) -> list[int]:
+        """Local steps of each rank, from the last record that was received; asks no rank, also after `close`."""
+        steps: list[int] = self._known["step"].tolist()
+        return steps
+
     def update(self, step: int, global_step: int, loss: float) -> None:
         """Send a heartbeat with this rank's progress.
 

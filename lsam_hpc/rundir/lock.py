@@ -6,19 +6,18 @@ It is a file made with O_EXCL that says who holds it; its modification time is t
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lsam_hpc import rma
 from lsam_hpc.errors import InputError
+from lsam_hpc.rundir.holder import HEARTBEAT, NAME, Holder, Look, Progress, as_line, parsed, read_lock
 from lsam_hpc.rundir.processes import Process, lives, this_process
 from lsam_hpc.trajectory.provenance import machine
 from lsam_hpc.util.log import get_logger
@@ -26,40 +25,10 @@ from lsam_hpc.util.log import get_logger
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-NAME = "job.lock"
-HEARTBEAT = 5.0  # s between two heartbeats
 STALE = 60.0  # s without a heartbeat after which a job on another machine has ended; NFS shows times up to 60 s late
 PATIENCE = 15.0  # s that a job waits for another one, which may be ending
 _POLL = 0.2  # s between two looks at another job's lock
 _LOG = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The job that holds a lock."""
-
-    token: str  # of the attempt: no two are equal
-    job: str  # of the batch system, "" outside one
-    host: str  # of the rank that sends the heartbeats
-    process: int  # its id
-    rank: int
-    processes: list[Process]  # the job's, on this rank's machine
-    elsewhere: int  # number of processes on other machines
-
-    def __str__(self) -> str:
-        return f"process {self.process} on {self.host}, job {self.job or 'none'}"
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What a lock file holds, and when it was touched."""
-
-    holder: Holder | None  # None: not written completely, or damaged
-    touched: float  # modification time
-
-    @property
-    def name(self) -> str:
-        return str(self.holder or "an unknown process")
 
 
 class RunLock:
@@ -84,11 +53,21 @@ class RunLock:
     ) -> None:
         self.path = run_dir / NAME
         self.unresponsive: Callable[[], Collection[int]] = list  # ranks that send no heartbeats
+        self.steps: Callable[[], Sequence[int]] = tuple  # local steps of each rank
         self._run_dir, self._rank, self._size, self._on_lost = run_dir, rank, len(ranks), on_lost
-        here = [process for process in ranks if process.machine == ranks[rank].machine]
+        here = [number for number, process in enumerate(ranks) if process.machine == ranks[rank].machine]
         about = machine()
-        self._me = Holder(token, about["job_id"], about["host"], ranks[rank].number, rank, here, len(ranks) - len(here))
-        self._content = json.dumps(asdict(self._me)).encode() + b"\n"
+        self._me = Holder(
+            token,
+            about["job_id"],
+            about["host"],
+            ranks[rank].number,
+            rank,
+            [ranks[number] for number in here],
+            len(ranks) - len(here),
+            here,
+        )
+        self._content = as_line(self._me)
         self._made: list[Path] = []  # folders
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._send_heartbeats, name="lsam-run-lock", daemon=True)
@@ -119,12 +98,16 @@ class RunLock:
         self._ended.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(HEARTBEAT)
-        if self._sends():
+        if self.speaks():
             with contextlib.suppress(OSError):  # a directory that is gone or read-only: the lock becomes stale
-                look = _look(self.path)
-                if look is not None and look.holder is not None and look.holder.token == self._me.token:
+                seen = read_lock(self.path)
+                if seen is not None and seen.holder is not None and seen.holder.token == self._me.token:
                     self.path.unlink()
             self._remove_folders()
+
+    def speaks(self) -> bool:
+        """Return whether this is the lowest responsive rank."""
+        return self._rank == min(set(range(self._size)) - set(self.unresponsive()), default=0)
 
     def __enter__(self) -> RunLock:
         return self
@@ -148,7 +131,7 @@ class RunLock:
                     self._create()
             return
         try:
-            holder = _parsed(os.read(file, 2**24))
+            holder = parsed(os.read(file, 2**24).partition(b"\n")[0])
             if holder is None:
                 return
             if holder.token != self._me.token:
@@ -158,19 +141,18 @@ class RunLock:
                     f"{holder}: this job was suspended"
                 )
                 return
+            progress = as_line(Progress(list(self.steps()), sorted(self.unresponsive())))
+            os.utime(file)  # before the writes, which a full disk may refuse
             if holder.rank != self._rank:
                 os.pwrite(file, self._content, 0)
-                os.ftruncate(file, len(self._content))
-            os.utime(file)
+            os.pwrite(file, progress, len(self._content))
+            os.ftruncate(file, len(self._content) + len(progress))
         finally:
             os.close(file)
 
-    def _sends(self) -> bool:
-        return self._rank == min(set(range(self._size)) - set(self.unresponsive()), default=0)
-
     def _send_heartbeats(self) -> None:
         while not self._ended.wait(HEARTBEAT):
-            if self._sends():
+            if self.speaks():
                 with contextlib.suppress(OSError):  # the next one may succeed; the job goes on without its disk
                     self.heartbeat()
 
@@ -204,7 +186,7 @@ class RunLock:
             with contextlib.suppress(FileExistsError):
                 self._create()
                 return
-            look = _look(self.path)
+            look = read_lock(self.path)
             if look is None:
                 continue
             now = time.monotonic()
@@ -231,7 +213,7 @@ class RunLock:
                     _LOG.info("%s is in use by %s; waiting up to %.0f s for it to end", self._run_dir, look.name, limit)
                 time.sleep(_POLL)
 
-    def _take_over(self, look: _Look, why: str) -> None:
+    def _take_over(self, look: Look, why: str) -> None:
         """Remove a stale lock, unless another job did so first.
 
         One job at a time does it: between looking and removing, no other one can put its own in the place.
@@ -240,13 +222,13 @@ class RunLock:
         try:
             os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError:
-            other = _look(guard)
+            other = read_lock(guard)
             if other is not None and self._time_of_the_disk() - other.touched >= STALE:  # it was killed meanwhile
                 guard.unlink(missing_ok=True)
             time.sleep(_POLL)
             return
         try:
-            if _look(self.path) == look:
+            if read_lock(self.path) == look:
                 self.path.unlink()
                 _LOG.info("took over %s from %s, %s", self._run_dir, look.name, why)
         finally:
@@ -281,20 +263,3 @@ def lock(run_dir: Path, comm: MPI.Intracomm, on_lost: Callable[[str], object] = 
     rma.raise_on_all(comm, lambda: held.acquire() if comm.rank == 0 else None)
     held.start()
     return held
-
-
-def _look(path: Path) -> _Look | None:
-    """Return what a lock holds, None if there is none. Opening it makes NFS ask the server."""
-    try:
-        with path.open("rb") as file:
-            return _Look(_parsed(file.read()), os.fstat(file.fileno()).st_mtime)
-    except FileNotFoundError:
-        return None
-
-
-def _parsed(content: bytes) -> Holder | None:
-    try:
-        fields = json.loads(content)
-        return Holder(**{**fields, "processes": [Process(**process) for process in fields["processes"]]})
-    except (ValueError, TypeError, KeyError):
-        return None

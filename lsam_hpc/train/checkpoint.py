@@ -6,50 +6,28 @@ so a set is not a snapshot of the whole job; each file is consistent and records
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
 import threading
 import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.train.manifest import FILE, SET, Manifest, file_name, manifests, parsed
 from lsam_hpc.train.selection import OPTIONS
 from lsam_hpc.util.files import replace_file
 from lsam_hpc.util.log import get_logger
 
-FORMAT, VERSION = "lsam-hpc checkpoint", 1
-_FILE = re.compile(r"rank-(\d{4,})-(\d{12})\.pt")
-_SET = re.compile(r"set-(\d{12})\.json")
 _LOG = get_logger(__name__)
 BYTES = 32  # of a rank's file per parameter, at most for most optimizers; so much disk is left free by the logs
+INCOMPLETE = 2  # sets that may wait for files of slow ranks; with more of them, a disk is probably full
 SCAN_SECONDS = 0.2  # s between two scans for the other ranks' files
 
 State = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The files of a set: one per rank, None for a rank that had failed."""
-
-    step: int  # global step at which the set was due
-    layout: list[tuple[str, tuple[int, ...]]]
-    config: dict[str, Any]
-    files: list[str | None]
-    bytes: list[int]
-    finished: bool = False  # the job's budget was spent
-
-    @property
-    def ranks(self) -> int:
-        """Number of ranks of the job."""
-        return len(self.files)
 
 
 class Checkpoints:
@@ -63,6 +41,9 @@ class Checkpoints:
         config: the job's options, for the manifest.
         keep: number of sets to keep.
         flush: flushes the log; called in the writing thread before each file: no checkpoint is ahead of the log.
+
+    Raises:
+        InputError: the folder cannot be made.
     """
 
     def __init__(
@@ -76,7 +57,10 @@ class Checkpoints:
         keep: int,
         flush: Callable[[], object],
     ) -> None:
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: expected a folder that can be made, found: {error.strerror}") from error
         self.seconds = 0.0  # time taken to write the last file
         self._folder, self._rank, self._ranks, self._keep = folder, rank, ranks, keep
         self._layout, self._config, self._flush = list(layout), config, flush
@@ -110,7 +94,7 @@ class Checkpoints:
         """
         self.wait()
         self._flush()
-        path = (folder or self._folder) / _name(self._rank, step)
+        path = (folder or self._folder) / file_name(self._rank, step)
         replace_file(path, lambda file: torch.save(copied, file))
         return path.stat().st_size
 
@@ -125,8 +109,8 @@ class Checkpoints:
             folder: for the manifest. Default: that of the other sets.
             finished: whether the job's budget is spent.
         """
-        names = [_name(rank, step) if size else None for rank, size in enumerate(sizes)]
-        self._manifest(Manifest(step, self._layout, self._config, names, list(sizes), finished), folder)
+        names = [file_name(rank, step) if size else None for rank, size in enumerate(sizes)]
+        Manifest(step, self._layout, self._config, names, list(sizes), finished).write(folder or self._folder)
         if folder is None:
             self._remove_old()
 
@@ -157,24 +141,26 @@ class Checkpoints:
     def _write_manifests(self, alive: list[int]) -> None:
         written: dict[int, list[int]] = {}  # steps by rank
         for file in self._folder.iterdir():
-            if match := _FILE.fullmatch(file.name):
+            if match := FILE.fullmatch(file.name):
                 written.setdefault(int(match[1]), []).append(int(match[2]))
         for step in list(self._pending):
             # A slow rank may have skipped sets: its next file then serves for them.
             chosen = [min((s for s in written.get(rank, []) if s >= step), default=None) for rank in range(self._ranks)]
             if any(chosen[rank] is None for rank in alive):
                 continue
-            names = [None if s is None else _name(rank, s) for rank, s in enumerate(chosen)]
+            names = [None if s is None else file_name(rank, s) for rank, s in enumerate(chosen)]
             sizes = [0 if name is None else (self._folder / name).stat().st_size for name in names]
-            self._manifest(Manifest(step, self._layout, self._config, names, sizes))
+            Manifest(step, self._layout, self._config, names, sizes).write(self._folder)
             self._pending.remove(step)
+        if len(self._pending) > INCOMPLETE:
+            self._remove_incomplete(written)
         self._remove_old()
 
     def _write(self, step: int, state: State) -> None:
         self._flush()
         clock = time.perf_counter()
         try:
-            replace_file(self._folder / _name(self._rank, step), lambda file: torch.save(state, file))
+            replace_file(self._folder / file_name(self._rank, step), lambda file: torch.save(state, file))
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for some disk errors
             self._report(error)
             return
@@ -190,49 +176,33 @@ class Checkpoints:
             _LOG.info("%s: checkpoints are written again", self._folder)
         self._error = error
 
-    def _manifest(self, manifest: Manifest, folder: Path | None = None) -> None:
-        content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
-        text = json.dumps(content, indent=1).encode() + b"\n"
-        path = (folder or self._folder) / f"set-{manifest.step:012}.json"
-        replace_file(path, lambda file: file.write(text))
+    def _remove_incomplete(self, written: dict[int, list[int]]) -> None:
+        """Remove all files but each rank's newest of those that no manifest names: they may fill the disk.
+
+        The newest ones serve for the incomplete sets, too.
+        """
+        sets = manifests(self._folder)
+        last = int(SET.fullmatch(sets[-1].name)[1]) if sets else -1  # type: ignore[index]
+        needed = {name for file in sets for name in parsed(file).files}
+        for rank, steps in written.items():
+            for step in sorted(steps)[:-1]:
+                if step > last and (name := file_name(rank, step)) not in needed:
+                    (self._folder / name).unlink()
 
     def _remove_old(self) -> None:
         """Remove all sets but the newest ones, and older files that no remaining set needs."""
-        sets = sorted(file for file in self._folder.iterdir() if _SET.fullmatch(file.name))
+        sets = manifests(self._folder)
         old, kept = sets[: -self._keep], sets[-self._keep :]
         if not old:
             return
-        needed = {name for file in kept for name in _parsed(file).files}
-        first = int(_SET.fullmatch(kept[0].name)[1])  # type: ignore[index]
+        needed = {name for file in kept for name in parsed(file).files}
+        first = int(SET.fullmatch(kept[0].name)[1])  # type: ignore[index]
         for file in old:
             file.unlink()
         for file in self._folder.iterdir():
-            match = _FILE.fullmatch(file.name)
+            match = FILE.fullmatch(file.name)
             if match and file.name not in needed and int(match[2]) < first:
                 file.unlink()
-
-
-def newest(folder: Path) -> Manifest | None:
-    """Return the newest complete set in a folder, None if there is none.
-
-    Raises:
-        InputError: its manifest is damaged, or a file is missing or truncated.
-    """
-    sets = sorted(file for file in folder.iterdir() if _SET.fullmatch(file.name)) if folder.is_dir() else []
-    if not sets:
-        return None
-    manifest = _parsed(sets[-1])
-    for name, size in zip(manifest.files, manifest.bytes, strict=True):
-        if name is None:
-            continue
-        path = folder / name
-        actual = path.stat().st_size if path.is_file() else None
-        if actual != size:
-            raise InputError(
-                f"{path}: expected {size} bytes, found {'no such file' if actual is None else actual}: "
-                f"remove {sets[-1].name} to resume from the set before it"
-            )
-    return manifest
 
 
 def load(folder: Path, manifest: Manifest, rank: int) -> State | None:
@@ -286,30 +256,10 @@ def clear(folder: Path, keep: Manifest | None) -> None:
         return
     needed = set(keep.files) if keep else set()
     for file in folder.iterdir():
-        match = _FILE.fullmatch(file.name) or _SET.fullmatch(file.name)
+        match = FILE.fullmatch(file.name) or SET.fullmatch(file.name)
         newer = match is not None and (keep is None or int(match[match.lastindex or 1]) > keep.step)
         if (newer and file.name not in needed) or file.name.endswith(".tmp"):
             file.unlink()
-
-
-def _parsed(path: Path) -> Manifest:
-    try:
-        content = json.loads(path.read_text())
-        if content.pop("format") != FORMAT or content.pop("version") != VERSION:
-            raise InputError(f"{path}: expected format {FORMAT!r} of version {VERSION}, found another")
-        content["layout"] = [(str(name), tuple(map(int, shape))) for name, shape in content["layout"]]
-        manifest = Manifest(**content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: expected a checkpoint's manifest, found: {error}") from error
-    if any(name is not None and not _FILE.fullmatch(name) for name in manifest.files):
-        raise InputError(f"{path}: expected names of files beside it, found others")
-    return manifest
-
-
-def _name(rank: int, step: int) -> str:
-    return f"rank-{rank:04}-{step:012}.pt"
 
 
 def copied_to_host(value: Any) -> Any:  # noqa: ANN401

@@ -42,10 +42,9 @@ class CheckpointScheduler:
         self._auto = config.checkpoint_every == "auto"
         # Sets by time: the lowest responsive rank decides and publishes the step of the next one.
         # In lockstep all ranks save at the same step: each must have read its number before it gets there.
-        period = config.period if isinstance(config.period, int) else None
-        self._ahead = POLL + (period or 0) + 1 if opt.lockstep else 0
-        by_time = self.enabled and not (opt.lockstep and period is None)
-        self._requested = rma.Counter(opt.comm) if by_time else None
+        assert isinstance(config.period, int)  # the command line takes no functions of the step
+        self._ahead = POLL + config.period + 1 if opt.lockstep else 0
+        self._requested = rma.Counter(opt.comm) if self.enabled else None
         opt.on_recovery.append(self._renew)
         self._request_at = self._began + min(EARLY, self._interval() if self._auto else EARLY)
         self._next = 0  # the published number

@@ -6,6 +6,8 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from types import TracebackType
 
 from lsam_hpc.util.log import get_logger
 
@@ -16,16 +18,19 @@ _LOG = get_logger(__name__)
 class JobComment:
     """Writes the run's state and progress into the comment of the Slurm job; does nothing outside Slurm.
 
+    A context that writes "failed" if an exception leaves it.
+
     Args:
-        enabled: False on all ranks but one.
         total: steps of all ranks together.
+        speaks: whether this rank writes; asked every five minutes and at the end.
     """
 
-    def __init__(self, total: int, *, enabled: bool) -> None:
-        self._job = os.environ.get("SLURM_JOB_ID") if enabled else None
-        if self._job and (array := os.environ.get("SLURM_ARRAY_JOB_ID")):
-            self._job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-        self._total, self._step = total, 0
+    def __init__(self, total: int, speaks: Callable[[], bool]) -> None:
+        self._job = os.environ.get("SLURM_JOB_ID")
+        array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+        if self._job and array and task:
+            self._job = f"{array}_{task}"
+        self._total, self._step, self._speaks = total, 0, speaks
         self._next = -1.0  # time of the next update
         self._thread: threading.Thread | None = None
 
@@ -39,6 +44,8 @@ class JobComment:
         if self._job is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + INTERVAL
+        if not self._speaks():
+            return
         self._thread = threading.Thread(target=self._write, args=("running",), daemon=True)
         self._thread.start()
 
@@ -50,14 +57,23 @@ class JobComment:
         """
         if self._thread is not None:
             self._thread.join()
-        if self._job is not None:
+        if self._job is not None and self._speaks():
             self._write(state)
+
+    def __enter__(self) -> JobComment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.end("failed")
 
     def _write(self, state: str) -> None:
         text = f"lsam: {state}, step {self._step:,} of {self._total:,}"
         words = ["scontrol", "update", f"JobId={self._job}", f"Comment={text}"]
         try:
-            subprocess.run(words, check=True, timeout=30, capture_output=True, text=True)
+            subprocess.run(words, check=True, timeout=30, capture_output=True, text=True, errors="replace")
         except (OSError, subprocess.SubprocessError) as error:
             self._job = None
             detail = str(getattr(error, "stderr", None) or error).strip()

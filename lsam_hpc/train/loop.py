@@ -96,17 +96,21 @@ def main(argv: Sequence[str]) -> int:
             profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
             chain = make_chain(config, model, dataset.to(device), log, comm)
             opt = chain.opt
-            held.unresponsive = lambda: [*opt.unresponsive_ranks, *opt.failed_ranks]
+            held.unresponsive = lambda: {*opt.unresponsive_ranks, *opt.failed_ranks}
+            held.steps = lambda: opt.communication.peers.steps
             if resume_point.manifest is not None:
                 resume(chain, resume_point.state, resume_point.center)
-            checkpoints = Checkpoints(
-                run_dir / "checkpoints",
-                comm.rank,
-                comm.size,
-                layout=layout,
-                config=options,
-                keep=config.checkpoint_keep,
-                flush=log.writer.flush,
+            checkpoints = rma.raise_on_all(
+                comm,
+                lambda: Checkpoints(
+                    run_dir / "checkpoints",
+                    comm.rank,
+                    comm.size,
+                    layout=layout,
+                    config=options,
+                    keep=config.checkpoint_keep,
+                    flush=log.writer.flush,
+                ),
             )
             scheduler = CheckpointScheduler(config, checkpoints, chain, resume_point.seconds)
             launcher.watch().started()
@@ -114,21 +118,22 @@ def main(argv: Sequence[str]) -> int:
                 nodes = len(set(chain.opt.communication.names))
                 where = f"{comm.size} rank{'s' * (comm.size > 1)} on {nodes} node{'s' * (nodes > 1)}"
                 _LOG.info("%s, %s steps, run directory %s", where, f"{chain.total:,}", run_dir)
-            comment = JobComment(chain.total, enabled=comm.rank == 0)
-            stopped = _train(
-                config,
-                chain,
-                log,
-                scheduler=scheduler,
-                stop_request=stop_request,
-                stragglers=stragglers,
-                profile=profile,
-                comment=comment,
-            )
-            stop_request.ignore_signals()
-            launcher.watch().ending()
-            ending = finish(chain, run_dir, log, scheduler, checkpoints, stopped=stopped, start=now)
-    comment.end("stopped" if stopped else "finished")
+            with JobComment(chain.total, held.speaks) as comment:
+                stopped = _train(
+                    config,
+                    chain,
+                    log,
+                    scheduler=scheduler,
+                    stop_request=stop_request,
+                    stragglers=stragglers,
+                    profile=profile,
+                    comment=comment,
+                )
+                stop_request.ignore_signals()
+                launcher.watch().ending()
+                ending = finish(chain, run_dir, log, scheduler, checkpoints, stopped=stopped, start=now)
+    lost = f" without {len(ending.failed_ranks)} of {comm.size} ranks" * bool(ending.failed_ranks)
+    comment.end(("stopped" if stopped else "finished") + lost + ", saved elsewhere" * ending.elsewhere)
     orphaned = launcher.watch().check()
     if ending.elsewhere:
         code = NOT_SAVED

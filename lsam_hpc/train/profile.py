@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.options.training import PROFILE
+from lsam_hpc.rundir.elsewhere import why
+from lsam_hpc.util.log import get_logger
 
 if TYPE_CHECKING:
     import torch
+
+_LOG = get_logger(__name__)
 
 
 def profiled(text: str) -> range:
@@ -65,16 +70,21 @@ class Profile:
             self._running.start()
 
     def close(self) -> None:
-        """Write the trace, if the profiler is running."""
+        """Write the trace, if the profiler is running; warn if the disk fails."""
         if self._running is None:
             return
         profiler, self._running = self._running, None
         profiler.stop()
-        self._path.parent.mkdir(exist_ok=True)
         # Not atomic_path: torch compresses only if the name ends in .gz, and a resumed run replaces the trace.
         part = self._path.with_name(f"part-{self._path.name}")
-        profiler.export_chrome_trace(str(part))
-        part.replace(self._path)
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            profiler.export_chrome_trace(str(part))
+            part.replace(self._path)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for some disk errors
+            _LOG.warning("%s: trace not written, training continues: %s", self._path, why(error))
+            with suppress(OSError):
+                part.unlink()
 
     def _profiler(self) -> torch.profiler.profile:
         import torch

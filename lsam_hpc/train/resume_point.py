@@ -13,7 +13,8 @@ from mpi4py import MPI
 from lsam_hpc import rma
 from lsam_hpc.errors import InputError
 from lsam_hpc.train import checkpoint
-from lsam_hpc.train.checkpoint import Manifest, State
+from lsam_hpc.train.checkpoint import State
+from lsam_hpc.train.manifest import Manifest, newest
 from lsam_hpc.trajectory import Earlier, RankLog
 from lsam_hpc.trajectory.schema import rank_file
 from lsam_hpc.util.log import get_logger
@@ -56,7 +57,7 @@ def find_resume_point(
     if resume == "no":
         return ResumePoint()
     folder = run_dir / "checkpoints"
-    manifest = comm.bcast(rma.raise_on_all(comm, lambda: checkpoint.newest(folder) if comm.rank == 0 else None))
+    manifest = comm.bcast(rma.raise_on_all(comm, lambda: newest(folder) if comm.rank == 0 else None))
     if manifest is None:
         if resume == "must":
             raise InputError(f"--resume: expected a checkpoint in {folder}, found none", everywhere=True)

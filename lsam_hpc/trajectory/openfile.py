@@ -53,6 +53,12 @@ def opened(path: Path) -> Iterator[tuple[h5py.File, int]]:
             yield file, size
 
 
+def is_closed(path: Path) -> bool:
+    """Return whether a log's writer has closed it: it was not killed, and does not write any more."""
+    with path.open("rb") as stream:
+        return not _unclosed(stream.read(_SUPERBLOCK))
+
+
 def _unclosed(superblock: bytes) -> bool:
     return (
         len(superblock) == _SUPERBLOCK

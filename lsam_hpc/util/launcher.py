@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 
+from lsam_hpc.util.pmix import survive_lost_connection
 from lsam_hpc.util.preflight import launched_rank, on_node
 from lsam_hpc.util.processes import ancestors, ranks_of, reparented
 
@@ -23,6 +26,7 @@ STEP = 7.5  # s that a rank may take to end its step; twice its longest step if 
 UNSEEN = 10.0  # s in which a launcher has started all ranks of a node
 LOOKS = 3  # before the others end: a rank that ends regularly takes them along
 ENDING = 300.0  # s for the last checkpoint, or the last evaluation
+TERM = 30.0  # s for a program's own handler of SIGTERM, as in Slurm (KillWait)
 
 
 class LauncherWatch:
@@ -31,10 +35,14 @@ class LauncherWatch:
     The training loop reads `gone` between steps, then writes a checkpoint and ends with code 3. A rank that hangs, for
     example in a collective call with a dead rank, is ended with the same code. So is one that has not `started`, which
     has nothing to save; it is ended, too, if another rank of the node has ended. Without a launcher nothing is watched.
+
+    A program with a loop of its own is only guarded: it gets SIGTERM, and is ended.
     """
 
     def __init__(self) -> None:
         self._above = ancestors()
+        self._watching = False
+        self._survives = False  # the loss of PMIx's connection to the launcher
         self._gone_at: float | None = None
         self._read_at: float | None = None  # time of the last read of `gone`
         self._longest = 0.0  # s between two reads
@@ -46,9 +54,21 @@ class LauncherWatch:
 
     def start(self) -> None:
         """Start to watch, in a daemon thread."""
-        if self._above:
+        if self._above and not self._watching:
+            self._watching = True
             survive_broken_pipes()
             threading.Thread(target=self._run, name="lsam-launcher", daemon=True).start()
+
+    def guard(self) -> None:
+        """Guard a program with a loop of its own, in a daemon thread, unless it is watched already.
+
+        Call it again when MPI has started: then Open MPI lets the program live until its handler of SIGTERM has ended.
+        """
+        if self._above and not self._watching:
+            self._watching = True
+            threading.Thread(target=self._guard, name="lsam-launcher", daemon=True).start()
+        if self._above and not self._survives:
+            self._survives = survive_lost_connection()
 
     @property
     def gone(self) -> bool:
@@ -92,6 +112,14 @@ class LauncherWatch:
             if self.check() and (late := self._late(time.monotonic())):
                 leave(f"lsam train: stopped: {self.reason}, and {late}")
 
+    def _guard(self) -> None:
+        while not self.check():
+            time.sleep(POLL)
+        if callable(signal.getsignal(signal.SIGTERM)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(TERM)
+        leave(f"lsam: stopped: {self.reason}")
+
     def _late(self, now: float) -> str | None:
         """Return why this rank has to be ended, None if it still may end by itself."""
         gone_at = self._gone_at or now
@@ -132,7 +160,8 @@ def watch() -> LauncherWatch:
 def leave(message: str) -> None:
     """End this process at once, with code 3: MPI_Finalize would wait for the launcher or for dead ranks."""
     if message:
-        print(message, file=sys.stderr, flush=True)
+        with suppress(OSError):  # the launcher read it
+            print(message, file=sys.stderr, flush=True)
     os._exit(STOPPED)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsam_hpc.train.checkpoint import newest
+from lsam_hpc.train.manifest import newest
 from lsam_hpc.trajectory import Run, verify
 from tests.helpers.mpis import ROOT, run
 

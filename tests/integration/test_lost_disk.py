@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lsam_hpc.trajectory import Run, verify
-from tests.helpers.mpis import run
+from tests.helpers.mpis import available, run
 
 # Runs a shell command at rank 0's local step 60 and another one when training has ended.
 PROGRAM = """
@@ -46,6 +46,13 @@ def on_a_small_disk(size, disk, words, **env):
         '"$@" || code=$?\ncp -r "$disk/run" "$disk/../copy"\nexit ${code:-0}'
     )
     return run(["unshare", "-m", "sh", "-ec", script, "sh", size, str(disk), *words], 120, **env)
+
+
+@pytest.fixture
+def openmpi():
+    if "openmpi" not in available():
+        pytest.skip("no Open MPI")
+    return available()["openmpi"]
 
 
 @pytest.fixture
@@ -126,3 +133,15 @@ def test_a_disk_that_is_full_for_a_while(mpi, disk, tmp_path):
     assert not list(copy.rglob("*.tmp"))
     logs = Run(copy)
     assert verify(logs) == []
+
+
+@pytest.mark.slow("starts its ranks in a file system of their own")
+def test_logs_leave_room_for_checkpoints(openmpi, disk):
+    left = 1_000_000  # B, less than the reserve of 32 B per parameter and rank
+    fill = f"head -c $(($(df --output=avail -B1 {disk} | tail -1) - {left})) /dev/zero >{disk}/filler"
+    words = command(openmpi, 2, disk / "run", *WORDS, during=fill, after=f"rm {disk}/filler", python=openmpi.python)
+    done = on_a_small_disk("64m", disk, words)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "the log stops here and training continues: the disk has less than 1.7 MB left for checkpoints" in done.stderr
+    )

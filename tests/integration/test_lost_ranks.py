@@ -48,8 +48,9 @@ def test_the_others_finish_and_name_the_lost_rank(openmpi: Mpi, seed: int, tmp_p
 @pytest.mark.slow("waits until a rank counts as lost")
 def test_the_rank_that_evaluates_the_center_is_killed(openmpi: Mpi, tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from mpi4py import MPI; import lsam_hpc.train.loop as loop, lsam_hpc.cli as cli\n"
-        "if MPI.COMM_WORLD.rank == 0: loop._save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys; from mpi4py import MPI; import lsam_hpc.train.ending as ending, lsam_hpc.cli as cli\n"
+        "assert callable(ending._save_center)\n"
+        "if MPI.COMM_WORLD.rank == 0: ending._save_center = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     with job(openmpi, tmp_path, "-c", code, "train", "--steps", "100") as (mpirun, _):

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,15 +33,16 @@ RANK = (
 
 
 @contextmanager
-def job(mpi: Mpi, folder: Path, *words: str) -> Iterator[list[int]]:
-    """Start `lsam train` with options; yield the launcher's process id and the ranks'.
+def job(mpi: Mpi, folder: Path, *words: str, program: Sequence[str] = ()) -> Iterator[list[int]]:
+    """Start `lsam train` with options, or another program; yield the launcher's process id and the ranks'.
 
     stdout and stderr go through the launcher, so that they break with it.
     """
-    rank = shlex.join([mpi.python, "-m", "lsam_hpc", "train", "--out", str(folder / "run")])
-    flags, options = ([words[0]], words[1:]) if words[0].startswith("--enable") else ([], words)
-    command = mpi.command(RANKS, *flags, "sh", "-c", RANK, "sh", *shlex.split(rank), *options)
+    rank = [mpi.python, *(program or ["-m", "lsam_hpc", "train", "--out", str(folder / "run")])]
+    flags, options = ([words[0]], words[1:]) if words and words[0].startswith("--enable") else ([], words)
+    command = mpi.command(RANKS, *flags, "sh", "-c", RANK, "sh", *rank, *options)
     env = environment(PYTHONPATH=str(ROOT))
+    env.pop("OMPI_MCA_osc", None)
     with (folder / "said").open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, cwd=folder)
     pids: list[int] = []
@@ -106,6 +107,64 @@ def test_orphans_write_a_checkpoint(name: str, words: tuple[str, ...], tmp_path:
         assert verify(run) == []
         taken = sum(len(run.steps(rank)["loss"]) for rank in range(1 if "--group-size" in words else RANKS))
     assert int(sets[0].stem.split("-")[1]) >= taken - 1
+
+
+# A loop that writes a file at its 20th step; with a handler of SIGTERM it takes 20 steps more and writes another one.
+LOOP = """
+import os, signal, sys, time
+{imports}
+model = torch.nn.Linear(4, 1)
+{optimizer}
+rank, step, saves = {rank}, 0, []
+if "save" in sys.argv: signal.signal(signal.SIGTERM, lambda *_: saves.append(1))
+while not saves:
+    {step}; step += 1
+    if step == 20: open(f"trains-{{rank}}", "w")
+for _ in range(20):
+    {step}; time.sleep(0.1)
+open(f"saved-{{rank}}", "w")
+os._exit(7)
+"""
+BACKWARD = "optimizer.zero_grad(); model(torch.ones(8, 4)).square().mean().backward(); "
+LSAM = LOOP.format(
+    imports="import torch; from lsam_hpc import LSAM",
+    optimizer="optimizer = LSAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.0)",
+    rank="optimizer.comm.rank",
+    step=BACKWARD + "optimizer.perturb(); " + BACKWARD + "optimizer.restore(); optimizer.update()",
+)
+HOROVOD = LOOP.format(
+    imports="import torch; import horovod.torch as hvd; hvd.init()",
+    optimizer="optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))",
+    rank="hvd.rank()",
+    step=BACKWARD + "optimizer.step()",
+)
+
+
+@pytest.mark.slow("kills launchers")
+@pytest.mark.parametrize(
+    ("name", "flags", "wrapped", "save"),
+    [
+        ("openmpi", (), False, True),
+        ("openmpi", ("--enable-recovery",), False, False),
+        ("openmpi", (), True, True),
+        ("mpich", (), True, False),
+    ],
+)
+def test_orphans_with_their_own_loop_end(
+    name: str, flags: tuple[str, ...], *, wrapped: bool, save: bool, tmp_path: Path
+) -> None:
+    if name not in available():
+        pytest.skip(f"no {name}")
+    (tmp_path / "script.py").write_text(HOROVOD if wrapped else LSAM)
+    program = [*(["-m", "lsam_hpc", "wrap", "--"] if wrapped else []), "script.py", *(["save"] if save else [])]
+    with job(available()[name], tmp_path, *flags, program=program) as (launcher, *_):
+        said = tmp_path / "said"
+        trains = [tmp_path / f"trains-{rank}" for rank in range(RANKS)]
+        wait_until(lambda: all(file.exists() for file in trains), "the steps", 60, details=said.read_text)
+        os.kill(launcher, signal.SIGKILL)
+        assert codes(tmp_path) == [7 if save else 3] * RANKS
+    assert len(list(tmp_path.glob("saved-*"))) == RANKS * save
+    assert "UCX" not in said.read_text()
 
 
 @pytest.mark.slow("kills launchers")

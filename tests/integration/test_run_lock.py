@@ -29,6 +29,10 @@ def command(mpi, ranks, out, *words):
     return mpi.command(ranks, mpi.forked, "-c", PROGRAM, "train", "--out", str(out), *words)
 
 
+def holder(out):
+    return json.loads((out / "job.lock").read_text().splitlines()[0])
+
+
 @contextmanager
 def started(words):
     with subprocess.Popen(
@@ -53,7 +57,7 @@ def test_a_second_job_ends_with_code_2_and_a_killed_one_is_resumed_at_once(mpi, 
     words = ("--steps", "1000000", "--checkpoint-every", "20")
     with started(command(mpi, 2, out, *words)) as first:
         wait_until(lambda: any((out / "checkpoints").glob("set-*.json")))
-        held = json.loads((out / "job.lock").read_text())
+        held = holder(out)
         for more in (("--resume", "auto"), ("--overwrite",)):
             done = run(command(mpi, 1, out, *words, *more), 60)
             assert done.returncode == 2, done.stderr
@@ -61,7 +65,7 @@ def test_a_second_job_ends_with_code_2_and_a_killed_one_is_resumed_at_once(mpi, 
             assert len(lines) == 1
             assert f"process {held['process']} on {held['host']}, job 4711" in lines[0]
         assert first.poll() is None
-        assert json.loads((out / "job.lock").read_text()) == held
+        assert holder(out) == held
         for process in held["processes"]:
             os.kill(process["number"], signal.SIGKILL)
         first.wait(30)
@@ -77,7 +81,7 @@ def test_a_second_job_ends_with_code_2_and_a_killed_one_is_resumed_at_once(mpi, 
 def test_the_lock_is_removed_after_a_stop(mpi, tmp_path):
     with started(command(mpi, 2, tmp_path / "run", "--steps", "1000000")) as job:
         wait_until(lambda: (tmp_path / "run" / "rank-0001.h5").exists())
-        held = json.loads((tmp_path / "run" / "job.lock").read_text())
+        held = holder(tmp_path / "run")
         os.kill(held["process"], signal.SIGUSR1)
         assert job.wait(60) == 3
     assert not (tmp_path / "run" / "job.lock").exists()

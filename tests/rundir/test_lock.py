@@ -12,7 +12,8 @@ import pytest
 
 from lsam_hpc import InputError
 from lsam_hpc.rundir import lock as module
-from lsam_hpc.rundir.lock import NAME, RunLock
+from lsam_hpc.rundir.holder import NAME, Progress, read_lock
+from lsam_hpc.rundir.lock import RunLock
 from lsam_hpc.rundir.processes import Process, lives, this_process
 from tests.helpers.mpis import ROOT
 
@@ -32,7 +33,7 @@ def make(run_dir, token="ours", ranks=None, rank=0, on_lost=None):
 
 
 def holder(run_dir):
-    return json.loads((run_dir / NAME).read_text())
+    return json.loads((run_dir / NAME).read_text().splitlines()[0])
 
 
 def test_a_second_job_is_refused_and_named_the_first(tmp_path):
@@ -128,6 +129,13 @@ def test_another_rank_goes_on_with_the_heartbeat(tmp_path):
     while holder(tmp_path)["rank"] != 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert holder(tmp_path)["process"] == 1
+    assert holder(tmp_path)["ranks"] == [1]
+    second.steps = lambda: [7, 8]
+    second.heartbeat()
+    assert read_lock(tmp_path / NAME).progress == Progress([7, 8], [0])
+    second.steps = lambda: [7, 10]
+    second.heartbeat()
+    assert read_lock(tmp_path / NAME).progress == Progress([7, 10], [0])
     first.unresponsive = second.unresponsive
     first.release()
     assert (tmp_path / NAME).exists()
@@ -187,7 +195,7 @@ def test_one_of_many_takes_over(tmp_path):
 
 def test_a_lock_that_another_job_took_over_or_is_taking_over_is_not_removed(tmp_path):
     (tmp_path / NAME).touch()
-    stale = module._look(tmp_path / NAME)
+    stale = read_lock(tmp_path / NAME)
     (tmp_path / f"{NAME}.takeover").touch()
     make(tmp_path)._take_over(stale, "")
     assert (tmp_path / NAME).exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.train.checkpoint import Manifest, newest
+from lsam_hpc.train.manifest import Manifest, newest
 from lsam_hpc.trajectory import Run
 from tests.helpers.mpis import ROOT, Mpi, available
 from tests.helpers.slurm import Cluster, unavailable

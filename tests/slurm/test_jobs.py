@@ -21,6 +21,7 @@ import pytest
 from lsam_hpc.trajectory import Run
 from tests.helpers.mpis import ROOT, Mpi
 from tests.helpers.slurm import Cluster
+from tests.helpers.waiting import wait_until
 from tests.slurm.conftest import Job, edited, submitted
 
 pytestmark = [pytest.mark.slow("needs a Slurm"), pytest.mark.timeout(400)]
@@ -137,6 +138,8 @@ def disturb(cluster: Cluster, job: Job, how: str) -> None:
         cluster.call("scancel", "--batch", "--signal=USR1", job.number)
     elif how == "time-limit":  # the script is signalled 300 s before its end
         cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=5")
+        wait_until(lambda: cluster.show(job.number)["Restarts"] == "1", "the restart", LIMIT, pause=0.1)
+        cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")  # else it is signalled again
     elif how == "requeue":
         cluster.call("scontrol", "requeue", job.number)
     elif how == "preemption":

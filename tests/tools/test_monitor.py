@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,12 @@ def stage(monkeypatch, path, times, losses=None, stale=(), accepted=None, result
             for i, updates in enumerate(stale):
                 row = {**exchange_row(i), "staleness": updates, "accepted": 1 if accepted is None else accepted[i]}
                 log.exchange(**row)
+            if result is None:  # leave the file as a rank that runs, or was killed
+                log.flush()
+                shutil.copy(log.path, tmp := log.path.with_suffix(".open"))
             log.close(result)
+        if result is None:
+            tmp.replace(log.path)
     return path
 
 
@@ -131,11 +137,11 @@ def test_a_run_that_ended_is_shown_once(tmp_path, capsys):
     assert [row[-1] for row in rows(capsys.readouterr().out)] == ["ended", "ended"]
 
 
-def test_the_monitor_ends_when_no_rank_writes_any_more(tmp_path, capsys):
+def test_the_monitor_ends_when_no_rank_writes_any_more(tmp_path, capsys, monkeypatch):
     # start_time is in 1970, and the ranks did not end.
-    path = make_run(tmp_path / "run", rows=0)
+    path = stage(monkeypatch, tmp_path / "run", [[], []])
     assert monitor.main([str(path)]) == 0
-    assert "from rank 0 (here), 1 (here): stopped or failed" in capsys.readouterr().out
+    assert "from rank 0 (node0), 1 (node1): stopped or failed" in capsys.readouterr().out
 
 
 def test_a_terminal_is_redrawn_in_place(tmp_path, capsys, monkeypatch):
@@ -256,7 +262,7 @@ def test_a_second_interrupt_does_not_wait_for_the_read(tmp_path, monkeypatch, fo
     path = stage(monkeypatch, tmp_path / "run", [[0.0]])
     passed = []
 
-    def slow(run, now):
+    def slow(run, now, job):
         passed.append("before")
         signal.raise_signal(signal.SIGINT)
         passed.append("first")
@@ -281,9 +287,9 @@ def test_it_sleeps_for_as_long_as_it_reads(tmp_path, monkeypatch):
     clock = Clock(monkeypatch, START, [(100.0, nothing), (201.0, nothing)])
     takes = iter([0.5, 7.0, 0.0])
 
-    def slow(run, now):
+    def slow(run, now, job):
         clock.now += next(takes)
-        return statuses(run, now)
+        return statuses(run, now, job)
 
     statuses = monitor.statuses
     monkeypatch.setattr(monitor, "statuses", slow)

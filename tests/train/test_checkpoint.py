@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lsam_hpc import InputError
-from lsam_hpc.train import checkpoint
 from lsam_hpc.train.batches import Batches
-from lsam_hpc.train.checkpoint import Checkpoints, check, clear, load, newest
+from lsam_hpc.train.checkpoint import Checkpoints, check, clear, load
+from lsam_hpc.train.manifest import newest, parsed
 
 LAYOUT = [("w", (2, 3)), ("b", ())]
 CONFIG = {
@@ -41,6 +41,42 @@ def state(step):
 def write(writer, step):
     writer.write(step, state(step))
     writer.wait()
+
+
+def test_files_of_sets_that_stay_incomplete_are_removed(tmp_path):
+    first, second = writers(tmp_path)
+    for writer in (first, second):
+        write(writer, 10)
+    for step in (20, 30, 40, 50):  # the other rank's disk is full
+        write(first, step)
+        first.write_manifests(at_once=True)
+    assert names(tmp_path) == [
+        "rank-0000-000000000010.pt",
+        "rank-0000-000000000050.pt",
+        "rank-0001-000000000010.pt",
+        "set-000000000010.json",
+    ]
+    write(second, 60)
+    first.write_manifests(at_once=True)
+    manifest = newest(tmp_path)
+    assert manifest.step == 50
+    assert [load(tmp_path, manifest, rank)["step"] for rank in range(2)] == [50, 60]
+
+
+def test_a_slow_rank_does_not_remove_files(tmp_path):
+    first, second = writers(tmp_path)
+    write(first, 10)
+    write(first, 20)
+    first.write_manifests(at_once=True)
+    write(second, 10)
+    first.write_manifests(at_once=True)
+    assert [load(tmp_path, newest(tmp_path), rank)["step"] for rank in range(2)] == [10, 10]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="checkpoints: expected a folder that can be made, found: Not a directory"):
+        make(tmp_path / "file" / "checkpoints", 0, 1, 2)
 
 
 def names(folder):
@@ -216,7 +252,7 @@ def test_refuses_damage(tmp_path, capsys):
 
 
 def newest_unchecked(manifest):
-    return checkpoint._parsed(manifest)
+    return parsed(manifest)
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,14 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_progress_and_end(said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    comment = JobComment(2000, enabled=True)
+    comment = JobComment(2000, lambda: True)
     for step in (1, 2, 1500):  # only the first is written within five minutes
         comment.step(step)
     comment.end("stopped")
     monkeypatch.setattr(job_comment, "INTERVAL", 0.0)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "6")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    comment = JobComment(2000, enabled=True)
+    comment = JobComment(2000, lambda: True)
     comment.step(5000)
     comment.end("finished")
     assert said.read_text().splitlines() == [
@@ -46,10 +46,31 @@ def test_progress_and_end(said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_ranks_and_other_systems_write_none(said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    JobComment(10, enabled=True).end("finished")
+    JobComment(10, lambda: True).end("finished")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    JobComment(10, enabled=False).end("finished")
+    JobComment(10, lambda: False).end("finished")
     assert said.read_text() == ""
+
+
+def test_the_lowest_rank_that_is_left_writes(said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(job_comment, "INTERVAL", 0.0)
+    lowest: list[bool] = []
+    comment = JobComment(10, lambda: bool(lowest))
+    comment.step(1)
+    lowest.append(True)  # rank 0 was killed
+    comment.end("stopped without 1 of 2 ranks")
+    assert said.read_text() == "update JobId=7 Comment=lsam: stopped without 1 of 2 ranks, step 1 of 10\n"
+
+
+def test_an_exception_is_a_failure(said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "6")  # without a task: not an element of an array
+    with pytest.raises(ValueError, match="why"), JobComment(10, lambda: True):
+        raise ValueError("why")
+    with JobComment(10, lambda: True):
+        pass
+    assert said.read_text() == "update JobId=7 Comment=lsam: failed, step 0 of 10\n"
 
 
 def test_a_failure_is_reported_once(
@@ -57,7 +78,7 @@ def test_a_failure_is_reported_once(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     (said.parent / "bad").touch()
-    comment = JobComment(10, enabled=True)
+    comment = JobComment(10, lambda: True)
     comment.end("stopped")
     comment.end("stopped")
     assert len(said.read_text().splitlines()) == 1

@@ -1,11 +1,12 @@
 """`--profile`: its syntax, and removal of old traces."""
 
 import pytest
+import torch
 
 from lsam_hpc import InputError
 from lsam_hpc.rundir.prepare import prepare
 from lsam_hpc.train.config import parse
-from lsam_hpc.train.profile import profiled
+from lsam_hpc.train.profile import Profile, profiled
 
 
 def test_good_steps():
@@ -28,3 +29,14 @@ def test_overwriting_a_run_removes_its_traces(tmp_path):
         prepare(tmp_path, {}, 0)
     prepare(tmp_path, {}, 0, overwrite=True)
     assert [file.name for file in (tmp_path / "profile").iterdir()] == ["mine.json.gz"]
+
+
+def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
+    (tmp_path / "profile").touch()  # a file where the folder should be
+    profile = Profile(range(1, 2), tmp_path / "profile" / "rank-0000.json.gz", torch.device("cpu"))
+    for step in (1, 2):
+        profile.before(step)
+    profile.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("rank-0000.json.gz: trace not written, training continues: File exists")

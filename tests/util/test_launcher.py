@@ -20,19 +20,20 @@ RANK = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
 # The rank's number is set below the launcher, and the rank has a shell of its own above it.
 LAUNCHER = 'OMPI_COMM_WORLD_RANK=1 sh -c \'"$@"; echo $? >code\' sh "$@" & wait'
 START = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 from lsam_hpc.util import launcher, processes
 watch = launcher.watch()
-watch.start()
+if "guard" in sys.argv: watch.guard()
+elif "wrap" not in sys.argv: watch.start()
 pathlib.Path("above").write_text(" ".join(map(str, processes.ancestors())))
 while os.path.getsize("above") == 0: pass
 """
 
 
 @contextmanager
-def orphan(folder: Path, code: str, **files: int) -> Iterator[list[int]]:
+def orphan(folder: Path, code: str, *arguments: str, **files: int) -> Iterator[list[int]]:
     """Run a program as a rank and kill its launcher; yield the processes above the program."""
-    words = ["sh", "-c", LAUNCHER, "sh", sys.executable, "-c", START + code]
+    words = ["sh", "-c", LAUNCHER, "sh", sys.executable, "-c", START + code, *arguments]
     env = {**os.environ, "OMPI_COMM_WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, env=env, cwd=folder, **files) as shell:  # type: ignore[call-overload]
         above = folder / "above"
@@ -84,6 +85,46 @@ def test_a_rank_that_hangs_is_ended(tmp_path: Path, program: str, why: str) -> N
         assert code(tmp_path) == 3
     line = f"lsam train: stopped: its launcher, process {above[-1]}, has ended, and {why}\n"
     assert (tmp_path / "err").read_text() == line
+
+
+@pytest.mark.parametrize(
+    ("handler", "expected"),
+    [
+        ("", 3),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", 3),
+        ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))", 7),  # it saves, and ends by itself
+        ("launcher.TERM = 0.5; signal.signal(signal.SIGTERM, lambda *_: None)", 3),
+    ],
+)
+def test_a_program_with_its_own_loop_is_ended(tmp_path: Path, handler: str, expected: int) -> None:
+    with (
+        (tmp_path / "err").open("wb") as err,
+        orphan(tmp_path, f"{handler}\ntime.sleep(60)\ntime.sleep(60)", "guard", stderr=err.fileno()) as above,
+    ):
+        assert code(tmp_path) == expected
+    line = f"lsam: stopped: its launcher, process {above[-1]}, has ended\n" * (expected == 3)
+    assert (tmp_path / "err").read_text() == line
+
+
+def test_a_wrapped_script_is_ended_before_it_has_started_mpi(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import time; time.sleep(60)")
+    program = "from lsam_hpc.cli import main; main(['wrap', '--', 'script.py'])"
+    with orphan(tmp_path, program, "wrap"):
+        assert code(tmp_path) == 3
+
+
+def test_a_program_that_cannot_say_why_is_ended_too(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with orphan(tmp_path, "time.sleep(60)", "guard", stderr=writing):
+        os.close(writing)
+        assert code(tmp_path) == 3
+
+
+def test_a_rank_of_lsam_train_is_not_guarded_besides(tmp_path: Path) -> None:
+    program = "watch.guard(); watch.started()\nwhile not watch.gone: time.sleep(0.01)\ntime.sleep(2); sys.exit(7)"
+    with orphan(tmp_path, program):
+        assert code(tmp_path) == 7
 
 
 def test_a_long_step_may_end(tmp_path: Path) -> None:
