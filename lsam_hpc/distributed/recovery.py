@@ -98,8 +98,8 @@ class RecoveringLSAM(LocalLSAM):
         assert group is not None
         assert isinstance(self._counter, SharedSteps)
         self.average = self._counter.group = group
-        state = (self._state(), self._claimed, self.global_step) if group.leads else None
+        state = (super()._state(), self._claimed, self.global_step) if group.leads else None
         state, self._claimed, global_step = group.comm.bcast(state)
         if not group.leads:
-            self._load(state)
+            super()._load(state)
         self.global_step = global_step

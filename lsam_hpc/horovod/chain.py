@@ -107,7 +107,7 @@ class ChainLog:
     def follow(self, chain: LSAM) -> None:
         """Let the lock tell this chain's progress and the ranks that it sees as dead."""
         self._held.unresponsive = lambda: {*chain.unresponsive_ranks, *chain.failed_ranks}
-        self._held.steps = lambda: chain.communication.peers.steps
+        self._held.steps = lambda: chain.communication.links.peers.steps
 
     def step(self, chain: LSAM, loss: object) -> None:
         """Log the step that the chain has just taken; a loss that is not a number is logged as NaN."""

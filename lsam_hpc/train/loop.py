@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
             chain = make_chain(config, model, dataset.to(device), log, comm)
             opt = chain.opt
             held.unresponsive = lambda: {*opt.unresponsive_ranks, *opt.failed_ranks}
-            held.steps = lambda: opt.communication.peers.steps
+            held.steps = lambda: opt.communication.links.peers.steps
             if resume_point.manifest is not None:
                 resume(chain, resume_point.state, resume_point.center)
             checkpoints = rma.raise_on_all(
