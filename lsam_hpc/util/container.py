@@ -23,7 +23,7 @@ def inside(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> bool:
 def wrong(env: Mapping[str, str] = os.environ) -> str | None:
     """Return why this rank's container keeps MPI from its launcher or the node's other ranks; None if it does not.
 
-    Open MPI's ranks would crash in the first message, or wait for ever in MPI_Init.
+    Open MPI's ranks would crash in the first message, or hang at the start.
 
     Args:
         env: environment variables of this process.
