@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import lsam_hpc
 from lsam_hpc.errors import InputError
-from lsam_hpc.util import launcher, preflight
+from lsam_hpc.util import launched, launcher, preflight
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.pmix import survive_lost_connection
 
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _rank() -> int:
     mpi = sys.modules.get("mpi4py.MPI")
-    return int(mpi.COMM_WORLD.rank) if mpi is not None and mpi.Is_initialized() else preflight.launched_rank()
+    return int(mpi.COMM_WORLD.rank) if mpi is not None and mpi.Is_initialized() else launched.launched_rank()
 
 
 def _abort_at_exit(status: int) -> None:

@@ -11,6 +11,8 @@ from lsam_hpc import rma
 from lsam_hpc.errors import InputError
 from lsam_hpc.launch.doctor_report import Finding, Level, Ranks, by_value
 from lsam_hpc.rma.progress import ProgressThread, require_threads, why_progress_needed
+from lsam_hpc.util.container import inside
+from lsam_hpc.util.launched import launched_ranks
 
 ELEMENTS = 100_000  # size of the tested center
 BUSY = 0.5  # s during which a rank makes no MPI call
@@ -37,6 +39,9 @@ def placement(ranks: Ranks) -> Finding:
     counts = {host: hosts.count(host) for host in hosts}
     few, many = min(counts.values()), max(counts.values())
     text = f"{len(hosts)} ranks on {len(counts)} nodes, {few if few == many else f'{few} to {many}'} on each"
+    if len(hosts) == 1 and not launched_ranks()[1] and inside():
+        hint = "a container without a launcher's variables: if srun or mpirun started it, pass them on"
+        return Finding("placement", "warn", f"{text}: {hint} (docs/containers.md)")
     return Finding("placement", "ok", text)
 
 

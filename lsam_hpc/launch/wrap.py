@@ -18,8 +18,8 @@ from lsam_hpc.launch.scan import scan
 from lsam_hpc.options.command_line import add_flags, flag
 from lsam_hpc.options.files import unknown_option
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.launched import launched_rank
 from lsam_hpc.util.log import get_logger
-from lsam_hpc.util.preflight import launched_rank
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,8 +16,8 @@ import time
 from contextlib import suppress
 from functools import cache
 
+from lsam_hpc.util.launched import launched_rank, on_node
 from lsam_hpc.util.pmix import survive_lost_connection
-from lsam_hpc.util.preflight import launched_rank, on_node
 from lsam_hpc.util.processes import ancestors, ranks_of, reparented
 
 STOPPED = 3  # exit code of a job that was stopped and can be resumed

@@ -6,24 +6,37 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from lsam_hpc.util.preflight import launched_ranks, rank_variable
+from lsam_hpc.util.launched import launched_ranks, rank_variable
 
 PROC = Path("/proc")
+_MONITORS = ("conmon", "containerd-shim")  # parents of podman's and docker's containers; /proc has 15 letters of a name
+_STARTERS = ("starter", "starter-suid")  # Apptainer's, between the launcher and a rank
+_FIRST = "appinit"  # process 1 of Apptainer's containers with --pid
 
 
 def ancestors(env: Mapping[str, str] = os.environ) -> list[int]:
-    """Return the processes above this one up to its launcher; empty without a launcher.
+    """Return the processes above this one up to its launcher; empty without a launcher, or if it is not among them.
 
     The launcher is the first whose environment lacks this rank's number, or cannot be read: mpirun or its daemon,
-    MPICH's proxy, srun's slurmstepd.
+    MPICH's proxy, srun's slurmstepd. It is not above a container that podman or docker started for this rank.
     """
     name = rank_variable(env)
     if name is None or not launched_ranks(env)[1]:
         return []
     above = [os.getppid()]
-    while variable(above[-1], name) == env[name] and (parent := _parent(above[-1])):
+    while variable(above[-1], name) == env[name] or _name(above[-1]) in _STARTERS:
+        parent = _parent(above[-1])
+        if parent is None:
+            return above
         above.append(parent)
-    return above
+    outside = above[-1] == 0 or any(_name(pid) in (*_MONITORS, _FIRST) for pid in above)
+    return [] if outside else above
+
+
+def alone_in_namespace(env: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this rank's process IDs are those of a container that was started for this rank."""
+    name = rank_variable(env)
+    return name is not None and (variable(1, name) == env[name] or _name(1) == _FIRST)
 
 
 def reparented(above: list[int]) -> bool:
@@ -60,6 +73,13 @@ def ranks_of(launcher: int, env: Mapping[str, str] = os.environ) -> set[int]:
     name = rank_variable(env) or ""
     pids = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
     return {int(rank) for pid in pids if _parent(pid) == launcher and (rank := variable(pid, name)) is not None}
+
+
+def _name(pid: int) -> str:
+    try:
+        return (PROC / str(pid) / "comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
 
 
 def _parent(pid: int) -> int | None:
