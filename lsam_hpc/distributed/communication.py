@@ -137,8 +137,8 @@ class Communication:
 
     @property
     def unresponsive_ranks(self) -> list[int]:
-        """The ranks that are lost, or without a heartbeat as of the last `report_heartbeats`."""
-        gone = set(range(self.comm.size)) - set(self.members)
+        """The ranks that are lost, or without a heartbeat as of the last `report_heartbeats`; also after `close`."""
+        gone = set(range(len(self.names))) - set(self.members)
         return sorted({*gone, *(self.members[rank] for rank in self._reported)})
 
     def call(self, function: Callable[[], T]) -> T:
