@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from mpi4py import MPI
 
-from lsam_hpc.errors import RankLostError
 from lsam_hpc.rma import faults
 from lsam_hpc.util import launcher
 
@@ -22,7 +21,8 @@ def resumable() -> Iterator[None]:
     watch.on_failure = lambda failed: _leave(failed, "before training started") if _starting() else None
     try:
         yield
-    except (RankLostError, MPI.Exception) as error:
+    except Exception as error:
+        # Not only errors of MPI: between nodes, collective calls may return anything when a rank is lost.
         if not watch.explains(error):
             raise
         _leave(watch.failed, "before training started" if _starting() else f"({error})")

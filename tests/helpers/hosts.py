@@ -74,6 +74,9 @@ class Hosts:
                 "--mca",
                 "osc_rdma_buffer_size",
                 "4194304",
+                "--mca",  # the hosts share this machine's cores, and Open MPI does not know it
+                "mpi_yield_when_idle",
+                "1",
             ),
             "mpich": ("-hosts", places, "-launcher", "ssh", "-launcher-exec", str(self.agent)),
         }
