@@ -11,9 +11,11 @@ from lsam_hpc.util.lazy import attach
 
 if TYPE_CHECKING:
     from lsam_hpc.distributed.lsam import LSAM
-    from lsam_hpc.errors import InputError
+    from lsam_hpc.errors import InputError, RankLostError
     from lsam_hpc.optim.sam import SAM
 
 __version__ = "0.1.0"
-__all__ = ["LSAM", "SAM", "InputError", "__version__"]
-__getattr__, __dir__ = attach(__name__, {"LSAM": "distributed.lsam", "SAM": "optim.sam", "InputError": "errors"})
+__all__ = ["LSAM", "SAM", "InputError", "RankLostError", "__version__"]
+__getattr__, __dir__ = attach(
+    __name__, {"LSAM": "distributed.lsam", "SAM": "optim.sam", "InputError": "errors", "RankLostError": "errors"}
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,9 +12,9 @@ import torch
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from lsam_hpc import rma
 from lsam_hpc.distributed.exchange import GuardedExecutor, RmaCenter, ThreadExecutor
 from lsam_hpc.distributed.groups import Group, GroupCenter
+from lsam_hpc.distributed.heartbeats import Heartbeats
 from lsam_hpc.distributed.links import Links, Plan, salvaged_center, steps_known
 from lsam_hpc.distributed.topology import GossipCenter, LeaderCenter
 from lsam_hpc.errors import RankLostError
@@ -72,8 +71,6 @@ class Communication:
         self.members = list(range(comm.size))
         self._in_world = frozenset(faults.numbers_in_world(comm))
         self._patience = options.heartbeat_timeout
-        self._reported: set[int] = set()  # as numbered in `links`
-        self._closing = threading.Event()
         self._recovering = False
         topology, publish = options.topology, options.publish
         if topology != "center" and publish == "none":
@@ -92,7 +89,7 @@ class Communication:
         self._plan = Plan(publish != "none", topology == "center", options.wire_dtype, make_group if grouped else None)
         self.links = Links(comm, self._plan, start)
         if self._plan.publishes:
-            self.links.peers.publish(start)
+            self.links.peers.states.publish(start)
         if not self._multiple and comm.rank == 0 and (self.links.spread or (options.overlap and not lockstep)):
             _LOG.warning(
                 "MPI runs without MPI_THREAD_MULTIPLE: exchanges are not overlapped, and ranks wait for each other%s",
@@ -117,7 +114,7 @@ class Communication:
         elif options.topology == "gossip":
             center = GossipCenter(
                 self.links.peers,
-                lambda: self._reported,
+                lambda: self._heartbeats.unresponsive,
                 torch.from_numpy(start),
                 options.graph,
                 options.degree,
@@ -125,7 +122,7 @@ class Communication:
                 seed=seed,
             )
         else:
-            center = LeaderCenter(self.links.peers, lambda: self._reported)
+            center = LeaderCenter(self.links.peers, lambda: self._heartbeats.unresponsive)
         self._single = center
         return center if self.links.group is None else GroupCenter(center, self.links.group)
 
@@ -137,9 +134,10 @@ class Communication:
 
     @property
     def unresponsive_ranks(self) -> list[int]:
-        """The ranks that are lost, or without a heartbeat as of the last `report_heartbeats`; also after `close`."""
-        gone = set(range(len(self.names))) - set(self.members)
-        return sorted({*gone, *(self.members[rank] for rank in self._reported)})
+        """The ranks that are lost, or without a heartbeat also after `close`."""
+        seen = self._heartbeats  # replaced when ranks are lost, as `members` is
+        gone = set(range(len(self.names))) - set(seen.numbers)
+        return sorted({*gone, *(seen.numbers[rank] for rank in seen.unresponsive)})
 
     def call(self, function: Callable[[], T]) -> T:
         """Call a function that may need a rank that has failed.
@@ -171,20 +169,6 @@ class Communication:
                 except RankLostError:
                     pass
             self.on_loss()
-
-    def report_heartbeats(self) -> None:
-        """Log each rank whose heartbeat has stopped or returned, once; the lowest responsive rank writes it."""
-        peers = self.links.peers
-        unresponsive = set(peers.unresponsive(self._patience))
-        if peers is not self.links.peers:
-            return
-        writes = min(set(range(peers.comm.size)) - unresponsive | {peers.comm.rank}) == peers.comm.rank
-        for rank in sorted((unresponsive ^ self._reported) - set(peers.failed())):
-            if writes:
-                news = f"sent no heartbeat for {self._patience:g} s" if rank in unresponsive else "responds again"
-                number = self.members[rank]
-                _LOG.warning("rank %d (%s) %s", number, self.names[number], news)
-        self._reported = unresponsive
 
     def rendezvous(self, results: Sequence[float], *, last: bool = False) -> NDArray[Any]:
         """Wait until every other rank has called this as often or has failed; return all ranks' records.
@@ -221,7 +205,7 @@ class Communication:
             global_steps: number of steps that all chains have claimed.
         """
         if self._plan.publishes:
-            self.links.peers.publish(sample.cpu().numpy())
+            self.links.peers.states.publish(sample.cpu().numpy())
         if self.links.windows is not None:
             self.links.windows.set(center["y"].numpy(), center["version"])
         elif isinstance(self._single, GossipCenter):
@@ -281,8 +265,7 @@ class Communication:
 
     def close(self) -> None:
         """Free everything; collective. If ranks have failed, the windows stay allocated until the process ends."""
-        self._closing.set()
-        self._watcher.join(timeout=None if self._caller is None else GRACE)
+        self._heartbeats.stop(None if self._caller is None else GRACE)
         if not self.failed_ranks:
             try:
                 if self._background is not None:
@@ -294,7 +277,8 @@ class Communication:
             self.links.peers.close(abandon=True)
 
     def _replace(self, links: Links, members: list[int], world: frozenset[int]) -> None:
-        self.links, self.members, self._in_world, self._reported = links, members, world, set()
+        self._heartbeats.stop(0.0)
+        self.links, self.members, self._in_world = links, members, world
         self._recovering = False
         if self._caller is not None:
             self._caller = ThreadExecutor(self._hangs)  # the thread may be blocked
@@ -326,7 +310,7 @@ class Communication:
 
     def _stalls(self, waited: float) -> bool:
         """Return True if an exchange will not end, because of an unresponsive or a lost rank."""
-        return (waited > STALLED and bool(self._reported)) or self._hangs(waited)
+        return (waited > STALLED and bool(self._heartbeats.unresponsive)) or self._hangs(waited)
 
     def _hangs(self, waited: float) -> bool:
         """Return True if a call will not end because a rank was lost."""
@@ -339,13 +323,4 @@ class Communication:
             peers.failed = self._failed
         if self._caller is not None:
             peers.suspended = lambda: self.lost or self._recovering or peers is not self.links.peers
-        # Without a thread of its own, a rank sends heartbeats at its steps only.
-        self._watcher = threading.Thread(target=self._watch, args=(peers,), name="lsam-watch", daemon=True)
-        if self._multiple:
-            self._watcher.start()
-
-    def _watch(self, peers: rma.PeerTable) -> None:
-        # A step may take minutes, for example with an evaluation: the heartbeat shows that the process runs.
-        while peers is self.links.peers and not self._closing.wait(self._patience / 6):
-            peers.heartbeat()
-            self.report_heartbeats()
+        self._heartbeats = Heartbeats(peers, self._patience, self.members, self.names, threaded=self._multiple)

@@ -105,7 +105,7 @@ class RmaCenter:
     def publish(self, state: Tensor) -> None:
         """Publish a state of this chain, shape (P,), for others to read."""
         if self.publishes:
-            self._communication.links.peers.publish(array(state))
+            self._communication.links.peers.states.publish(array(state))
 
     @contextmanager
     def exclusive_turn(self) -> Iterator[None]:

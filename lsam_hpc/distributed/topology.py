@@ -37,12 +37,12 @@ class _FromPeers:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return self._peers.size
+        return self._peers.states.size
 
     @property
     def nbytes(self) -> int:
         """Bytes that reading one state moves."""
-        return self._peers.state_bytes
+        return self._peers.states.bytes
 
     def exclusive_turn(self) -> AbstractContextManager[None]:
         """Return a context that does nothing: exchanges of different chains need no order."""
@@ -50,7 +50,7 @@ class _FromPeers:
 
     def publish(self, state: Tensor) -> None:
         """Publish a state of this chain, shape (P,), for others to read."""
-        self._peers.publish(array(state))
+        self._peers.states.publish(array(state))
 
 
 class GossipCenter(_FromPeers):
@@ -100,7 +100,7 @@ class GossipCenter(_FromPeers):
     @property
     def nbytes(self) -> int:
         """Bytes that an exchange moves: k states."""
-        return self._degree * self._peers.state_bytes
+        return self._degree * self._peers.states.bytes
 
     def begin_exchange(self, sample: Tensor, pull: float) -> None:
         """Move the estimate towards the new states of this exchange's peers."""
@@ -111,7 +111,7 @@ class GossipCenter(_FromPeers):
         for rank in chosen:
             if rank in unresponsive:
                 continue
-            count = self._peers.read(rank, array(self._state))
+            count = self._peers.states.read(rank, array(self._state))
             if count == self._seen[rank]:
                 continue
             self._seen[rank] = count
@@ -176,12 +176,12 @@ class LeaderCenter(_FromPeers):
         if leader == self._peers.comm.rank and sample is not None and bool(torch.isfinite(sample).all()):
             out.copy_(sample)
         else:
-            self.version = self._peers.read(leader, array(out))
+            self.version = self._peers.states.read(leader, array(out))
         return self.version
 
     def peek(self, out: Tensor) -> None:
         """Copy the leader's published state into `out`, shape (P,)."""
-        self._peers.read(self.leader, array(out))
+        self._peers.states.read(self.leader, array(out))
 
     def add(self, delta: Tensor) -> int:
         """Do nothing: no chain moves the leader."""

@@ -1,4 +1,4 @@
-"""A table of all ranks' progress records and published states, in windows that are read without the owner's help."""
+"""A table of all ranks' progress records, in a window that is read without the owner's help."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from types import TracebackType
 
 import numpy as np
 from mpi4py import MPI
-from mpi4py.util.dtlib import from_numpy_dtype
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError, RankLostError
-from lsam_hpc.rma.center import CHUNK_BYTES
-from lsam_hpc.rma.checks import check_vector
-from lsam_hpc.rma.collective import barrier, require_equal, wait_without_spinning
-from lsam_hpc.rma.layout import Layout
-from lsam_hpc.rma.memory import check_shared_memory
+from lsam_hpc.rma.collective import barrier, wait_without_spinning
+from lsam_hpc.rma.peer_states import PeerStates
 
 RECORD = np.dtype(
     [
@@ -27,13 +23,10 @@ RECORD = np.dtype(
         ("loss", "f8"),  # smoothed mini-batch loss; NaN before the first
         ("rounds", "i8"),  # rounds of `rendezvous` that the rank has entered, two per call; LEFT after `close`
         ("failed", "i8"),  # 1 + the lowest rank believed to have failed; 0 if none
-        ("published", "i8"),  # number of states published
         ("results", "f8", (16,)),  # final results of the rank; NaN before
     ]
 )
 LEFT = 1 << 40
-_STATE_AT = 64  # offset of the state, bytes; at offset 0 is twice the number of publications, odd during one
-_TRIES = 3  # attempts to read a state that is being written
 _PATIENCE = 0.2  # seconds to wait for records: ranks on other nodes with a progress thread answer within 60 ms
 
 
@@ -41,11 +34,10 @@ class PeerTable:
     """A record and optionally a state of each rank, in `Win.Allocate` memory.
 
     A rank writes its own with plain stores, about 1 us for a heartbeat, and reads the others' without their help. Only
-    creating and closing it is collective. One thread may send heartbeats, another publish, a third read records.
+    creating and closing it is collective. One thread may send heartbeats, another read records.
 
     A dead rank is recognized by its heartbeat counter, which no longer changes: on one node MPI reports nothing, and
-    between nodes a read from a dead rank may never return. So requests for records have a time limit. `read` has none:
-    use it for responsive ranks only.
+    between nodes a read from a dead rank may never return. So requests for records have a time limit.
 
     Args:
         comm: the ranks.
@@ -56,33 +48,21 @@ class PeerTable:
         failed: returns the ranks that are known to have failed: they count as unresponsive at once. Default: none.
         suspended: returns True while records must not be requested, because that could crash. Default: never.
         names: the host of each rank, for messages.
-        torn_reads: number of reads that returned a mixture of two states.
+        states: those that the ranks publish.
 
     Raises:
-        InputError: size is below 0, arguments differ between ranks, or a node's shared memory has too little space.
+        InputError: as of `PeerStates`.
     """
 
     def __init__(self, comm: MPI.Intracomm, size: int = 0, dtype: str = "float32") -> None:
-        require_equal(comm, "the peers' size", size)
-        require_equal(comm, "the peers' dtype", np.dtype(dtype).name)
-        if size < 0:
-            raise InputError(f"peers: expected a size of 0 elements or more, found {size}")
         self.comm = comm
-        self.dtype = np.dtype(dtype)
-        self.torn_reads = 0
-        self.names: list[str] = comm.allgather(MPI.Get_processor_name())
-        self._type = from_numpy_dtype(self.dtype)
-        self._layout = Layout(size, 1, max(1, CHUNK_BYTES // self.dtype.itemsize))
-        check_shared_memory(comm, RECORD.itemsize + _STATE_AT + self.state_bytes, "the peers")
         # Two windows: a flush may wait for all pending operations of a window, and one with a dead rank never ends.
+        self.states = PeerStates(comm, size, dtype)
+        self.names: list[str] = comm.allgather(MPI.Get_processor_name())
         self._records = MPI.Win.Allocate(RECORD.itemsize, 1, comm=comm)
-        self._states = MPI.Win.Allocate(_STATE_AT + self.state_bytes, 1, comm=comm)
         self._record = np.asarray(self._records.tomemory()).view(RECORD)
         self._record[:] = 0
         self._record["loss"] = self._record["results"] = np.nan
-        memory = np.asarray(self._states.tomemory())
-        memory[:] = 0
-        self._sequence, self._state = memory[:8].view(np.int64), memory[_STATE_AT:].view(self.dtype)
         # The last record received from each rank, the receive buffer, and the pending request for the next record.
         self._known = np.repeat(self._record, comm.size)
         self._arriving = self._known.copy()
@@ -93,21 +73,10 @@ class PeerTable:
         self._records_lock = threading.Lock()
         self.failed: Callable[[], Collection[int]] = tuple
         self.suspended: Callable[[], bool] = bool
-        for window in (self._records, self._states):
-            window.Lock_all(MPI.MODE_NOCHECK)
-            window.Sync()
+        self._records.Lock_all(MPI.MODE_NOCHECK)
+        self._records.Sync()
         barrier(comm)
         self._open = True
-
-    @property
-    def size(self) -> int:
-        """Number of elements of a state."""
-        return self._layout.size
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of a state."""
-        return self.size * self.dtype.itemsize
 
     @property
     def steps(self) -> list[int]:
@@ -133,57 +102,6 @@ class PeerTable:
         self._record["heartbeats"] += 1
         self._records.Sync()  # from here on the others' Gets see the stores above
 
-    def publish(self, state: NDArray[np.generic]) -> None:
-        """Replace the state that others read from this rank.
-
-        Args:
-            state: shape (size,), the peers' dtype, contiguous.
-
-        Raises:
-            InputError: `state` has another shape, dtype or layout.
-        """
-        check_vector("publish", state, self.size, self.dtype)
-        self._sequence += 1
-        self._states.Sync()
-        self._state[:] = state
-        self._states.Sync()
-        self._sequence += 1
-        self._states.Sync()
-        self._record["published"] += 1
-        self._records.Sync()
-
-    def read(self, rank: int, out: NDArray[np.generic]) -> int:
-        """Copy a rank's state into `out`.
-
-        If each of 3 attempts overlaps a publication, the copy may mix two successive states, even within an element;
-        `torn_reads` counts such reads. Unlike `Center.read`, this takes no MPI-internal lock, so a rank that is killed
-        in it blocks no other.
-
-        Args:
-            rank: rank to read from.
-            out: shape (size,), the peers' dtype, contiguous.
-
-        Returns:
-            A lower bound of the number of states that the rank has published; if 0, `out` is undefined.
-
-        Raises:
-            InputError: `out` has another shape, dtype or layout.
-        """
-        check_vector("read", out, self.size, self.dtype)
-        after = self._sequence_of(rank)
-        for _ in range(_TRIES):
-            before = after
-            for first, end, at in self._layout.chunks(0):
-                place = (_STATE_AT + at * self.dtype.itemsize, end - first, self._type)
-                self._states.Get((out[first:end], self._type), rank, place)
-            self._states.Flush(rank)
-            after = self._sequence_of(rank)
-            if before == after and before % 2 == 0:
-                break
-        else:
-            self.torn_reads += 1
-        return before // 2
-
     def records(self) -> NDArray[np.void]:
         """Return the records of all ranks, shape (ranks,), fields as in `RECORD`.
 
@@ -202,8 +120,7 @@ class PeerTable:
         """Continue this rank's record and published state of a table with other ranks."""
         self._record[:] = before._record
         self._record["failed"] = 0
-        if before._sequence[0]:
-            self.publish(before._state)
+        self.states.take_over(before.states)
         self.heartbeat()
 
     def unresponsive(self, after: float) -> list[int]:
@@ -282,9 +199,9 @@ class PeerTable:
         barrier(self.comm)
         for request in self._requests.values():
             wait_without_spinning(request)
-        for window in (self._records, self._states):
-            window.Unlock_all()
-            window.Free()
+        self._records.Unlock_all()
+        self._records.Free()
+        self.states.close()
 
     def __enter__(self) -> PeerTable:
         return self
@@ -318,12 +235,6 @@ class PeerTable:
         if ranks:
             self._record["failed"] = 1 + min(ranks)
             self.heartbeat()
-
-    def _sequence_of(self, rank: int) -> int:
-        sequence = np.empty(1, np.int64)
-        self._states.Get(sequence, rank, (0, 1, MPI.INT64_T))
-        self._states.Flush(rank)
-        return int(sequence[0])
 
     def _refresh(self) -> None:
         """Request a record from every rank without a pending request, and store the records that arrive.

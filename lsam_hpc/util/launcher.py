@@ -26,7 +26,10 @@ STEP = 7.5  # s that a rank may take to end its step; twice its longest step if 
 UNSEEN = 10.0  # s in which a launcher has started all ranks of a node
 LOOKS = 3  # before the others end: a rank that ends regularly takes them along
 ENDING = 300.0  # s for the last checkpoint, or the last evaluation
+AFTER = 3.0  # s until the ranks that say nothing end: the launcher may end the one that speaks with the first that ends
 TERM = 30.0  # s for a program's own handler of SIGTERM, as in Slurm (KillWait)
+
+_LEAVING = threading.Lock()
 
 
 class LauncherWatch:
@@ -158,10 +161,17 @@ def watch() -> LauncherWatch:
 
 
 def leave(message: str) -> None:
-    """End this process at once, with code 3: MPI_Finalize would wait for the launcher or for dead ranks."""
+    """End this process with code 3: MPI_Finalize would wait for the launcher or for dead ranks.
+
+    Args:
+        message: for the user; empty: another rank says it, before this one ends.
+    """
+    _LEAVING.acquire()  # never released: a second thread that comes here only waits
     if message:
         with suppress(OSError):  # the launcher read it
             print(message, file=sys.stderr, flush=True)
+    else:
+        time.sleep(AFTER)
     os._exit(STOPPED)
 
 

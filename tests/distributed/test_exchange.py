@@ -29,8 +29,8 @@ class FakeWindows:
         return self.version - 1
 
 
-class FakePeerTable:
-    """The part of rma.PeerTable that RmaCenter uses."""
+class FakeStates:
+    """The part of rma.PeerStates that RmaCenter uses."""
 
     def publish(self, state):
         self.state = state.copy()
@@ -50,7 +50,8 @@ class FakeCommunication:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_reads_adds_and_publishes(dtype):
-    peers = FakePeerTable()
+    states = FakeStates()
+    peers = SimpleNamespace(states=states)
     communication = FakeCommunication(SimpleNamespace(windows=FakeWindows(dtype), peers=peers))
     center = RmaCenter(communication, publishes=True)
     assert not RmaCenter(communication).publishes
@@ -64,7 +65,7 @@ def test_reads_adds_and_publishes(dtype):
     center.peek(out)
     assert out.tolist() == [0.5, 1, 2, 2]
     center.publish(out)
-    assert peers.state.tolist() == [0.5, 1, 2, 2]
+    assert states.state.tolist() == [0.5, 1, 2, 2]
     assert (center.size, center.version, center.nbytes) == (4, 1, out.nbytes)
 
 

@@ -1,14 +1,20 @@
 """Under ULFM (Open MPI's `mpirun --with-ft ulfm`) a job continues without ranks that are killed.
 
-Truth: whole numbers, whose sums are exact in any order.
+Truth: whole numbers, whose sums are exact in any order. LSAM_KILL_TRIALS sets the number of ranks that are killed at
+random moments, LSAM_KILL_REPORT a file to which each trial appends a line of JSON.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
+import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +28,7 @@ from tests.helpers.waiting import wait_until
 
 RANKS = 4
 LIMIT = 120.0  # s
+TRIALS = int(os.environ.get("LSAM_KILL_TRIALS", "4"))
 
 
 @pytest.fixture
@@ -241,3 +248,72 @@ def test_what_cannot_continue_ends_with_code_3_and_one_line(ulfm: Mpi, tmp_path:
     text = trained(ulfm, tmp_path / "b", 1, STEP, "--mode", "lockstep", "--budget", "per-rank", code=3)
     assert "lsam train: stopped: rank 1 ended (a rank was lost: a run in lockstep cannot be repeated" in text
     assert "Traceback" not in text
+
+
+# Ends a rank after some seconds, at any instruction: nothing handles the alarm. The others write when they recovered;
+# a rank that hangs shows where.
+ALARMED = """
+import faulthandler, os, signal, sys, time
+from pathlib import Path
+victim, seconds, folder, limit, *words = sys.argv[1:]
+faulthandler.dump_traceback_later(float(limit))
+rank = os.environ["OMPI_COMM_WORLD_RANK"]
+if rank == victim:
+    Path(folder, "killed").write_text(str(time.time() + float(seconds)))
+    signal.setitimer(signal.ITIMER_REAL, float(seconds))
+from lsam_hpc import cli
+from lsam_hpc.distributed.communication import Communication
+recover = Communication.recover
+def timed(*arguments):
+    recover(*arguments)
+    Path(folder, "recovered-" + rank).write_text(str(time.time()))
+Communication.recover = timed
+sys.exit(cli.main(words))
+"""
+
+
+@pytest.mark.slow("kills ranks at random moments")
+@pytest.mark.timeout((TRIALS + 1) * LIMIT)
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_rank_is_killed_at_a_random_moment(ulfm: Mpi, hosts: int, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        if hosts == 2:
+            if why := hosts_available():
+                pytest.skip(f"no two hosts: {why}")
+            ulfm = stack.enter_context(two_hosts()).across(ulfm, RANKS)
+        undisturbed = alarmed(ulfm, tmp_path / "undisturbed", 0, 1e6)
+        assert undisturbed["code"] == 0, undisturbed["text"]
+        for number in range(TRIALS):
+            chance = random.Random(number)
+            victim, seconds = chance.randrange(RANKS), chance.uniform(0, undisturbed["seconds"])
+            report = {"hosts": hosts, "victim": victim, "moment": seconds / undisturbed["seconds"]}
+            report |= alarmed(ulfm, tmp_path / str(number), victim, seconds)
+            if file := os.environ.get("LSAM_KILL_REPORT"):
+                with Path(file).open("a") as reports:
+                    reports.write(json.dumps(report) + "\n")
+            assert report["code"] in (0, 3, 4), report["text"]
+            assert report["code"] != 3 or "before training started" in report["text"], report["text"]
+
+
+def alarmed(mpi: Mpi, folder: Path, victim: int, seconds: float) -> dict[str, Any]:
+    """Train, end a rank after some seconds, check the center, and report what happened."""
+    folder.mkdir()
+    out, began = folder / "run", time.time()
+    words = ("train", "--data", "digits", "--steps", "2000", "--period", "2", "--out", str(out))
+    arguments = (str(victim), str(seconds), str(folder), str(LIMIT - 10))
+    command = mpi.command(RANKS, mpi.forked, "-c", ALARMED, *arguments, *words, "--checkpoint-every", "200")
+    done = run(command, timeout=LIMIT)
+    report = {"code": done.returncode, "seconds": time.time() - began, "text": done.stdout + done.stderr}
+    recovered = {int(file.name.split("-")[1]): float(file.read_text()) for file in folder.glob("recovered-*")}
+    if done.returncode in (0, 4):
+        center = torch.load(out / "checkpoints" / "center.pt", weights_only=True)
+        assert all(torch.isfinite(values).all() for values in center.values())
+        with Run(out) as log:
+            left = [rank for rank in log.ranks if log.result(rank) is not None]
+            exchanges = {rank: log.log(rank).attributes["start_time"] + log.exchanges(rank)["time"] for rank in left}
+        report["left"] = len(left)
+        later = [exchanges[rank][exchanges[rank] > recovered[rank]] for rank in left if rank in recovered]
+        killed = float((folder / "killed").read_text())
+        report["recovered"] = max((recovered[rank] - killed for rank in left if rank in recovered), default=None)
+        report["exchanged"] = max((float(times[0]) - killed for times in later if len(times)), default=None)
+    return report

@@ -25,7 +25,7 @@ def test_records_at_the_start(comm):
     with PeerTable(comm) as peers:
         records = peers.records()
         assert records.shape == (comm.size,)
-        for name in ("heartbeats", "step", "global_step", "published"):
+        for name in ("heartbeats", "step", "global_step"):
             assert (records[name] == 0).all()
         assert (records["rounds"] == 0).all()
         assert np.isnan(records["loss"]).all()
@@ -37,18 +37,15 @@ def test_records_at_the_start(comm):
 @ALL
 def test_every_rank_reads_the_records_of_all(comm):
     ranks = np.arange(comm.size)
-    with PeerTable(comm, 3) as peers:
+    with PeerTable(comm) as peers:
         for step in range(1, 11 + comm.rank):
             peers.update(step, 100 * comm.rank + step, 1.0 / (1 + comm.rank) + step)
-        for _ in range(comm.rank):
-            peers.publish(np.ones(3, np.float32))
         records, failed = peers.rendezvous(30.0, [comm.rank + 0.1, -1e300])
         assert failed == []
         assert (records["heartbeats"] > 10 + ranks).all()  # a waiting rank sends heartbeats
         np.testing.assert_array_equal(records["step"], 10 + ranks)
         np.testing.assert_array_equal(records["global_step"], 101 * ranks + 10)
         np.testing.assert_array_equal(records["loss"], 1.0 / (1 + ranks) + 10 + ranks)
-        np.testing.assert_array_equal(records["published"], ranks)
         assert (records["rounds"] == 2).all()
         np.testing.assert_array_equal(records["results"][:, 0], ranks + 0.1)
         np.testing.assert_array_equal(records["results"][:, 1], -1e300)
@@ -70,26 +67,26 @@ def test_published_states_are_read_unchanged(comm):
     for size in (1, 7, CHUNK, 2 * CHUNK + 5):
         with PeerTable(comm, size) as peers:
             out = np.full(size, np.nan, np.float32)
-            assert [peers.read(rank, out) for rank in range(comm.size)] == [0] * comm.size
+            assert [peers.states.read(rank, out) for rank in range(comm.size)] == [0] * comm.size
             barrier(comm)
             for count in (1, 2):
-                peers.publish(np.arange(size, dtype=np.float32) + 1000 * comm.rank + count)
+                peers.states.publish(np.arange(size, dtype=np.float32) + 1000 * comm.rank + count)
                 barrier(comm)
                 for rank in range(comm.size):
-                    assert peers.read(rank, out) == count
+                    assert peers.states.read(rank, out) == count
                     np.testing.assert_array_equal(out, np.arange(size, dtype=np.float32) + 1000 * rank + count)
                 barrier(comm)
-            assert peers.torn_reads == 0
+            assert peers.states.torn_reads == 0
 
 
 @ALL
 def test_states_may_be_float64(comm):
     with PeerTable(comm, 5, "float64") as peers:
-        peers.publish(np.full(5, comm.rank + 1e-12))
+        peers.states.publish(np.full(5, comm.rank + 1e-12))
         barrier(comm)
         out = np.empty(5)
         for rank in range(comm.size):
-            assert peers.read(rank, out) == 1
+            assert peers.states.read(rank, out) == 1
             assert (out == rank + 1e-12).all()
         barrier(comm)
 
@@ -101,13 +98,13 @@ def test_a_read_is_of_one_state_or_counted_as_torn(comm):
     with PeerTable(comm, size) as peers:
         if comm.rank == 0:
             for count in range(1, rounds + 1):
-                peers.publish(np.full(size, count, np.float32))
+                peers.states.publish(np.full(size, count, np.float32))
         else:
             out, count, seen = np.empty(size, np.float32), 0, set()
             while count < rounds:
-                torn = peers.torn_reads
-                count = peers.read(0, out)
-                if peers.torn_reads == torn:
+                torn = peers.states.torn_reads
+                count = peers.states.read(0, out)
+                if peers.states.torn_reads == torn:
                     assert out.min() == out.max() == count
                 else:
                     assert out.max() >= count  # states published during the read are newer
@@ -119,15 +116,15 @@ def test_a_read_is_of_one_state_or_counted_as_torn(comm):
 @ALL
 def test_a_rank_that_died_while_it_published_leaves_a_torn_state(comm):
     with PeerTable(comm, 4) as peers:
-        peers.publish(np.full(4, comm.rank, np.float32))
-        peers._sequence += 1  # as publish does before it writes
-        peers._states.Sync()
+        peers.states.publish(np.full(4, comm.rank, np.float32))
+        peers.states._sequence += 1  # as publish does before it writes
+        peers.states._window.Sync()
         barrier(comm)
         out = np.empty(4, np.float32)
         for rank in range(comm.size):
-            assert peers.read(rank, out) == 1
+            assert peers.states.read(rank, out) == 1
             assert (out == rank).all()
-        assert peers.torn_reads == comm.size
+        assert peers.states.torn_reads == comm.size
         barrier(comm)
 
 
@@ -142,13 +139,13 @@ def test_needs_no_help_from_a_rank_outside_mpi(comm, tmp_path):
                 nonlocal count
                 count += 1
                 peers.update(count, count, 0.5)
-                peers.publish(np.full(100_000, count, np.float32))
+                peers.states.publish(np.full(100_000, count, np.float32))
                 return len(list(tmp_path.glob("done-*"))) == comm.size - 1
 
             wait_until(publish_next, "the others' reads")
         else:
             out = np.empty(100_000, np.float32)
-            wait_until(lambda: peers.read(0, out) >= 20 and peers.records()["heartbeats"][0] >= 20, "20 of each")
+            wait_until(lambda: peers.states.read(0, out) >= 20 and peers.records()["heartbeats"][0] >= 20, "20 of each")
             assert out.max() >= 20
             (tmp_path / f"done-{comm.rank}").touch()
         barrier(comm)
@@ -279,8 +276,8 @@ def test_threads_may_share_it(comm):
         def exchange():
             out = np.empty(size, np.float32)
             for count in range(1, 201):
-                peers.publish(np.full(size, count, np.float32))
-                peers.read((comm.rank + 1) % comm.size, out)
+                peers.states.publish(np.full(size, count, np.float32))
+                peers.states.read((comm.rank + 1) % comm.size, out)
 
         def read_records():
             while not stop.is_set():
@@ -307,7 +304,7 @@ def test_threads_may_share_it(comm):
         assert errors == []
         barrier(comm)
         records = peers.records()
-        assert (records["published"] == 200).all()
+        assert all(peers.states.read(rank, np.empty(size, np.float32)) == 200 for rank in range(comm.size))
         assert records["heartbeats"][comm.rank] == step
         barrier(comm)
 
@@ -319,9 +316,9 @@ def test_refuses_wrong_arguments(comm):
     with PeerTable(comm, 4) as peers:
         for wrong in (np.ones(3, np.float32), np.ones(4), np.ones(8, np.float32)[::2]):
             with pytest.raises(InputError, match="publish: expected a contiguous float32 vector of 4 elements"):
-                peers.publish(wrong)
+                peers.states.publish(wrong)
             with pytest.raises(InputError, match="read: expected a contiguous float32 vector of 4 elements"):
-                peers.read(0, wrong)
+                peers.states.read(0, wrong)
         with pytest.raises(InputError, match="rendezvous: expected 16 results at most, found 17"):
             peers.rendezvous(1.0, [0.0] * 17)
         assert (peers.records()["rounds"] == 0).all()
@@ -352,13 +349,13 @@ while not (unresponsive := peers.unresponsive(2.0)):
     step += 1
     peers.update(step, 4 * step, 1.0)
     state[:] = step
-    peers.publish(state)
+    peers.states.publish(state)
     for rank in range(peers.comm.size):
-        peers.read(rank, state)
+        peers.states.read(rank, state)
     if me == victim and step == 20:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.01)
-last = [peers.read(rank, state) for rank in range(peers.comm.size)]
+last = [peers.states.read(rank, state) for rank in range(peers.comm.size)]
 records, failed = peers.rendezvous(2.0, [me, step])
 report = {"unresponsive": unresponsive, "failed": failed, "results": records["results"][:, 0].tolist(), "read": last}
 (folder / f"{me}.tmp").write_text(json.dumps(report))

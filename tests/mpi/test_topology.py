@@ -71,16 +71,16 @@ def _step_in_two_halves(comm, opt, model):
 @pytest.mark.mpi(np=[2, 4])
 def test_gossip_rejects_bad_states_of_peers(comm):
     with PeerTable(comm, 4, "float64") as peers:
-        peers.publish(np.ones(4))
+        peers.states.publish(np.ones(4))
         barrier(comm)
         start = torch.ones(4, dtype=torch.float64)
         center = GossipCenter(peers, list, start, "ring", comm.size - 1, max_delta_ratio=10.0, seed=0)
         center.begin_exchange(torch.ones(4), 0.1)
         barrier(comm)
         if comm.rank == 0:
-            peers.publish(np.array([np.nan, 0, 0, 0]))
+            peers.states.publish(np.array([np.nan, 0, 0, 0]))
         if comm.rank == 1:
-            peers.publish(np.full(4, 1e30))
+            peers.states.publish(np.full(4, 1e30))
         barrier(comm)
         center.begin_exchange(torch.ones(4), 0.1)
         out = torch.empty(4, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_all_are_pulled_to_the_leader_and_the_leader_is_not_pulled(comm):
     with PeerTable(comm, 2, "float64") as peers:
         unresponsive = set()
         center = LeaderCenter(peers, lambda: unresponsive)
-        peers.publish(np.full(2, float(comm.rank)))
+        peers.states.publish(np.full(2, float(comm.rank)))
         leader = comm.size - 1
         peers.update(1, 1, 0.5 if comm.rank == leader else 1.0 + comm.rank)
         barrier(comm)
