@@ -1,5 +1,8 @@
 """A run directory that is full, read-only or gone: training goes on, and the result is written elsewhere."""
 
+import json
+import os
+import random
 import re
 import shutil
 import subprocess
@@ -10,20 +13,21 @@ import torch
 from lsam_hpc.trajectory import Run, verify
 from tests.helpers.mpis import available, run
 
-# Runs a shell command at rank 0's local step 60 and another one when training has ended.
+TRIALS = int(os.environ.get("LSAM_DISK_TRIALS", "2"))
+# Runs shell commands at local steps of rank 0, given as JSON, and another one when training has ended.
 PROGRAM = """
-import subprocess, sys
+import json, subprocess, sys
 import lsam_hpc.cli as cli
 from lsam_hpc.rundir import elsewhere
 from lsam_hpc.train import checkpoint
 from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
 elsewhere.RETRIES = (0.1, 0.2)
-during, after = sys.argv[1:3]
+during, after = json.loads(sys.argv[1]), sys.argv[2]
 step, last_state = CheckpointScheduler.step, CheckpointScheduler.last_state
 def stepped(self):
     step(self)
-    if self._opt.comm.rank == 0 and self._opt.local_step == 60:
-        subprocess.run(during, shell=True, check=True)
+    if self._opt.comm.rank == 0 and (script := during.pop(str(self._opt.local_step), None)):
+        subprocess.run(script, shell=True, check=True)
 def stated(self):
     if self._opt.comm.rank == 0:
         subprocess.run(after, shell=True, check=True)
@@ -35,8 +39,9 @@ sys.exit(cli.main(sys.argv[3:]))
 WORDS = ("--steps", "400", "--checkpoint-every", "50", "--flush-seconds", "0.1", "--resume", "auto")
 
 
-def command(mpi, ranks, out, *words, during="true", after="true", python=None):
-    return mpi.command(ranks, python or mpi.forked, "-c", PROGRAM, during, after, "train", "--out", str(out), *words)
+def command(mpi, ranks, out, *words, during=None, after="true", python=None):
+    scripts = json.dumps(during or {})
+    return mpi.command(ranks, python or mpi.forked, "-c", PROGRAM, scripts, after, "train", "--out", str(out), *words)
 
 
 def on_a_small_disk(size, disk, words, **env):
@@ -92,7 +97,7 @@ def test_a_run_directory_that_is_removed_during_training(mpi, tmp_path):
     out, place = tmp_path / "run", tmp_path / "place"
     place.mkdir()
     env = {"TMPDIR": str(place), "SLURM_TMPDIR": str(tmp_path / "none")}
-    done = run(command(mpi, 2, out, *WORDS, during=f"rm -r {out}"), 60, **env)
+    done = run(command(mpi, 2, out, *WORDS, during={60: f"rm -r {out}"}), 60, **env)
     saved = check_saved(done, place, "No such file or directory")
     assert done.stderr.count("checkpoint not written, training continues") == 2  # on each rank
     assert not out.exists()
@@ -123,7 +128,9 @@ def test_a_disk_that_is_full_at_the_end(mpi, disk, tmp_path):
 @pytest.mark.slow("starts its ranks in a file system of their own")
 def test_a_disk_that_is_full_for_a_while(mpi, disk, tmp_path):
     fill = f"cat /dev/zero >{disk}/filler 2>/dev/null || true"
-    words = command(mpi, 2, disk / "run", *WORDS, during=fill, after=f"rm {disk}/filler; sleep 2", python=mpi.python)
+    words = command(
+        mpi, 2, disk / "run", *WORDS, during={60: fill}, after=f"rm {disk}/filler; sleep 2", python=mpi.python
+    )
     done = on_a_small_disk("64m", disk, words)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -139,9 +146,32 @@ def test_a_disk_that_is_full_for_a_while(mpi, disk, tmp_path):
 def test_logs_leave_room_for_checkpoints(openmpi, disk):
     left = 1_000_000  # B, less than the reserve of 32 B per parameter and rank
     fill = f"head -c $(($(df --output=avail -B1 {disk} | tail -1) - {left})) /dev/zero >{disk}/filler"
-    words = command(openmpi, 2, disk / "run", *WORDS, during=fill, after=f"rm {disk}/filler", python=openmpi.python)
+    words = command(
+        openmpi, 2, disk / "run", *WORDS, during={60: fill}, after=f"rm {disk}/filler", python=openmpi.python
+    )
     done = on_a_small_disk("64m", disk, words)
     assert done.returncode == 0, done.stderr
     assert (
         "the log stops here and training continues: the disk has less than 1.7 MB left for checkpoints" in done.stderr
     )
+
+
+@pytest.mark.slow("starts its ranks in a file system of their own")
+@pytest.mark.timeout(60 + 60 * TRIALS)
+def test_a_disk_that_is_full_at_random_moments(openmpi, tmp_path, disk):
+    for number in range(TRIALS):
+        full, freed = sorted(random.Random(number).sample(range(2, 160), 2))
+        fill = f"cat /dev/zero >{disk}/filler 2>/dev/null || true"
+        # The log may have no room until it looks again: training ends a while after the disk is freed.
+        scripts = {full: fill, freed: f"rm {disk}/filler"}
+        words = command(openmpi, 2, disk / "run", *WORDS, during=scripts, after="sleep 2", python=openmpi.python)
+        done = on_a_small_disk("64m", disk, words)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        copy = tmp_path / "copy"
+        assert (copy / "checkpoints" / "set-000000000400.json").exists()
+        center = torch.load(copy / "checkpoints" / "center.pt", weights_only=True)
+        assert all(torch.isfinite(values).all() for values in center.values())
+        assert not list(copy.rglob("*.tmp"))
+        assert verify(Run(copy)) == []
+        shutil.rmtree(copy)

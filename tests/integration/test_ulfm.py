@@ -301,7 +301,7 @@ def alarmed(mpi: Mpi, folder: Path, victim: int, seconds: float) -> dict[str, An
     out, began = folder / "run", time.time()
     words = ("train", "--data", "digits", "--steps", "2000", "--period", "2", "--out", str(out))
     arguments = (str(victim), str(seconds), str(folder), str(LIMIT - 10))
-    command = mpi.command(RANKS, mpi.forked, "-c", ALARMED, *arguments, *words, "--checkpoint-every", "200")
+    command = mpi.command(RANKS, mpi.python, "-c", ALARMED, *arguments, *words, "--checkpoint-every", "200")
     done = run(command, timeout=LIMIT)
     report = {"code": done.returncode, "seconds": time.time() - began, "text": done.stdout + done.stderr}
     recovered = {int(file.name.split("-")[1]): float(file.read_text()) for file in folder.glob("recovered-*")}
