@@ -27,7 +27,7 @@ _LIBRARIES = {
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
 }
 _seconds: dict[str, float] = {}  # duration of each MPI test on the slowest rank
-_JOBS = {"mpi", "openmpi", "mpich", "cluster"}  # fixtures of tests that start jobs
+_JOBS = {"mpi", "openmpi", "mpich", "ulfm", "cluster"}  # fixtures of tests that start jobs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

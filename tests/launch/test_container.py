@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def image(tmp_path: Path) -> Iterator[str]:
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-cache-dir", "-d", str(wheels)]
     _run(*pip, f"torch=={torch}", f"{ROOT}[mpi,train]", *_requires())
     _run("debootstrap", "--variant=minbase", "--include=python3,python3-venv,python3-pip", "bookworm", str(base))
-    storage = ["--root", str(tmp_path / "storage"), "--runroot", str(tmp_path / "run")]
+    short = Path(tempfile.mkdtemp(prefix="lsam-"))  # podman refuses a runroot of more than 50 characters
+    storage = ["--root", str(short / "storage"), "--runroot", str(short / "run")]
     _run("sh", "-c", 'tar -C "$0" -c . | podman "$@"', str(base), *storage, "import", "-", BASE)
     shutil.rmtree(base)
     flags = [f"--build-arg=BASE={BASE}", "--build-arg=PIP_FLAGS=--no-index --find-links /wheels"]
@@ -96,6 +98,7 @@ def image(tmp_path: Path) -> Iterator[str]:
     yield " ".join(["buildah", *storage, "run", "--isolation", "chroot", container, "--"])
     _run("buildah", *storage, "rm", "--all")
     _run("buildah", *storage, "rmi", "--all", "--force")
+    shutil.rmtree(short)
 
 
 @pytest.mark.slow("builds an image, four minutes")
