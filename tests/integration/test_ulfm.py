@@ -40,8 +40,8 @@ def ulfm() -> Mpi:
 
 
 # Each rank adds whole numbers and claims steps. The victims are killed between two adds, and the others go on. "calm":
-# the others read, the victim adds once more and is killed; they make no calls meanwhile, because between hosts a transfer
-# that is under way may crash its rank.
+# the others read, the victim adds once more and is killed; they make no calls meanwhile, because between hosts a
+# transfer that is under way may crash its rank.
 ADDING = """
 import json, os, signal, sys, time
 from pathlib import Path
