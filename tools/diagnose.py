@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print numbers and verdicts as JSON")
     parser.add_argument("--name", default="diagnose", help="base name of the files (default: diagnose)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    args = parser.parse_args(argv)
+    args = source.parse(parser, argv, "arviz")
     run = Run(args.run, partial=args.partial)
     out = places(source.folder(args, run), args.name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
     statistics = chains(run, args.start, args.components)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures.figures import FORMATS
 from lsam_hpc.landscape.objective import Batch, Objective, fixed_batches
+from lsam_hpc.landscape.packages import require
 from lsam_hpc.train import data
 from lsam_hpc.train.models import MODELS, build
 from lsam_hpc.train.selection import OPTIONS
@@ -21,6 +23,7 @@ from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 
 SPLITS = ("train", "test")
+FIGURES = ("matplotlib", "matplotlib.figure")  # the second one imports what matplotlib needs
 BATCH = 512  # images in a batch of the built-in data sets
 
 
@@ -49,6 +52,38 @@ def add_objective(verb_parser: argparse.ArgumentParser, images: int = 1000) -> N
     group.add_argument("--images", type=int, default=images, help=f"number of samples; 0: all (default: {images})")
     group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, xpu, ...")
     group.add_argument("--double", action="store_true", help="compute in float64")
+
+
+def parse(verb_parser: Parser, argv: Sequence[str], *packages: str, figures: str = "figures") -> argparse.Namespace:
+    """Parse the options; check what the program needs at its end, before it computes anything.
+
+    Args:
+        verb_parser: of `parser`.
+        argv: the words of the command line.
+        packages: optional packages that the program imports, besides matplotlib.
+        figures: folder in RUN that the program writes to without `--out`.
+
+    Raises:
+        InputError: the options are wrong, a package is missing, or the folder cannot be written.
+    """
+    args = verb_parser.parse_args(argv)
+    require(*FIGURES, *packages)
+    run = Path(args.run)
+    if run.exists():  # otherwise `Run` says what is wrong
+        _check_writable(Path(args.out) if args.out else (run if run.is_dir() else run.parent) / figures)
+    return args
+
+
+def _check_writable(path: Path) -> None:
+    """Raise InputError if no file can be made in a folder, or in the first parent of it that exists."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a folder that can be written, found: {error.strerror}: name another in --out"
+        ) from error
 
 
 def folder(args: argparse.Namespace, run: Run) -> Path:
