@@ -90,10 +90,19 @@ def _verdicts(run: Run, folder: Path) -> Section:
     verdicts = diagnose(statistics)
     answer = "Yes." if are_samples(verdicts) else "No."
     named = statistics.quantities
-    rows = [(q.name, cell(q.mixing.rhat, ".3f"), cell(q.mixing.ess, ".0f"), f"{q.tau:.0f}") for q in named]
+    rows = [
+        (
+            q.name,
+            cell(q.mixing.rhat, ".3f"),
+            cell(q.mixing.ess_bulk, ".0f"),
+            cell(q.mixing.ess_tail, ".0f"),
+            f"{q.tau:.0f}",
+        )
+        for q in named
+    ]
     table = Table(
         "How well the chains mix",
-        ("quantity", "split R-hat", "effective sample size", "autocorrelation time, steps"),
+        ("quantity", "split R-hat", "bulk ESS", "tail ESS", "autocorrelation time, steps"),
         rows,
     )
     drawn = picture(
