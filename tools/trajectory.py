@@ -71,9 +71,9 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
         "through three states, with the loss along the paths and the distance from the plane. Under mpirun the ranks "
         "share the points of --surface and --losses; after a kill the same command resumes.",
     )
+    parser.add_argument("--from", dest="renamed", help=argparse.SUPPRESS)  # elsewhere a share of the run
     parser.add_argument(
-        "--from",
-        dest="source",
+        "--source",
         choices=SOURCES,
         help="source of the states (default: snapshots if there are three or more, else sketches)",
     )
@@ -96,10 +96,12 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
     source.add_objective(parser)
     add_ranks(parser)
     args = source.parse(parser, argv)
+    if args.renamed is not None:
+        raise InputError(f"--from: expected --source {args.renamed}, found --from {args.renamed}")
     if args.surface is not None and args.surface < 2:
         raise InputError(f"--surface: expected 2 points or more, found {args.surface}")
     if args.source == "sketches" and (args.surface or args.losses or args.through):
-        raise InputError("--from sketches excludes --surface, --losses and --through: they need whole states")
+        raise InputError("--source sketches excludes --surface, --losses and --through: they need whole states")
     if (args.surface or args.losses) and not args.quiet:
         require("tqdm")
     set_threads(args)
