@@ -164,8 +164,8 @@ def npz(choice: Choice, out: Path) -> None:
 
 def li2018(choice: Choice, out: Path) -> None:
     """Write the plane of the snapshots' principal components, and each rank's trajectory on it."""
+    out.mkdir()  # before the plane is computed
     principal = plane(choice.run, choice.state, choice.ranks)
-    out.mkdir()
     x, y = principal.directions
     layout = choice.run.log(next(iter(principal.rows))).layout
     write_directions(out / "directions.h5", layout, Directions(x, y, principal.origin, principal.explained))

@@ -10,7 +10,7 @@ from lsam_hpc import InputError
 from lsam_hpc.cli import main
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import package
-from lsam_hpc.trajectory import Run
+from lsam_hpc.trajectory import RankLog, Run
 from lsam_hpc.util.extras import EXTRAS
 from tests.helpers.landscapes import WORDS, write_run
 from tests.helpers.mpis import ROOT
@@ -22,6 +22,11 @@ OPTIONS = {
     "trajectory": (*WORDS, "--losses"),
     "report": OBJECTIVE,
     "diagnose": ("--from", "0"),
+}
+COMPUTING = {
+    Objective: ("__call__", "gradient"),
+    Run: ("steps", "exchanges", "sketch", "snapshot"),
+    RankLog: ("blocks",),
 }
 MISSING = [
     *((verb, "matplotlib", "analysis") for verb in DRAWS),
@@ -45,7 +50,7 @@ def nothing_computed(monkeypatch):
     def computed(*_, **__):
         raise AssertionError("computed before the check")
 
-    for owner, names in ((Objective, ("__call__", "gradient")), (Run, ("steps", "exchanges", "sketch", "snapshot"))):
+    for owner, names in COMPUTING.items():
         for name in names:
             monkeypatch.setattr(owner, name, computed)
 
@@ -108,7 +113,7 @@ READ_ONLY = """
 import sys
 import tests.tools.test_requirements as t
 from lsam_hpc.cli import main
-for owner, names in ((t.Objective, ("__call__", "gradient")), (t.Run, ("steps", "exchanges", "sketch", "snapshot"))):
+for owner, names in t.COMPUTING.items():
     for name in names:
         setattr(owner, name, lambda *_, **__: sys.exit("computed before the check"))
 for run in sys.argv[1:]:
