@@ -12,6 +12,7 @@ import lsam_hpc
 from lsam_hpc.errors import InputError
 from lsam_hpc.util import launched, launcher, preflight
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.extras import DEPENDENCIES, EXTRAS, install_command
 from lsam_hpc.util.pmix import survive_lost_connection
 
 # verb -> (module with main(argv) -> exit code, help). A module is loaded only when its verb is called.
@@ -34,13 +35,6 @@ VERBS = {
     "diagnose": ("lsam_hpc.tools.diagnose", "check whether the chains sample well, and suggest changes"),
     "timeline": ("lsam_hpc.tools.timeline", "write steps, exchanges and waits as a trace for Perfetto"),
     "report": ("lsam_hpc.tools.report", "write one HTML file about a run"),
-}
-EXTRAS = {  # module that is not installed -> the extra that has it
-    **dict.fromkeys(("tqdm", "pytorch_optimizer", "PIL", "yaml", "tomli"), "train"),
-    **dict.fromkeys(("matplotlib", "pandas", "xarray", "hdf5plugin", "pyarrow", "tensorboard"), "analysis"),
-    **dict.fromkeys(("curvlinops", "arviz", "scipy", "plotly", "jinja2"), "landscape"),
-    "simpy": "simulate",
-    "ml_dtypes": "half",
 }
 STARTS_MPI = ("train",)  # verbs whose modules start MPI when they are loaded
 
@@ -65,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     try:
+        if not argv:
+            raise InputError(f"VERB: expected one of {', '.join(VERBS)}, found none: see lsam --help")
         options = parser.parse_args(argv)
     except InputError as error:
         print(f"lsam: {error}", file=sys.stderr)
@@ -91,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        if module not in EXTRAS:
+        if module not in EXTRAS and module not in DEPENDENCIES:
             _abort_at_exit(1)
             raise
         if _rank() == 0:
-            how = f"pip install lsam-hpc[{EXTRAS[module]}]"
+            how = install_command(module)
             print(f"lsam {options.verb}: expected the package {module}, found none: {how}", file=sys.stderr)
         return 2
     except SystemExit:  # --help

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print numbers and verdicts as JSON")
     parser.add_argument("--name", default="diagnose", help="base name of the files (default: diagnose)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    args = parser.parse_args(argv)
+    args = source.parse(parser, argv, "arviz")
     run = Run(args.run, partial=args.partial)
     out = places(source.folder(args, run), args.name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
     statistics = chains(run, args.start, args.components)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 def table(statistics: Chains, verdicts: Sequence[CheckResult]) -> str:
     """Return the diagnosis as text."""
-    rows = [("quantity", "chains", "draws each", "every", "R-hat", "ESS", "autocorrelation time")]
+    rows = [("quantity", "chains", "draws each", "every", "R-hat", "bulk ESS", "tail ESS", "autocorrelation time")]
     for quantity in statistics.quantities:
         chains_, draws = quantity.draws.shape
         rows.append(
@@ -82,7 +82,8 @@ def table(statistics: Chains, verdicts: Sequence[CheckResult]) -> str:
                 str(draws),
                 f"{quantity.spacing:g} steps",
                 f"{quantity.mixing.rhat:.3f}",
-                f"{quantity.mixing.ess:.0f}",
+                f"{quantity.mixing.ess_bulk:.0f}",
+                f"{quantity.mixing.ess_tail:.0f}",
                 f"{quantity.tau:.0f} steps",
             )
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -10,7 +9,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape import Directions, Projection, plane, write_directions, write_projection
+from lsam_hpc.landscape.packages import package
 from lsam_hpc.trajectory import RankLog, Run, schema
 from lsam_hpc.trajectory.log import BLOCK
 from lsam_hpc.trajectory.rows import Columns
@@ -82,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
 
 def csv(choice: Choice, out: Path) -> None:
     """Write a file per table, rank by rank; unknown values are empty."""
-    _import_package("pandas", "csv")
+    package("pandas", "csv")
     out.mkdir()
     for name, frame in _frames(choice):
         file = out / f"{name.replace('/', '-')}.csv"
@@ -91,8 +90,8 @@ def csv(choice: Choice, out: Path) -> None:
 
 def parquet(choice: Choice, out: Path) -> None:
     """Write a file per table, a row group per rank; unknown values are null. Units are in the fields' metadata."""
-    _import_package("pandas", "parquet")
-    pa, writing = _import_package("pyarrow", "parquet"), _import_package("pyarrow.parquet", "parquet")
+    package("pandas", "parquet")
+    pa, writing = package("pyarrow", "parquet"), package("pyarrow.parquet", "parquet")
     out.mkdir()
     writers: dict[str, Any] = {}
     try:
@@ -111,7 +110,7 @@ def parquet(choice: Choice, out: Path) -> None:
 
 def tensorboard(choice: Choice, out: Path) -> None:
     """Write a folder of events per rank: scalars over the global step, with the time at which they were logged."""
-    _import_package("tensorboard", "tensorboard")
+    package("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     out.mkdir()
@@ -165,8 +164,8 @@ def npz(choice: Choice, out: Path) -> None:
 
 def li2018(choice: Choice, out: Path) -> None:
     """Write the plane of the snapshots' principal components, and each rank's trajectory on it."""
+    out.mkdir()  # before the plane is computed
     principal = plane(choice.run, choice.state, choice.ranks)
-    out.mkdir()
     x, y = principal.directions
     layout = choice.run.log(next(iter(principal.rows))).layout
     write_directions(out / "directions.h5", layout, Directions(x, y, principal.origin, principal.explained))
@@ -184,15 +183,6 @@ FORMATS: dict[str, Callable[[Choice, Path], None]] = {
     "npz": npz,
     "li2018": li2018,
 }
-
-
-def _import_package(name: str, to: str) -> ModuleType:
-    """Import a package of the extra `analysis`."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        top = name.partition(".")[0]
-        raise InputError(f"{to}: expected the package {top}, found none: pip install 'lsam-hpc[analysis]'") from error
 
 
 def _tables(text: str | None, to: str) -> list[str]:

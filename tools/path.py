@@ -18,6 +18,7 @@ from lsam_hpc.landscape.figures.draw_path import draw_matrix, draw_profiles
 from lsam_hpc.landscape.geometry.axes import check_states
 from lsam_hpc.landscape.geometry.path import Matrix, Profile, curve, find_curve, line, lines
 from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
-    parser: argparse.ArgumentParser = source.parser(
+    parser = source.parser(
         "path",
         "Evaluate the loss on straight lines: between all ranks and the center, with a matrix of barrier heights, or "
         "between two states, with a curve of low loss on request. A barrier is the largest f(t) - ((1 - t) f(0) + "
@@ -99,11 +100,13 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     source.add_objective(parser)
     add_ranks(parser)
-    args = parser.parse_args(argv)
+    args = source.parse(parser, argv)
     if args.curve and not args.between:
         raise InputError("--curve: expected two states in --between, found none")
     if args.points < 3:
         raise InputError(f"--points: expected 3 or more, found {args.points}")
+    if not args.quiet:
+        require("tqdm")
     set_threads(args)
     run = Run(args.run, partial=args.partial)
     return args, run, source.objective(args, run)

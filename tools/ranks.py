@@ -91,7 +91,7 @@ def objective_options(args: argparse.Namespace, objective: Objective) -> dict[st
         for tensor in (inputs, targets):
             data.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return {
-        "model": args.model or "the run's",
+        "model": args.make_model or args.model or "the run's",
         "loss": args.loss or "cross-entropy",
         "samples": objective.samples,
         "batches": len(objective.batches),

@@ -21,6 +21,7 @@ from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import surface
 from lsam_hpc.landscape.geometry.axes import ranges
 from lsam_hpc.landscape.geometry.tracks import Tracks, from_sketches, from_snapshots
+from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report import report
 from lsam_hpc.landscape.report.report import Picture, Report, Section, Table, cell, picture
 from lsam_hpc.tools import source
@@ -32,7 +33,7 @@ GRID = 15  # points along each axis of the surface
 
 def main(argv: Sequence[str]) -> int:
     """Write the report; return the exit code."""
-    parser: argparse.ArgumentParser = source.parser(
+    parser = source.parser(
         "report",
         "Write one HTML file about a run: verdicts, figures, tables, and the loss around its chains as a surface that "
         "can be turned. It works without a network.",
@@ -46,9 +47,11 @@ def main(argv: Sequence[str]) -> int:
         help=f"evaluate the loss on N x N points of the chains' plane; 0: do not (default: {GRID})",
     )
     source.add_objective(parser, 500)
-    args = parser.parse_args(argv)
+    args = source.parse(parser, argv, "arviz", "jinja2", "plotly", figures="")
     if args.surface and args.surface < 2:
         raise InputError(f"--surface: expected 2 points or more, or 0, found {args.surface}")
+    if args.surface and sys.stderr.isatty():
+        require("tqdm")  # shows progress
     if Path(args.name).name != args.name:
         raise InputError(f"--name: expected a name without folders, found {args.name!r}")
     run = Run(args.run, partial=args.partial)
@@ -87,10 +90,19 @@ def _verdicts(run: Run, folder: Path) -> Section:
     verdicts = diagnose(statistics)
     answer = "Yes." if are_samples(verdicts) else "No."
     named = statistics.quantities
-    rows = [(q.name, cell(q.mixing.rhat, ".3f"), cell(q.mixing.ess, ".0f"), f"{q.tau:.0f}") for q in named]
+    rows = [
+        (
+            q.name,
+            cell(q.mixing.rhat, ".3f"),
+            cell(q.mixing.ess_bulk, ".0f"),
+            cell(q.mixing.ess_tail, ".0f"),
+            f"{q.tau:.0f}",
+        )
+        for q in named
+    ]
     table = Table(
         "How well the chains mix",
-        ("quantity", "split R-hat", "effective sample size", "autocorrelation time, steps"),
+        ("quantity", "split R-hat", "bulk ESS", "tail ESS", "autocorrelation time, steps"),
         rows,
     )
     drawn = picture(

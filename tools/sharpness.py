@@ -22,6 +22,7 @@ from lsam_hpc.tools import source
 from lsam_hpc.tools.jobs import share
 from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.text import columns
 
 HEAD = ("state", "case", "norm", "rho", "sharpness", "standard_error", "loss")
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
-    args = _parser().parse_args(argv)
+    args = source.parse(_parser(), argv)
     args.adaptive, args.normalise = not args.plain, not args.raw_logits
     args.at = args.at.split(",")
     for name, known in (("case", CASES), ("norm", NORMS)):
@@ -83,8 +84,8 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
     return args, run, source.objective(args, run)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = source.parser(
+def _parser() -> Parser:
+    parser = source.parser(
         "sharpness",
         "Compute the rise of the loss within a ball around states, on average or at worst, in the L2 or the "
         "L-infinity norm. Defaults are those of Andriushchenko et al. 2023: adaptive, with normalised logits, 128 "

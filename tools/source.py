@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import inspect
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ from torch import nn
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures.figures import FORMATS
 from lsam_hpc.landscape.objective import Batch, Objective, fixed_batches
+from lsam_hpc.landscape.packages import require
 from lsam_hpc.train import data
 from lsam_hpc.train.models import MODELS, build
 from lsam_hpc.train.selection import OPTIONS
-from lsam_hpc.train.user_code import import_function
+from lsam_hpc.train.user_code import call_function, import_function
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 
 SPLITS = ("train", "test")
+FIGURES = ("matplotlib", "matplotlib.figure")  # the second one imports what matplotlib needs
 BATCH = 512  # images in a batch of the built-in data sets
 
 
@@ -37,10 +41,12 @@ def parser(verb: str, description: str, **more: Any) -> Parser:  # noqa: ANN401
 def add_objective(verb_parser: argparse.ArgumentParser, images: int = 1000) -> None:
     """Add the options that choose model and data."""
     group = verb_parser.add_argument_group("model and data (default: the run's own)")
-    group.add_argument("--model", metavar="MODULE:FUNCTION", help="function: () -> nn.Module")
-    group.add_argument(
-        "--data", metavar="MODULE:FUNCTION", help="function: () -> iterable of (inputs, targets) in fixed order"
-    )
+    group.add_argument("--model", metavar="NAME", help="as in lsam train: a built-in model, or your MODULE:FUNCTION")
+    group.add_argument("--data", metavar="NAME", help="as in lsam train: a data set, or your MODULE:FUNCTION")
+    any_model = "any other model, by a function: () -> nn.Module"
+    group.add_argument("--make-model", metavar="MODULE:FUNCTION", help=any_model)
+    any_data = "any other data, by a function: () -> iterable of (inputs, targets) in fixed order"
+    group.add_argument("--make-batches", metavar="MODULE:FUNCTION", help=any_data)
     group.add_argument(
         "--loss", metavar="MODULE:FUNCTION", help="mean loss of (outputs, targets) (default: cross-entropy)"
     )
@@ -49,6 +55,38 @@ def add_objective(verb_parser: argparse.ArgumentParser, images: int = 1000) -> N
     group.add_argument("--images", type=int, default=images, help=f"number of samples; 0: all (default: {images})")
     group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, xpu, ...")
     group.add_argument("--double", action="store_true", help="compute in float64")
+
+
+def parse(verb_parser: Parser, argv: Sequence[str], *packages: str, figures: str = "figures") -> argparse.Namespace:
+    """Parse the options; check what the program needs at its end, before it computes anything.
+
+    Args:
+        verb_parser: of `parser`.
+        argv: the words of the command line.
+        packages: optional packages that the program imports, besides matplotlib.
+        figures: folder in RUN that the program writes to without `--out`.
+
+    Raises:
+        InputError: the options are wrong, a package is missing, or the folder cannot be written.
+    """
+    args = verb_parser.parse_args(argv)
+    require(*FIGURES, *packages)
+    run = Path(args.run)
+    if run.exists():  # otherwise `Run` says what is wrong
+        _check_writable(Path(args.out) if args.out else (run if run.is_dir() else run.parent) / figures)
+    return args
+
+
+def _check_writable(path: Path) -> None:
+    """Raise InputError if no file can be made in a folder, or in the first parent of it that exists."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a folder that can be written, found: {error.strerror}: name another in --out"
+        ) from error
 
 
 def folder(args: argparse.Namespace, run: Run) -> Path:
@@ -67,6 +105,9 @@ def objective(args: argparse.Namespace, run: Run) -> Objective:
     Raises:
         InputError: model or data cannot be loaded, do not fit the run, or are not deterministic.
     """
+    for make, name in (("make_model", "model"), ("make_batches", "data")):
+        if getattr(args, make) and getattr(args, name):
+            raise InputError(f"--{make.replace('_', '-')} excludes --{name}")
     if args.images < 0:
         raise InputError(f"--images: expected a number >= 0, found {args.images}")
     try:
@@ -104,30 +145,76 @@ def file_name(text: str) -> str:
 
 
 def _data(args: argparse.Namespace, run: Run) -> tuple[list[Batch], data.Dataset | None]:
+    """Return the batches, and the data set that they are from; None for those of `--make-batches`."""
     at_most = args.images or None
-    if args.data:
-        made: Iterable[Batch] = import_function("--data", args.data)()
+    if args.make_batches:
+        made: Iterable[Batch] = call_function("--make-batches", args.make_batches)
         return fixed_batches(made, at_most), None
-    name = run.config.get("data")
-    if not isinstance(name, str) or (name not in data.DATASETS and ":" not in name):
-        raise InputError(
-            f"--data: expected MODULE:FUNCTION, found none, and the run does not name a data set: {name!r}"
-        )
+    name = run.config.get("data") if args.data is None else args.data
+    if args.data is not None:
+        what = "a function of the directory of the files"
+        _check_function("--data", args.data, data.DATASETS, (None,), what=what, other="--make-batches")
+    elif not isinstance(name, str) or (name not in data.DATASETS and ":" not in name):
+        raise InputError(f"--data: expected a data set of lsam train, or one in --make-batches, found {_of_run(name)}")
     options = {option: run.config[option] for option in OPTIONS if option in run.config}
-    dataset = data.load(name, args.data_dir or run.config.get("data_dir"), **options)
+    dataset = data.load(str(name), args.data_dir or run.config.get("data_dir"), **options)
     x, y = getattr(dataset, f"{args.split}_x"), getattr(dataset, f"{args.split}_y")
     x, y = x[:at_most], y[:at_most]
     return list(zip(x.split(BATCH), y.split(BATCH), strict=True)), dataset
 
 
 def _model(args: argparse.Namespace, run: Run, dataset: data.Dataset | None) -> nn.Module:
-    if args.model:
-        model = import_function("--model", args.model)()
+    if args.make_model:
+        model = call_function("--make-model", args.make_model)
         if not isinstance(model, nn.Module):
-            raise InputError(f"--model: expected an nn.Module from {args.model}, found {type(model).__name__}")
+            found = type(model).__name__
+            raise InputError(f"--make-model: expected an nn.Module from {args.make_model}, found {found}")
         return model
-    name = run.config.get("model")
-    if dataset is None or (name is not None and name not in MODELS and ":" not in str(name)):
-        raise InputError("--model: expected MODULE:FUNCTION, found none, and the run does not name a built-in model")
+    if dataset is None:
+        raise InputError(
+            "--make-model: expected MODULE:FUNCTION with --make-batches, which does not tell the number of classes, "
+            "found none"
+        )
     _, channels, height, width = dataset.train_x.shape
-    return build(name, str(run.config.get("data")), (channels, height, width), dataset.classes)
+    shape = (channels, height, width)
+    name = run.config.get("model") if args.model is None else args.model
+    if args.model is not None:
+        what = "a function of shape and classes"
+        _check_function("--model", args.model, MODELS, (shape, dataset.classes), what=what, other="--make-model")
+    elif name is not None and name not in MODELS and ":" not in str(name):
+        raise InputError(f"--model: expected a model of lsam train, or one in --make-model, found {_of_run(name)}")
+    return build(name, args.data or str(run.config.get("data")), shape, dataset.classes)
+
+
+def _of_run(name: object) -> str:
+    return "none, and none in the run's options" if name is None else f"{name!r} in the run's options"
+
+
+def _check_function(
+    option: str, spec: str, known: Iterable[str], arguments: tuple[Any, ...], *, what: str, other: str
+) -> None:
+    """Check the value of an option of `lsam train`: a known name, or a function of its arguments.
+
+    A function without arguments is named in another option.
+    """
+    if spec in known:
+        return
+    if ":" not in spec:
+        raise InputError(f"{option}: expected one of {', '.join(known)} or MODULE:FUNCTION, found {spec!r}")
+    try:
+        signature = inspect.signature(import_function(option, spec))
+    except (TypeError, ValueError):  # a function in C does not tell its arguments
+        return
+    if not _accepts(signature, *arguments) and _accepts(signature):
+        raise InputError(
+            f"{option}: expected {what}, as in lsam train, found {spec} without arguments: name it in {other}"
+        )
+
+
+def _accepts(signature: inspect.Signature, *arguments: object) -> bool:
+    """Return whether a function can be called with these arguments."""
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True

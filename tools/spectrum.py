@@ -26,6 +26,7 @@ from lsam_hpc.tools import source
 from lsam_hpc.tools.jobs import share
 from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.text import columns
 
 WHOLE = "all"  # name of the whole matrix among the blocks
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
-    args = _parser().parse_args(argv)
+    args = source.parse(_parser(), argv, "scipy", "curvlinops")
     args.matrix = args.matrix.split(",")
     for name in args.matrix:
         if name not in MATRICES:
@@ -93,8 +94,8 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
     return args, run, source.objective(args, run)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = source.parser(
+def _parser() -> Parser:
+    parser = source.parser(
         "spectrum",
         "Compute the largest eigenvalues, the trace and the spectral density of the Hessian and the Gauss-Newton "
         "matrix of the loss at a state; with --along the largest eigenvalue at every snapshot, beside 2 / lr.",

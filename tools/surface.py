@@ -22,11 +22,13 @@ from lsam_hpc.landscape.geometry.directions import NORMALISATIONS, SMALL
 from lsam_hpc.landscape.geometry.projection import plane
 from lsam_hpc.landscape.geometry.tracks import principal
 from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import note, places, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.arguments import Parser
 
 DIRECTIONS = ("random", "pca", "eigenvector")
 POINTS = 25
@@ -57,14 +59,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective, landscape.Settings]:
-    args = _parser().parse_args(argv)
+    args = source.parse(_parser(), argv)
+    require(*(["scipy", "curvlinops"] if args.directions == "eigenvector" else []), *([] if args.quiet else ["tqdm"]))
     set_threads(args)
     run = Run(args.run, partial=args.partial)
     return args, run, source.objective(args, run), _settings(args, run)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = source.parser(
+def _parser() -> Parser:
+    parser = source.parser(
         "surface",
         "Evaluate the landscape around a state on a line or a plane: the loss f and the error, the SAM loss, and the "
         "smoothed loss F that LSAM descends. Under mpirun the ranks share the points; after a kill the same command "

@@ -19,6 +19,7 @@ from lsam_hpc.landscape.geometry import surface as landscape
 from lsam_hpc.landscape.geometry.axes import Axes, ranges, through
 from lsam_hpc.landscape.geometry.tracks import SOURCES, Tracks, from_sketches, from_snapshots
 from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.landscape.workqueue import evaluate
@@ -64,15 +65,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | None]:
-    parser: argparse.ArgumentParser = source.parser(
+    parser = source.parser(
         "trajectory",
         "Draw the ranks' samples and the center over training, on the plane of the samples' principal components or "
         "through three states, with the loss along the paths and the distance from the plane. Under mpirun the ranks "
         "share the points of --surface and --losses; after a kill the same command resumes.",
     )
+    parser.add_argument("--from", dest="renamed", help=argparse.SUPPRESS)  # elsewhere a share of the run
     parser.add_argument(
-        "--from",
-        dest="source",
+        "--source",
         choices=SOURCES,
         help="source of the states (default: snapshots if there are three or more, else sketches)",
     )
@@ -94,11 +95,15 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     source.add_objective(parser)
     add_ranks(parser)
-    args = parser.parse_args(argv)
+    args = source.parse(parser, argv)
+    if args.renamed is not None:
+        raise InputError(f"--from: expected --source {args.renamed}, found --from {args.renamed}")
     if args.surface is not None and args.surface < 2:
         raise InputError(f"--surface: expected 2 points or more, found {args.surface}")
     if args.source == "sketches" and (args.surface or args.losses or args.through):
-        raise InputError("--from sketches excludes --surface, --losses and --through: they need whole states")
+        raise InputError("--source sketches excludes --surface, --losses and --through: they need whole states")
+    if (args.surface or args.losses) and not args.quiet:
+        require("tqdm")
     set_threads(args)
     run = Run(args.run, partial=args.partial)
     if args.source is None:

@@ -47,7 +47,7 @@ def quadratic(size: int = 6, seed: int = 0) -> tuple[Objective, np.ndarray, np.n
     return function(lambda x: 0.5 * (x - c) @ h @ (x - c), size), hessian, center
 
 
-# For --model and --data: a linear classifier of 30 points in 4 dimensions.
+# For --make-model and --make-batches: a linear classifier of 30 points in 4 dimensions.
 def classifier() -> nn.Module:
     return nn.Linear(4, 3)
 
@@ -121,4 +121,5 @@ def write_run(path: Path, ranks: int = 2, states: int = 6, snapshots: bool = Tru
     return path
 
 
-WORDS = ("--model", "tests.helpers.landscapes:classifier", "--data", "tests.helpers.landscapes:images", "--quiet")
+MODULE = "tests.helpers.landscapes"
+WORDS = ("--make-model", f"{MODULE}:classifier", "--make-batches", f"{MODULE}:images", "--quiet")

@@ -49,7 +49,7 @@ def setting(tmp_path_factory):
                 writer.step(**{**step_row(i), "lr": 0.1})
                 writer.snapshot("sample", states[rank, i], i)
                 writer.snapshot("center", states[0, i] / 2, i)
-    yield path, ["--model", "spectrum_model:model", "--data", "spectrum_model:loader"], states
+    yield path, ["--make-model", "spectrum_model:model", "--make-batches", "spectrum_model:loader"], states
     sys.path.remove(str(folder))
 
 

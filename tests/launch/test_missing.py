@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lsam_hpc.cli import EXTRAS, VERBS
+from lsam_hpc.cli import VERBS, main
+from lsam_hpc.util.extras import EXTRAS
 from tests.helpers.mpis import ROOT
 
 # lsam VERB with packages that cannot be imported: argv[1].
@@ -50,7 +52,27 @@ def test_every_help(missing: str) -> None:
 def test_the_missing_extra_is_named() -> None:
     done = lsam("simpy", "simulate", "--ranks", "2")
     assert done.stdout == "code 2\n"
-    assert done.stderr == "lsam simulate: expected the package simpy, found none: pip install lsam-hpc[simulate]\n"
+    assert done.stderr == "lsam simulate: expected the package simpy, found none: pip install 'lsam-hpc[simulate]'\n"
+
+
+READERS = tuple(VERBS)[tuple(VERBS).index("monitor") :]  # of runs' logs
+
+
+def test_h5py_is_missing() -> None:
+    done = lsam("h5py", ",".join(READERS), "run")
+    assert done.stdout == "code 2\n" * len(READERS)
+    message = "expected the package h5py, found none: pip install h5py"
+    assert done.stderr.splitlines() == [f"lsam {verb}: {message}" for verb in READERS]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [((), "VERB: expected one of train, wrap, .*, report, found none"), (("fly",), "VERB: .*'fly'.* 'train'")],
+)
+def test_the_verb_is_named(words: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"lsam: {line}", printed)
 
 
 def test_submit_without_an_mpi_library() -> None:

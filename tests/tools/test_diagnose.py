@@ -36,6 +36,8 @@ def test_diagnose(path, capsys):
     assert main(["diagnose", str(path)]) == 0
     out = capsys.readouterr().out
     assert "Are these chains samples? no." in out
+    head = out.splitlines()[0]
+    assert head.split("  ")[-3:] == ["bulk ESS", "tail ESS", "autocorrelation time"]
     assert " BAD  agreement: R-hat of the " in out
     assert "each chain stays in a place of its own: raise pull" in out.replace("\n      ", " ")
     assert "good  lost ranks: every rank ended" in out
@@ -56,7 +58,9 @@ def test_diagnose(path, capsys):
     assert summary["quantities"]["component 1"]["rhat"] > 1.5
     assert float(rows["agreement"]["value"]) == max(q["rhat"] for q in summary["quantities"].values())
     assert summary["spread"]["kernel"] == pytest.approx(10**0.5)
-    assert (figures / "diagnose.svg").read_text().startswith("<?xml")
+    figure = (figures / "diagnose.svg").read_text()
+    bulk, tail = (summary["quantities"]["component 1"][f"ess_{kind}"] for kind in ("bulk", "tail"))
+    assert f"bulk ESS {bulk:.0f}, tail ESS {tail:.0f}" in figure
 
 
 def test_one_rank(tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_the_same_bits_for_any_number_of_ranks(path, mpi):
         (("--between", "0,mine"), "state: expected center.*, found 'mine'"),
         (("--curve",), "--curve: expected two states in --between, found none"),
         (("--points", "2"), "--points: expected 3 or more, found 2"),
-        (("--data", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
+        (("--make-batches", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
         (("--between", "0,1", "--curve", "--curve-steps", "0"), "curve: expected steps >= 1"),
     ],
 )

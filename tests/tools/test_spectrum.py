@@ -74,11 +74,11 @@ def test_bad_input(setting, tmp_path, capsys):
     for words, message in (
         ([str(bare), *options], "model: expected the run's parameters, found a difference in weight"),
         (
-            [str(path), "--data", options[3], "--model", "torch.nn:Identity"],
+            [str(path), "--make-batches", options[3], "--make-model", "torch.nn:Identity"],
             "model: expected parameters that can be tr",
         ),
         (
-            [str(path), *options[:2], "--data", "spectrum_model:nothing"],
+            [str(path), *options[:2], "--make-batches", "spectrum_model:nothing"],
             "data: expected at least one sample, found none",
         ),
         (

@@ -148,7 +148,7 @@ def test_the_same_bits_for_any_number_of_ranks(path, mpi):
 
 def test_after_a_kill_only_the_remaining_points_are_evaluated(path, tmp_path, mpi):
     calls, part = tmp_path / "calls", path / "figures" / "s.part"
-    slow = ("--model", f"{MODULE}:slow_classifier", "--data", f"{MODULE}:images")
+    slow = ("--make-model", f"{MODULE}:slow_classifier", "--make-batches", f"{MODULE}:images")
     words = ["surface", str(path), *slow, "--quiet", "--x=-1:1:8", "--y=-1:1:8", "--name", "s"]
     command = mpi.command(2, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *words)
 
@@ -214,11 +214,11 @@ def refused(capsys, *words):
         (("--threads", "0"), "--threads: expected 1 or more, found 0"),
         (("--name", "a/b"), "--name: expected a name without folders, found 'a/b'"),
         (
-            ("--model", f"{MODULE}:other_classifier"),
+            ("--make-model", f"{MODULE}:other_classifier"),
             "model: expected the run's parameters, found a difference in "
             r"weight: \(3, 4\) in the run, \(3, 5\) in the model",
         ),
-        (("--data", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
+        (("--make-batches", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
         (("--loss", f"{MODULE}:diverging", "--at", "far.pt"), "loss: expected a finite number at the given state"),
     ],
 )

@@ -63,7 +63,7 @@ def test_sketches_where_there_are_no_snapshots(tmp_path, capsys):
     assert "distance from the plane" in text
     both = write_run(tmp_path / "both", sketches=True)
     assert trajectory(both) == 0
-    assert trajectory(both, "--from", "sketches", "--name", "sketched") == 0
+    assert trajectory(both, "--source", "sketches", "--name", "sketched") == 0
     for name in ("x", "y"):
         # 15 elements in 32 buckets are exact: snapshots and sketches agree except for the directions' signs.
         np.testing.assert_allclose(np.abs(table(both)[name]), np.abs(table(path)[name]), atol=1e-4)
@@ -98,9 +98,9 @@ def test_nan_losses_are_kept_and_reported(path, capsys):
         (("--through", "0,1,0"), "0: expected another state than 0, found the same"),
         (("--mark", "best"), "state: expected center.*, found 'best'"),
         (("--surface", "1"), "--surface: expected 2 points or more, found 1"),
-        (("--from", "sketches", "--losses"), "--from sketches excludes --surface, --losses and --through"),
-        (("--surface", "4", "--model", f"{MODULE}:other_classifier"), "model: expected the run's parameters"),
-        (("--losses", "--data", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
+        (("--source", "sketches", "--losses"), "--source sketches excludes --surface, --losses and --through"),
+        (("--surface", "4", "--make-model", f"{MODULE}:other_classifier"), "model: expected the run's parameters"),
+        (("--losses", "--make-batches", f"{MODULE}:nothing"), "data: expected at least one sample, found none"),
     ],
 )
 def test_bad_input(path, capsys, words, line):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lsam_hpc.landscape.chains.mcmc import MIN_DRAWS
 from lsam_hpc.landscape.chains.statistics import Chains, Quantity
 
 RHAT = 1.01  # Vehtari et al. 2021, section 4
 DRIFT = 1.05  # R-hat of a chain's own halves that noise alone hardly reaches
-ESS = 100  # independent draws per chain; Vehtari et al. 2021, section 4, 50 per half chain
+ESS = 100  # independent draws per chain, bulk and tail; Vehtari et al. 2021, section 4, 50 per half chain
 WARM = 1.1  # measured distance / the kernel's; curvature can only make it smaller
 STALE = 2.0  # updates by others, in rounds of all others
 BLOCKED = 0.1  # share of a rank's time
@@ -71,12 +72,10 @@ def _agreement(chains: Chains) -> CheckResult:
     if value <= RHAT:
         text += "the chains agree"
     elif drift > DRIFT:
-        text += (
-            f"chains still move (R-hat of a chain's own halves {drift:.2f}): train longer at a constant "
-            "learning rate, or leave out more of the beginning (--from 0.75)"
-        )
+        rate = "" if chains.constant_lr else " at a constant learning rate"
+        text += f"chains still move (R-hat of a chain's own halves {drift:.2f}): train longer{rate}{_later(chains)}"
     elif single:
-        text += "the chain moves a little: train longer, or leave out more of the beginning (--from 0.75)"
+        text += f"the chain moves a little: train longer{_later(chains)}"
     else:
         text += (
             "each chain stays in a place of its own: raise pull (or stiffness), shorten the period, or raise "
@@ -85,17 +84,25 @@ def _agreement(chains: Chains) -> CheckResult:
     return CheckResult("agreement", value <= RHAT, value, RHAT, text)
 
 
+def _later(chains: Chains) -> str:
+    """Return the advice to discard half of the rows that are used now; empty if too few rows would be left."""
+    left = min(q.draws.shape[1] for q in chains.quantities) // 2
+    return f", or leave out more of the beginning (--from {(1 + chains.start) / 2:g})" if left >= MIN_DRAWS else ""
+
+
 def _draws(chains: Chains) -> CheckResult:
     known = [q for q in chains.quantities if not math.isnan(q.mixing.ess)]
     needed = float(ESS * len(chains.used))
     if not known:
         text = "no quantity changes: there are no draws"
         return CheckResult("draws", good=False, value=math.nan, threshold=needed, text=text)
-    fewest: Quantity = min(known, key=lambda q: q.mixing.ess)
-    ess, tau = fewest.mixing.ess, max(q.tau for q in known)
+    fewest: Quantity = min(known, key=lambda q: min(q.mixing.ess_bulk, q.mixing.ess_tail))
+    sizes = {"bulk": fewest.mixing.ess_bulk, "tail": fewest.mixing.ess_tail}
+    (kind, ess), (other, larger) = sorted(sizes.items(), key=lambda item: item[1])
+    tau = max(q.tau for q in known)
     text = (
-        f"effective sample size of the {fewest.name} is {ess:.0f} of {fewest.draws.size} draws, "
-        f"one independent draw per {tau:.0f} steps"
+        f"{kind} effective sample size of the {fewest.name} is {ess:.0f} of {fewest.draws.size} draws "
+        f"({other} {larger:.0f}), one independent draw per {tau:.0f} steps"
     )
     if ess < needed:
         text += (

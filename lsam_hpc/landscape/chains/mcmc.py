@@ -23,11 +23,13 @@ class Mixing(NamedTuple):
     rhat: float  # rank-normalised split R-hat: 1 where the chains agree
     drift: float  # the largest R-hat of one chain's own halves: above 1 where a chain still moves
     ess: float  # effective sample size for the mean, of all chains together
+    ess_bulk: float  # for the bulk of the distribution: of the rank-normalised draws in half chains
+    ess_tail: float  # for its tails: the smaller one of those for the 5 % and the 95 % quantile
     tau: float  # integrated autocorrelation time in draws: number of draws / ess
 
 
 def mixing(draws: NDArray[np.floating[Any]]) -> Mixing:
-    """Return R-hat, effective sample size and autocorrelation time of a quantity.
+    """Return R-hat, effective sample sizes and autocorrelation time of a quantity.
 
     R-hat compares the variance between half chains with that within them. It is defined for one chain too, but then
     shows only whether that chain still moves. All values are NaN for a quantity that never changes.
@@ -43,14 +45,14 @@ def mixing(draws: NDArray[np.floating[Any]]) -> Mixing:
     if not np.isfinite(draws).all():
         raise InputError(f"chains: expected finite draws, found {np.count_nonzero(~np.isfinite(draws))} that are not")
     if np.ptp(draws) == 0:
-        return Mixing(np.nan, np.nan, np.nan, np.nan)
+        return Mixing(*[np.nan] * len(Mixing._fields))
     az = package("arviz", "diagnose")
     values = draws.astype(np.float64)
     halves = [_halves(chain) for chain in values]
     drift = max(float(az.rhat(pair)) for pair in halves)
     rhat = float(az.rhat(values)) if len(values) > 1 else drift
-    ess = float(az.ess(values, method="mean"))
-    return Mixing(rhat, drift, ess, values.size / ess)
+    ess, bulk, tail = (float(az.ess(values, method=kind)) for kind in ("mean", "bulk", "tail"))
+    return Mixing(rhat, drift, ess, bulk, tail, values.size / ess)
 
 
 def autocorrelation(draws: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -114,6 +114,7 @@ class Chains:
         staleness: number of exchanges with 0, 1, 2, ... updates by others between their read and their add.
         waits: seconds for which each exchange blocked its chain; empty if unknown.
         options: the run's options.
+        constant_lr: whether the learning rate is constant over these rows; None if unknown.
     """
 
     ranks: list[RankHealth]
@@ -125,6 +126,7 @@ class Chains:
     staleness: NDArray[np.int64]
     waits: NDArray[np.float64]
     options: Mapping[str, Any]
+    constant_lr: bool | None = None
 
 
 def chains(run: Run, start: float = 0.5, components: int = 3) -> Chains:
@@ -164,6 +166,7 @@ def chains(run: Run, start: float = 0.5, components: int = 3) -> Chains:
         staleness=np.bincount(staleness[staleness >= 0]),
         waits=blocked[np.isfinite(blocked)],
         options=run.config,
+        constant_lr=_constant_lr(run, [steps[rank] for rank in used], start),
     )
 
 
@@ -243,6 +246,16 @@ def _spread(run: Run, steps: Sequence[Columns], exchanges: Sequence[Columns], st
         lr = float(np.nanmedian(np.concatenate([table["lr"][int(start * len(table["lr"])) :] for table in steps])))
         stiffness = pull * (1 - float(options.get("momentum") or 0)) / (lr * float(period)) if lr > 0 else math.nan
     return Spread(float(np.sqrt((distances**2).mean())), stiffness, temperature, run.size)
+
+
+def _constant_lr(run: Run, steps: Sequence[Columns], start: float) -> bool | None:
+    """Return whether the learning rate is constant, by the log or else by the run's options."""
+    logged = np.concatenate([table["lr"][int(start * len(table["lr"])) :] for table in steps])
+    logged = logged[np.isfinite(logged)]
+    if len(logged):
+        return bool(np.ptp(logged) == 0)
+    schedule = run.config.get("lr_schedule")
+    return None if schedule is None else bool(schedule == "constant")
 
 
 def _health(run: Run, steps: Mapping[int, Columns], exchanges: Mapping[int, Columns]) -> list[RankHealth]:

@@ -62,8 +62,9 @@ def _trace(ax: Any, quantity: Quantity, chains: Chains) -> None:  # noqa: ANN401
     for i, draws in enumerate(quantity.draws[:MAX_CHAINS]):
         ax.plot(quantity.spacing * np.arange(len(draws)), draws, linewidth=0.8, color=COLOURS[i % len(COLOURS)])
     mixing = quantity.mixing
+    sizes = f"bulk ESS {mixing.ess_bulk:.0f}, tail ESS {mixing.ess_tail:.0f}"
     ax.set(
-        title=f"{quantity.name}: R-hat {mixing.rhat:.3g}, ESS {mixing.ess:.0f}",
+        title=f"{quantity.name}: R-hat {mixing.rhat:.3g}\n{sizes}",
         xlabel=f"steps of a chain, after {100 * chains.start:.0f} % of the run",
         ylabel=quantity.name,
     )

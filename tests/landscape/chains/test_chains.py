@@ -43,7 +43,8 @@ def test_ar1(phi):
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
     assert result.rhat == pytest.approx(float(arviz.rhat(draws)), rel=1e-12)
-    assert result.ess == pytest.approx(float(arviz.ess(draws, method="mean")), rel=1e-12)
+    for kind, value in (("mean", result.ess), ("bulk", result.ess_bulk), ("tail", result.ess_tail)):
+        assert value == pytest.approx(float(arviz.ess(draws, method=kind)), rel=1e-12)
     lags = np.arange(6)
     np.testing.assert_allclose(autocorrelation(draws)[:6], phi**lags, atol=0.08)
 
@@ -83,7 +84,8 @@ def write(path, ranks=3, rows=400, config=CONFIG, shift=0.0, **changes):
         with TrajectoryWriter(path, rank, LAYOUT, attributes(ranks), sketch=sketch) as writer:
             for i in range(rank_rows):
                 slow = 4.0 if rank == changes.get("slow") else 1.0
-                writer.step(**{**step_row(4 * i), "loss": changes.get("loss", float((x[i] ** 2).sum())), "lr": 0.1})
+                loss, lr = changes.get("loss", float((x[i] ** 2).sum())), changes.get("lr", lambda i: 0.1)(i)
+                writer.step(**{**step_row(4 * i), "loss": loss, "lr": lr})
                 writer.exchange(
                     **{
                         **exchange_row(4 * i),
@@ -221,6 +223,67 @@ def test_each_problem_fails_its_check(name, changes, value, threshold, words):
         assert verdict.value == pytest.approx(value)
     assert re.search(words, verdict.text)
     assert are_samples(checks) is (name not in ("agreement", "draws", "temperature"))
+
+
+MOVING = ar1(0, 3, 500) + np.linspace(0, 3, 500)
+
+
+@pytest.mark.parametrize(
+    ("draws", "start", "constant_lr", "advice"),
+    [
+        (
+            MOVING,
+            0.5,
+            False,
+            "train longer at a constant learning rate, or leave out more of the beginning (--from 0.75)",
+        ),
+        (
+            MOVING,
+            0.75,
+            None,
+            "train longer at a constant learning rate, or leave out more of the beginning (--from 0.875)",
+        ),
+        (MOVING, 0.75, True, "train longer, or leave out more of the beginning (--from 0.875)"),
+        (MOVING[:, ::13], 0.5, True, "train longer"),  # half of the 39 draws are too few
+        (MOVING[:1], 0.5, True, "train longer, or leave out more of the beginning (--from 0.75)"),
+        (ar1(0.8, 1, 400), 0.5, False, "train longer, or leave out more of the beginning (--from 0.75)"),
+    ],
+)
+def test_advice_is_not_what_was_done_already(draws, start, constant_lr, advice):
+    check = diagnose(good(start=start, constant_lr=constant_lr, used=[0], quantities=[quantity(draws)]))[0]
+    assert check.good is False
+    assert check.text.endswith(f": {advice}")
+
+
+@pytest.mark.parametrize(
+    ("lr", "schedule", "constant"),
+    [
+        (lambda i: 0.1, "cosine", True),
+        (lambda i: 0.1 * min(1, i / 100), "cosine", True),  # the first half does not count
+        (lambda i: 0.1 / (1 + i), "constant", False),
+        (lambda i: np.nan, "constant", True),
+        (lambda i: np.nan, "cosine", False),
+        (lambda i: np.nan, None, None),
+    ],
+)
+def test_a_constant_learning_rate_is_known_from_the_log_or_else_the_options(tmp_path, lr, schedule, constant):
+    config = {**CONFIG, **({"lr_schedule": schedule} if schedule else {})}
+    assert chains(Run(write(tmp_path / "run", rows=300, config=config, lr=lr))).constant_lr is constant
+
+
+def test_the_kinds_of_effective_sample_size_are_named():
+    check = diagnose(good())[1]
+    draws = good().quantities[0].mixing
+    assert check.value == min(draws.ess_bulk, draws.ess_tail)
+    assert re.match(
+        r"(bulk|tail) effective sample size of the loss is \d+ of 1500 draws \((bulk|tail) \d+\)", check.text
+    )
+    heavy = quantity(np.sign(ar1(0, 3, 500)) * np.exp(6 * np.abs(ar1(0.95, 3, 500, seed=9))))
+    few = diagnose(good(quantities=[heavy]))[1]
+    assert (few.good, few.value) == (False, heavy.mixing.ess_tail)
+    assert few.text.startswith(
+        f"tail effective sample size of the loss is {heavy.mixing.ess_tail:.0f} of 1500 draws (bulk"
+    )
 
 
 def test_one_chain_states_its_limits():

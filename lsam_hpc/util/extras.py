@@ -1,0 +1,17 @@
+"""Which extra of lsam-hpc installs an optional package."""
+
+from __future__ import annotations
+
+EXTRAS = {  # module -> the extra that has it
+    **dict.fromkeys(("tqdm", "pytorch_optimizer", "PIL", "yaml", "tomli"), "train"),
+    **dict.fromkeys(("matplotlib", "pandas", "xarray", "hdf5plugin", "pyarrow", "tensorboard"), "analysis"),
+    **dict.fromkeys(("curvlinops", "arviz", "scipy", "plotly", "jinja2"), "landscape"),
+    "simpy": "simulate",
+    "ml_dtypes": "half",
+}
+DEPENDENCIES = ("torch", "numpy", "mpi4py", "h5py")  # packages that lsam-hpc always needs
+
+
+def install_command(module: str) -> str:
+    """Return the command that installs a package: its extra, or the package itself."""
+    return f"pip install 'lsam-hpc[{EXTRAS[module]}]'" if module in EXTRAS else f"pip install {module}"
