@@ -27,7 +27,7 @@ class LoggingOptions:
     sketch_states: str = option("sample,center", "states to sketch, of sample, center and perturbation")
     snapshot_every: str = option(
         "none",
-        "steps between full states; log: 1, 2, 4, 8, ... steps after the start; each is taken at the next exchange; the "
+        "steps between full states; log: after 1, 2, 4, 8, ... steps; each is taken at the next exchange, and the "
         "initial and the last state are kept too; none: no full states",
     )
     snapshot_states: str = option("sample,center", "states to store in full, of sample, center and perturbation")
