@@ -114,9 +114,8 @@ def _data(args: argparse.Namespace, run: Run) -> tuple[list[Batch], data.Dataset
         return fixed_batches(made, at_most), None
     name = run.config.get("data")
     if not isinstance(name, str) or (name not in data.DATASETS and ":" not in name):
-        raise InputError(
-            f"--data: expected MODULE:FUNCTION, found none, and the run does not name a data set: {name!r}"
-        )
+        known = "names no data set" if name is None else f"names a data set that is not known here: {name!r}"
+        raise InputError(f"--data: expected MODULE:FUNCTION, found none, and the run {known}")
     options = {option: run.config[option] for option in OPTIONS if option in run.config}
     dataset = data.load(name, args.data_dir or run.config.get("data_dir"), **options)
     x, y = getattr(dataset, f"{args.split}_x"), getattr(dataset, f"{args.split}_y")

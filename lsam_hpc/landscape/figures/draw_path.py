@@ -61,7 +61,8 @@ def draw_matrix(matrix: Matrix, path: Path, title: str = "") -> Path:
                     left.text(
                         j, i, f"{height:.2g}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
                     )
-        drawing.colorbar(drawn, ax=left, shrink=0.8)
+        if matrix.highest:
+            drawing.colorbar(drawn, ax=left, shrink=0.8)
         center = "center" in matrix.names
         for i in range(count):
             for j in range(i):
