@@ -155,7 +155,8 @@ def _tracks(run: Run) -> Tracks:
 
 def _named(args: argparse.Namespace) -> bool:
     """Return whether the user asked for the surface, or named its model or data: then it must be made."""
-    return any(value is not None for value in (args.surface, args.model, args.data, args.loss, args.data_dir))
+    options = ("surface", "model", "data", "make_model", "make_batches", "loss", "data_dir")
+    return any(vars(args).get(name) is not None for name in options)
 
 
 def _surface(args: argparse.Namespace, objective: Objective, tracks: Tracks) -> Surface:

@@ -93,7 +93,7 @@ def test_the_highest_barrier_is_of_a_pair(path, capsys):
 
 
 def test_a_model_of_float32_only(path, capsys):
-    words = ("path", str(path), "--model", f"{MODULE}:single_classifier", "--data", f"{MODULE}:images", "--quiet")
+    words = ("path", str(path), *(word.replace(":classifier", ":single_classifier") for word in WORDS))
     assert main([*words]) == 2
     (printed,) = capsys.readouterr().err.splitlines()
     assert re.search("model: expected one that computes in float64, found: .*dtype.*: --single", printed)
