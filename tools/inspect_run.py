@@ -94,7 +94,7 @@ def text(info: dict[str, Any]) -> str:
     commit = f", commit {attributes['git_commit'][:12]}" if attributes["git_commit"] else ""
     changed = " with uncommitted changes" if attributes["git_dirty"] == 1 else ""
     job = f" in job {attributes['job_id']}" if attributes["job_id"] else ""
-    end = "the run has not ended, or was stopped"
+    end = ending(info)
     if center["test_error"] is not None:
         end = f"train loss {_cell(center['train_loss'], '.4f')}, test error {center['test_error']:.2f} %"
     lines = [
@@ -114,6 +114,16 @@ def text(info: dict[str, Any]) -> str:
             "the disk was slower than the log"
         )
     return "\n".join([*map(_printable, lines), "", columns([HEAD, *map(_row, info["ranks"])])])
+
+
+def ending(info: dict[str, Any]) -> str:
+    """Return whether a run has ended, from its `summary`: whether its ranks have logged a result."""
+    ended, ranks = sum(bool(rank["result"]) for rank in info["ranks"]), len(info["ranks"])
+    if not ended:
+        return "the run has not ended, or was stopped"
+    if ended < ranks:
+        return f"{ended} of {ranks} ranks have ended"
+    return "the run has ended; it logged no test error of the center"  # only `lsam train` measures it
 
 
 def _rank(run: Run, rank: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures.draw_path import draw_matrix, draw_profiles
 from lsam_hpc.landscape.geometry.axes import check_states
-from lsam_hpc.landscape.geometry.path import Matrix, Profile, curve, find_curve, line, lines
+from lsam_hpc.landscape.geometry.path import Matrix, Profile, curve, find_curve, line, lines, rounding
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         "digest": digest(*states),
         "points": args.points,
     }
-    ranks.on_first(lambda: objective.check(objective.vector(states[0])))
+    ranks.on_first(lambda: _check(args, objective, states[0]))
     part = folder / f"{name}.part"
     title = None if args.quiet else "lsam path"
     heading = f"{run.path.resolve().name}, {args.split} data"
@@ -84,7 +84,7 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
         "path",
         "Evaluate the loss on straight lines: between all ranks and the center, with a matrix of barrier heights, or "
         "between two states, with a curve of low loss on request. A barrier is the largest f(t) - ((1 - t) f(0) + "
-        "t f(1)). Under mpirun the ranks share the points; after a kill the same command resumes.",
+        "t f(1)); rounding is none. Under mpirun the ranks share the points; after a kill the same command resumes.",
     )
     between = f"two states: {SYNTAX} (default: all pairs of the ranks and the center)"
     parser.add_argument("--between", metavar="STATE,STATE", help=between)
@@ -99,6 +99,13 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
     parser.add_argument("--name", help="base name of the files (default: path and the states)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     source.add_objective(parser)
+    parser.set_defaults(double=True)
+    parser.add_argument(
+        "--single",
+        dest="double",
+        action="store_false",
+        help="compute in float32, in which rounding hides barriers up to 1e-5 (default: in float64)",
+    )
     add_ranks(parser)
     args = source.parse(parser, argv)
     if args.curve and not args.between:
@@ -132,6 +139,18 @@ def _states(run: Run, names: Sequence[str]) -> list[NDArray[np.float32]]:
     vectors = [state(run, name) for name in names]
     check_states(vectors, names)
     return vectors
+
+
+def _check(args: argparse.Namespace, objective: Objective, x: NDArray[np.float32]) -> None:
+    try:
+        objective.check(objective.vector(x))
+    except RuntimeError as error:  # torch's, if the model converts to float32
+        if not args.double:
+            raise
+        found = str(error).splitlines()[0]
+        raise InputError(
+            f"model: expected one that computes in float64, found: {found}: --single computes in float32"
+        ) from error
 
 
 def _between(
@@ -185,12 +204,21 @@ def _write_matrix(out: dict[str, Path], matrix: Matrix, options: dict[str, Any])
 
 
 def _print_matrix(matrix: Matrix) -> None:
-    heights = matrix.barriers
-    if len(matrix.names) <= MOST_PRINTED:
+    heights, count = matrix.barriers, len(matrix.names)
+    if count <= MOST_PRINTED:
         rows = [["barrier", *matrix.names]]
         rows += [[name, *(f"{height:.3g}" for height in row)] for name, row in zip(matrix.names, heights, strict=True)]
         print(columns(rows))
-    i, j = np.unravel_index(int(np.nan_to_num(heights, nan=-1).argmax()), heights.shape)
+    if matrix.highest is None:
+        largest = float(np.nanmax(np.abs(matrix.loss[:, :, 0]), initial=0))
+        known = bool(np.isfinite(heights).all())
+        where = f"between any two of the {count} states" if known else "on the lines on which the loss is finite"
+        print(
+            f"no barrier {where}: on no line is the loss above the line between its ends "
+            f"by more than rounding, {rounding(largest, largest, matrix.epsilon):.1g}"
+        )
+        return
+    i, j = matrix.highest
     print(f"highest barrier: {heights[i, j]:.6g}, between {matrix.names[i]} and {matrix.names[j]}")
 
 

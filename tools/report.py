@@ -21,11 +21,12 @@ from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import surface
 from lsam_hpc.landscape.geometry.axes import ranges
 from lsam_hpc.landscape.geometry.tracks import Tracks, from_sketches, from_snapshots
+from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report import report
 from lsam_hpc.landscape.report.report import Picture, Report, Section, Table, cell, picture
 from lsam_hpc.tools import source
-from lsam_hpc.tools.inspect_run import summary
+from lsam_hpc.tools.inspect_run import ending, summary
 from lsam_hpc.trajectory import Run
 
 GRID = 15  # points along each axis of the surface
@@ -42,15 +43,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--surface",
         type=int,
-        default=GRID,
         metavar="N",
-        help=f"evaluate the loss on N x N points of the chains' plane; 0: do not (default: {GRID})",
+        help=f"evaluate the loss on N x N points of the chains' plane; 0: do not (default: {GRID}, if the run or "
+        "options name model and data)",
     )
     source.add_objective(parser, 500)
     args = source.parse(parser, argv, "arviz", "jinja2", "plotly", figures="")
     if args.surface and args.surface < 2:
         raise InputError(f"--surface: expected 2 points or more, or 0, found {args.surface}")
-    if args.surface and sys.stderr.isatty():
+    if args.surface != 0 and sys.stderr.isatty():
         require("tqdm")  # shows progress
     if Path(args.name).name != args.name:
         raise InputError(f"--name: expected a name without folders, found {args.name!r}")
@@ -73,7 +74,7 @@ def _title(run: Run) -> str:
 
 def _subtitle(info: dict[str, Any]) -> str:
     attributes, center = info["attributes"], info["center"]
-    end = "it has not ended, or was stopped"
+    end = ending(info)
     if center["test_error"] is not None:
         end = f"test error of the center {center['test_error']:.2f} %"
     return (
@@ -124,8 +125,16 @@ def _where(args: argparse.Namespace, run: Run, folder: Path) -> list[Section]:
     if tracks.axes is None:
         text = "From sketches: coordinates are right to a few percent. "
         text += "A surface needs snapshots: train with --snapshot-every log."
-    elif args.surface:
-        background = _surface(args, run, tracks)
+    elif args.surface != 0:
+        try:
+            f = source.objective(args, run)
+        except InputError as error:
+            if _named(args):
+                raise
+            text = f"No surface of the loss: {error}."
+            print(f"no surface of the loss: {error}", file=sys.stderr)
+        else:
+            background = _surface(args, f, tracks)
     logged = {rank: (steps["total_iteration"], steps["loss"]) for rank in run.ranks for steps in [run.steps(rank)]}
     path = draw_tracks(tracks, folder / "tracks.svg", logged, background=background)
     caption = "Samples and center on the plane of the samples' principal components, the logged loss, and distances "
@@ -156,12 +165,18 @@ def _tracks(run: Run) -> Tracks:
     return from_snapshots(run) if count > 2 else from_sketches(run)
 
 
-def _surface(args: argparse.Namespace, run: Run, tracks: Tracks) -> Surface:
+def _named(args: argparse.Namespace) -> bool:
+    """Return whether the user asked for the surface, or named its model or data: then it must be made."""
+    options = ("surface", "model", "data", "make_model", "make_batches", "loss", "data_dir")
+    return any(vars(args).get(name) is not None for name in options)
+
+
+def _surface(args: argparse.Namespace, objective: Objective, tracks: Tracks) -> Surface:
     assert tracks.axes is not None
     points = np.concatenate([part for track in tracks.ranks.values() for part in (track.sample, track.center)])
-    x, y = ranges(points[np.isfinite(points[:, 0])], args.surface, 0.15)
+    x, y = ranges(points[np.isfinite(points[:, 0])], args.surface or GRID, 0.15)
     title = "lsam report: surface" if sys.stderr.isatty() else None
-    return surface.scan(source.objective(args, run), tracks.axes.origin, tracks.axes.directions, x, y, title=title)
+    return surface.scan(objective, tracks.axes.origin, tracks.axes.directions, x, y, title=title)
 
 
 def _description(tracks: Tracks) -> str:

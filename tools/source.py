@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures.figures import FORMATS
@@ -120,7 +120,11 @@ def objective(args: argparse.Namespace, run: Run) -> Objective:
     if args.double:
         model = model.double()
     dtype = torch.float64 if args.double else None
-    on_device = [(x.to(device, dtype if x.is_floating_point() else None), y.to(device)) for x, y in batches]
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    on_device = [(moved(x), moved(y)) for x, y in batches]
     loss = import_function("--loss", args.loss) if args.loss else nn.functional.cross_entropy
     f = Objective(model, on_device, loss)
     layout = [(name, tuple(shape)) for name, shape, _ in run.layout]

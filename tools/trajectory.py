@@ -192,6 +192,7 @@ def _write(out: dict[str, Path], tracks: Tracks, losses: dict[int, Losses] | Non
             "center_x": track.center[:, 0],
             "center_y": track.center[:, 1],
             "center_off_plane": track.center_off,
+            "center_version": track.version,
         }
         if losses:
             columns |= {"loss": losses[rank].true, "plane_loss": losses[rank].plane}

@@ -86,7 +86,8 @@ def _curve(run: Run, config: TrainConfig, dataset: Dataset, images: int) -> list
             _, error = evaluate(model, test_x, test_y)
         done = int(steps["total_iteration"][row])
         epochs = done * images_per_step(config) / len(dataset.train_y)
-        curve.append({"epochs": epochs, "seconds": float(time - began), "test_error": error})
+        elapsed = max(0.0, float(time - began))  # the initial state is logged before the first step ends
+        curve.append({"epochs": epochs, "seconds": elapsed, "test_error": error})
     return curve
 
 

@@ -280,6 +280,7 @@ class LsamOptimizer(Optimizer):
         )
         if self._log is not None:
             self._log.follow(self.chain)
+            self._log.run.first_states(self.chain)
         self._roots.finish_search()
         session.close_first()
         return self.chain

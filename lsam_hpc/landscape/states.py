@@ -20,9 +20,10 @@ def state(run: Run, name: str) -> NDArray[np.float32]:
     """Return a state of a run as a flat vector, shape (P,).
 
     Args:
-        run: with snapshots, unless the name is that of a file.
-        name: `center` or `center@I`: the center in snapshot I of the lowest rank (default: the last one);
-            `3` or `3@I`: the sample of rank 3; or the name of a file with the model's state_dict.
+        run: with snapshots, unless the name is that of a file, or `center` and the run has checkpoints/center.pt.
+        name: `center` or `center@I`: the center in snapshot I of the lowest rank (default: the last one, or without
+            snapshots that of checkpoints/center.pt); `3` or `3@I`: the sample of rank 3; or the name of a file with the
+            model's state_dict.
 
     Raises:
         InputError: the name is not valid, or the run or file has no such state.
@@ -31,8 +32,12 @@ def state(run: Run, name: str) -> NDArray[np.float32]:
         kind = "center" if match[1] == "center" else "sample"
         rank = run.ranks[0] if kind == "center" else int(match[1])
         if f"snapshot/{kind}" not in run.log(rank).tables or not len(run.snapshots(rank, kind)["iteration"]):
+            saved = (run.path if run.path.is_dir() else run.path.parent) / "checkpoints" / "center.pt"
+            if name == "center" and saved.exists():
+                return _from_file(run, saved)
+            also, none = (", or checkpoints/center.pt", "neither") if name == "center" else ("", "none")
             raise InputError(
-                f"{run.path}: expected snapshots of the {kind} of rank {rank}, found none: "
+                f"{run.path}: expected snapshots of the {kind} of rank {rank}{also}, found {none}: "
                 "train with --snapshot-every log, or name a file"
             )
         return run.snapshot(rank, int(match[2] or -1), kind)

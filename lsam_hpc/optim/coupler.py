@@ -319,13 +319,14 @@ class Coupler:
         """Pass the current sample and center to the state callback; no exchange may be in flight.
 
         Args:
-            step: local steps done.
+            step: local steps done. If 0, the center is the one that the chain starts from.
         """
         if self._state_callback is None:
             return
-        sample, y = FlatVector(self.tensors, device="cpu"), torch.empty_like(self._center)
-        version = self.center.version
-        self.center.peek(y)
+        sample, y, version = FlatVector(self.tensors, device="cpu"), self._center, self._center_version
+        if step:
+            y, version = torch.empty_like(y), self.center.version
+            self.center.peek(y)
         states = {"sample": sample.gather(self.tensors)[: self._size], "center": y[: self._size]}
         self._state_callback.on_states(step, version, states)
 

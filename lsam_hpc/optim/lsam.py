@@ -164,7 +164,7 @@ class LocalLSAM(SAM):
         self.drain()
 
     def show(self) -> None:
-        """Call the state callback with the present sample and center: at the end of a run."""
+        """Call the state callback with the present sample and center: at the start and at the end of a run."""
         self.check_unperturbed("show")
         self.drain()
         self._coupler.show(self.local_step)

@@ -25,7 +25,11 @@ class LoggingOptions:
     sketch_buckets: int = option(1024, "numbers per sketch and layer group", AT_LEAST_1)
     sketch_groups: int = option(4, "largest number of layer groups with a sketch of their own", AT_LEAST_1)
     sketch_states: str = option("sample,center", "states to sketch, of sample, center and perturbation")
-    snapshot_every: str = option("none", "steps between full states; log: after 1, 2, 4, 8, ... steps; none")
+    snapshot_every: str = option(
+        "none",
+        "steps between full states; log: after 1, 2, 4, 8, ... steps; each is taken at the next exchange, and the "
+        "initial and the last state are kept too; none: no full states",
+    )
     snapshot_states: str = option("sample,center", "states to store in full, of sample, center and perturbation")
     snapshot_ranks: SnapshotRanks = option("all", "ranks whose states are stored in full")
     snapshot_dtype: str = option("float32", f"type of stored states: {', '.join(DTYPES)}")

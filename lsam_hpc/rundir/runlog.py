@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from lsam_hpc.distributed.lsam import LSAM
+    from lsam_hpc.optim.lsam import LocalLSAM
 
 
 class RunLog:
@@ -105,7 +106,12 @@ class RunLog:
             rho=opt.param_groups[0]["rho"],
         )
 
-    def last_states(self, opt: LSAM) -> None:
+    def first_states(self, opt: LocalLSAM) -> None:
+        """Log the sample and the center before the first step; without effect in a run that is resumed after it."""
+        if self.state_callback is not None and opt.local_step == 0:
+            opt.show()
+
+    def last_states(self, opt: LocalLSAM) -> None:
         """Log the present sample and center, in full if snapshots are taken: at the end of a run."""
         if self.state_callback is not None:
             self.state_callback.whole = True

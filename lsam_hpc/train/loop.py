@@ -100,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
             held.steps = lambda: opt.communication.links.peers.steps
             if resume_point.manifest is not None:
                 resume(chain, resume_point.state, resume_point.center)
+            log.first_states(opt)
             checkpoints = rma.raise_on_all(
                 comm,
                 lambda: Checkpoints(

@@ -23,7 +23,8 @@ class Snapshots:
     """Which states are stored in full, at which steps and in which format.
 
     Args:
-        every: steps between snapshots, or "log" (default) for steps 0, 1, 2, 4, 8, ...
+        every: steps between snapshots, or "log" (default) for steps 0, 1, 2, 4, 8, ...; where states are shown at
+            exchanges only, the first exchange at or after each of these steps.
         states: of `schema.STATES`. Default: sample and center.
         dtype: on disk, "float32" (default) or "bfloat16", rounded to nearest, half the bytes.
         compression: "gzip" (default), "lzf" or "none"; "blosc2" or "zstd", with the package hdf5plugin.

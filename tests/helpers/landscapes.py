@@ -70,6 +70,28 @@ def other_classifier() -> nn.Module:
     return nn.Linear(5, 3)
 
 
+class Single(nn.Linear):
+    """A layer that computes in float32 whatever its type is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def single_classifier() -> nn.Module:
+    return Single(4, 3)
+
+
+def wrong(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return a loss that is concave in a linear model's parameters."""
+    return -nn.functional.cross_entropy(outputs, targets)
+
+
+def far_is_nan(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return cross-entropy, NaN from a size of the outputs on that some of the runs' states have."""
+    loss = nn.functional.cross_entropy(outputs, targets)
+    return loss if float(outputs.detach().abs().max()) < 5 else loss * float("nan")
+
+
 def diverging(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return cross-entropy, NaN once an output is large."""
     loss = nn.functional.cross_entropy(outputs, targets)

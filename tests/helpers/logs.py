@@ -124,10 +124,10 @@ def make_run(
     return path
 
 
-def leave_unclosed(path: Path, rows: int = 10, **options: object) -> Path:
+def leave_unclosed(path: Path, rows: int = 10, rank: int = 0, ranks: int = 1, **options: object) -> Path:
     """Leave a rank's file like a killed writer: a copy made while the file was open."""
     path.mkdir(exist_ok=True)
-    with TrajectoryWriter(path, 0, LAYOUT, attributes(), **options) as writer:  # type: ignore[arg-type]
+    with TrajectoryWriter(path, rank, LAYOUT, attributes(ranks), **options) as writer:  # type: ignore[arg-type]
         write_rows(writer, 0, rows)
         assert writer.flush()
         copy = shutil.copy(writer.path, path / "copy")

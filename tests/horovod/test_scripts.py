@@ -48,6 +48,9 @@ def test_mnist(mpi, ranks, tmp_path):
             assert np.isfinite(steps["loss"]).all()
             np.testing.assert_allclose(steps["perturbation_norm"][1:], 0.05, rtol=1e-4)
             assert len(exchanges["delta_norm"]) == len(steps["loss"]) // 4
+            np.testing.assert_array_equal(
+                logs.sketch(rank)["iteration"], [0, *exchanges["iteration"], len(steps["loss"])]
+            )
         assert logs.logs[0].result["exchanges"] == len(exchanges["delta_norm"])
 
 

@@ -166,8 +166,10 @@ def test_trains_and_logs(mpi, ranks, tmp_path):
         for r in logs.ranks:
             sketches = logs.sketch(r, "sample")
             np.testing.assert_array_equal(
-                sketches["iteration"], [*logs.exchanges(r)["iteration"], len(logs.steps(r)["iteration"])]
+                sketches["iteration"], [0, *logs.exchanges(r)["iteration"], len(logs.steps(r)["iteration"])]
             )
+            assert list(logs.snapshots(r)["iteration"][:4]) == [0, 4, 8, 16]
+            np.testing.assert_array_equal(logs.snapshot(r, 0), logs.snapshot(0, 0, "center"))  # all start at y
             x = logs.snapshot(r, -1)
             np.testing.assert_allclose(sketches["values"][-1], logs.sketcher(x).sum(0), atol=1e-5)
             np.testing.assert_array_equal(logs.snapshot(r, -1, "center"), y)  # no add after the last rendezvous

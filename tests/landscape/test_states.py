@@ -40,6 +40,29 @@ def test_a_file(run, tmp_path):
         np.testing.assert_array_equal(vector[at : at + math.prod(shape)], tensors[name].reshape(-1))
 
 
+def test_the_center_of_a_run_without_snapshots(tmp_path):
+    path = make_run(tmp_path / "bare")
+    run = Run(path)
+    with pytest.raises(InputError, match=r"of the center of rank 0, or checkpoints/center\.pt, found neither: train"):
+        state(run, "center")
+    (path / "checkpoints").mkdir()
+    tensors = {name: torch.randn(shape) for name, shape, _ in run.layout}
+    torch.save({**tensors, "running_mean": torch.ones(3)}, path / "checkpoints" / "center.pt")
+    expected = torch.cat([t.reshape(-1) for t in tensors.values()])
+    np.testing.assert_array_equal(state(run, "center"), expected)
+    np.testing.assert_array_equal(state(Run(path / "rank-0001.h5"), "center"), expected)
+    for name in ("center@0", "center@-1", "0"):  # what only snapshots have
+        with pytest.raises(InputError, match=r"expected snapshots of the \w+ of rank 0, found none: train with"):
+            state(run, name)
+
+
+def test_snapshots_precede_a_checkpoint(run):
+    folder = run.path / "checkpoints"
+    folder.mkdir()
+    torch.save({name: torch.zeros(shape) for name, shape, _ in run.layout}, folder / "center.pt")
+    np.testing.assert_array_equal(state(run, "center"), 3000 * VECTOR)
+
+
 class Code:
     def __reduce__(self):
         return (print, ("code ran",))
@@ -62,5 +85,5 @@ def test_bad_input(run, tmp_path, capsys):
         state(run, str(tmp_path / "code.pt"))
     assert "code ran" not in capsys.readouterr().out
     bare = Run(make_run(tmp_path / "bare"))
-    with pytest.raises(InputError, match="expected snapshots of the center of rank 0, found none: train with"):
-        state(bare, "center")
+    with pytest.raises(InputError, match="expected snapshots of the sample of rank 0, found none: train with"):
+        state(bare, "0")

@@ -92,6 +92,18 @@ def test_receives_the_sample_the_center_and_the_perturbation(coupling, batch_nor
     assert len(set(versions)) == len(versions)
 
 
+def test_the_initial_state_is_shown_with_the_center_that_the_chain_starts_from():
+    keeper, center = Keeper(), LocalCenter(torch.arange(3.0))
+    x = torch.nn.Parameter(torch.arange(3.0))
+    opt = LocalLSAM(torch.optim.SGD([x], lr=0.1), center, pull=0.3, period=4, state_callback=keeper)
+    center.add(torch.ones(3))  # by a chain that has begun already
+    opt.show()
+    ((step, version, states),) = keeper.seen
+    assert (step, version) == (0, 0)
+    for name in ("sample", "center"):
+        torch.testing.assert_close(states[name], torch.arange(3.0), rtol=0, atol=0)
+
+
 def test_receives_the_center_that_the_delta_was_computed_against():
     keeper, records = Keeper(), []
     train("elastic", keeper, Late(), on_exchange=records.append)

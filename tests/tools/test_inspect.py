@@ -6,6 +6,7 @@ import resource
 
 import h5py
 import numpy as np
+import pytest
 
 from lsam_hpc.cli import main
 from lsam_hpc.trajectory import Run, TrajectoryWriter, merge, schema
@@ -99,6 +100,32 @@ def test_unknown_values_are_dashes(tmp_path, capsys):
     assert code == 0
     assert "the run has not ended, or was stopped" in out
     assert out.splitlines()[-1].split()[3:] == ["1", "-", "-", "0", "0", "-", "-", "-", "0", "0", "0", "-"]
+
+
+@pytest.mark.parametrize(
+    ("finished", "text", "states"),
+    [
+        (2, "the run has ended; it logged no test error of the center", ["ended", "ended"]),
+        (1, "1 of 2 ranks have ended", ["ended", "running"]),
+        (0, "the run has not ended, or was stopped", ["running", "running"]),
+    ],
+)
+def test_inspect_monitor_and_report_agree_on_the_end_of_a_horovod_script(tmp_path, capsys, finished, text, states):
+    # `lsam_hpc.horovod` logs a result of counts; only `lsam train` measures errors.
+    path = make_run(tmp_path / "run", result={"steps": 10, "exchanges": 2})
+    for rank in range(finished, 2):
+        (path / f"rank-{rank:04d}.h5").unlink()
+        leave_unclosed(tmp_path / "open", rank=rank, ranks=2).rename(path / f"rank-{rank:04d}.h5")
+    code, out = inspect(capsys, path)
+    assert code == 0
+    assert f"center   {text}" in out.splitlines()
+    assert json.loads(inspect(capsys, path, "--json")[1])["ended"] is (finished == 2)
+    assert main(["monitor", str(path), "--once"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[-1] for line in shown.splitlines() if " here " in line] == states
+    assert ("job: finished" in shown) == (finished == 2)
+    assert main(["report", str(path)]) == 0
+    assert f"; {text}." in (path / "report.html").read_text()
 
 
 def test_any_kind_of_run(tmp_path, capsys):

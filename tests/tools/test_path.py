@@ -1,5 +1,6 @@
 """`lsam path`: barriers and curves, in files equal the library's results."""
 
+import json
 import re
 
 import h5py
@@ -10,6 +11,7 @@ import torch
 from lsam_hpc.cli import main
 from lsam_hpc.landscape.geometry.path import line, lines
 from lsam_hpc.landscape.objective import Objective
+from tests.helpers import landscapes
 from tests.helpers.landscapes import WORDS, classifier, images, walks, write_run
 from tests.helpers.mpis import run
 
@@ -26,6 +28,11 @@ def lsam_path(path, *words):
     return main(["path", str(path), *WORDS, *map(str, words)])
 
 
+def exact():
+    """Return the loss of `classifier` in float64."""
+    return Objective(classifier().double(), [(x.double(), y) for x, y in images()])
+
+
 def table(file):
     return np.genfromtxt(file, delimiter=",", names=True, dtype=None, encoding=None)
 
@@ -33,11 +40,11 @@ def table(file):
 def test_the_matrix_of_all_ranks_and_the_center(path, capsys):
     assert lsam_path(path, "--points", 7) == 0
     states = [walks(3)[0, -1] / 2, *walks(3)[:, -1]]
-    expected = lines(Objective(classifier(), images()), states, ["center", "0", "1", "2"], 7)
+    expected = lines(exact(), states, ["center", "0", "1", "2"], 7)
     with h5py.File(path / "figures" / "path-matrix.h5") as file:
         assert list(file["names"].asstr()) == ["center", "0", "1", "2"]
-        np.testing.assert_allclose(file["loss"], expected.loss, rtol=1e-6)
-        np.testing.assert_allclose(file["barrier"], expected.barriers, atol=1e-6)
+        np.testing.assert_allclose(file["loss"], expected.loss, rtol=1e-12)
+        np.testing.assert_allclose(file["barrier"], expected.barriers, atol=1e-12)
     rows = table(path / "figures" / "path-matrix.csv")
     assert [(str(r["first"]), str(r["second"])) for r in rows] == [
         ("center", "0"),
@@ -49,14 +56,53 @@ def test_the_matrix_of_all_ranks_and_the_center(path, capsys):
     ]
     i, j = np.triu_indices(4, 1)
     np.testing.assert_allclose(rows["barrier"], expected.barriers[i, j], atol=1e-6)
-    printed = capsys.readouterr().out
-    assert f"highest barrier: {expected.barriers.max():.4g}"[:22] in printed
+    assert "no barrier between any two of the 4 states" in capsys.readouterr().out  # a linear model's loss is convex
     assert (path / "figures" / "path-matrix.png").stat().st_size > 5000
+
+
+def test_rounding_is_no_barrier(tmp_path, capsys, monkeypatch):
+    # States at a distance of 1e-3, where float32 rounds by more than the convex loss falls below its chord.
+    near = walks(3)[0, 0] + 1e-4 * walks(3)
+    monkeypatch.setattr(landscapes, "walks", lambda ranks, states: near)
+    path = write_run(tmp_path / "run", 3)
+    for words, dtype in (((), "torch.float64"), (("--single",), "torch.float32"), (("--double",), "torch.float64")):
+        assert lsam_path(path, "--overwrite", *words) == 0
+        printed = capsys.readouterr().out
+        assert "highest barrier" not in printed
+        assert "no barrier between any two of the 4 states" in printed
+        with h5py.File(path / "figures" / "path-matrix.h5") as file:
+            assert not file["barrier"][()].any()
+            assert json.loads(file.attrs["lsam_hpc"])["dtype"] == dtype
+
+
+def test_a_line_whose_loss_is_not_finite_has_no_known_barrier(path, capsys):
+    assert lsam_path(path, "--points", 5, "--loss", f"{MODULE}:far_is_nan") == 0
+    printed = capsys.readouterr().out
+    assert "nan" in printed
+    assert "no barrier on the lines on which the loss is finite" in printed
+
+
+def test_the_highest_barrier_is_of_a_pair(path, capsys):
+    assert lsam_path(path, "--points", 7, "--loss", f"{MODULE}:wrong") == 0
+    rows = table(path / "figures" / "path-matrix.csv")
+    top = rows[rows["barrier"].argmax()]
+    assert top["barrier"] > 0.01
+    assert (
+        f"highest barrier: {top['barrier']:.6g}, between {top['first']} and {top['second']}" in capsys.readouterr().out
+    )
+
+
+def test_a_model_of_float32_only(path, capsys):
+    words = ("path", str(path), *(word.replace(":classifier", ":single_classifier") for word in WORDS))
+    assert main([*words]) == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert re.search("model: expected one that computes in float64, found: .*dtype.*: --single", printed)
+    assert main([*words, "--single"]) == 0
 
 
 def test_two_states_and_a_curve(path, capsys):
     assert lsam_path(path, "--between", "0,1@3", "--points", 9, "--curve", "--curve-steps", 100) == 0
-    expected = line(Objective(classifier(), images()), walks(3)[0, -1], walks(3)[1, 3], 9)
+    expected = line(exact(), walks(3)[0, -1], walks(3)[1, 3], 9)
     columns = table(path / "figures" / "path-0-1@3.csv")
     np.testing.assert_allclose(columns["straight_loss"], expected.loss, rtol=1e-6)
     np.testing.assert_allclose(columns["straight_error"], expected.error)

@@ -15,6 +15,7 @@ from lsam_hpc.tools.report import main
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.models import mlp
 from lsam_hpc.trajectory import CountSketch, Snapshots, TrajectoryWriter
+from tests.helpers.landscapes import WORDS, write_run
 from tests.helpers.logs import attributes, make_run
 
 RANKS = 2
@@ -100,6 +101,22 @@ def test_a_run_without_states_has_the_rest_of_the_page(tmp_path):
     text = (path / "report.html").read_text()
     assert "Not drawn: " in text
     assert "What each rank did" in text
+
+
+def test_a_run_that_names_no_data_has_all_but_the_surface(tmp_path, capsys):
+    # As of a Horovod script: the run's options do not say how to make model and data.
+    path = write_run(tmp_path / "run")
+    assert main([str(path)]) == 0
+    text = (path / "report.html").read_text()
+    assert "Where the chains went" in text
+    assert "The loss around them" not in text
+    assert "No surface of the loss: --data: expected " in text
+    assert "None" not in re.sub(r"<img[^>]*>|<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert "no surface of the loss: --data: expected" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"--data: expected .*, found none"):
+        main([str(path), "--surface", "5"])
+    assert main([str(path), "--surface", "5", *WORDS[:-1]]) == 0
+    assert "The loss around them" in (path / "report.html").read_text()
 
 
 def test_bad_input(run, tmp_path):

@@ -231,8 +231,12 @@ def test_bad_input(path, tmp_path, capsys, monkeypatch, words, line):
 
 def test_a_run_without_snapshots(tmp_path, capsys):
     path = write_run(tmp_path / "run", snapshots=False)
-    assert "found none: train with --snapshot-every log, or name a file" in refused(capsys, path, *WORDS)
-    assert "expected 3 snapshots" not in refused(capsys, path, *WORDS, "--directions", "pca")
+    neither = "or checkpoints/center.pt, found neither: train with --snapshot-every log, or name a file"
+    assert neither in refused(capsys, path, *WORDS)
+    assert neither in refused(capsys, path, *WORDS, "--directions", "pca")
+    (path / "checkpoints").mkdir()
+    torch.save(classifier().state_dict(), path / "checkpoints" / "center.pt")
+    assert "expected 3 snapshots of the sample" in refused(capsys, path, *WORDS, "--directions", "pca")
 
 
 def test_existing_files_and_points(path, capsys):

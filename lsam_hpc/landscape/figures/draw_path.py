@@ -53,7 +53,7 @@ def draw_matrix(matrix: Matrix, path: Path, title: str = "") -> Path:
         drawn = left.imshow(np.ma.masked_invalid(heights), cmap=SURFACE, vmin=0, vmax=top)
         left.set_xticks(range(count), matrix.names, rotation=45, ha="right")
         left.set_yticks(range(count), matrix.names)
-        left.set_title("barrier height (loss)")
+        left.set_title("barrier height (loss)" if matrix.highest else "no barrier above rounding")
         if count <= MOST_NUMBERS:
             for (i, j), height in np.ndenumerate(heights):
                 if i != j:
@@ -61,7 +61,8 @@ def draw_matrix(matrix: Matrix, path: Path, title: str = "") -> Path:
                     left.text(
                         j, i, f"{height:.2g}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
                     )
-        drawing.colorbar(drawn, ax=left, shrink=0.8)
+        if matrix.highest:
+            drawing.colorbar(drawn, ax=left, shrink=0.8)
         center = "center" in matrix.names
         for i in range(count):
             for j in range(i):

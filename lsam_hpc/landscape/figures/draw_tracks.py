@@ -14,7 +14,7 @@ from lsam_hpc.landscape.figures.draw_surface import bar, contours, levels
 from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import surface as s
-from lsam_hpc.landscape.geometry.tracks import Tracks
+from lsam_hpc.landscape.geometry.tracks import Tracks, center_tracks
 
 MOST_NAMED = 8  # largest number of ranks for which the legend names each rank
 
@@ -97,16 +97,10 @@ def _track(axis: Any, track: Any, colour: str, name: str | None, *, over_surface
 
 
 def _center(plane: Any, off: Any, tracks: Tracks) -> None:  # noqa: ANN401 (matplotlib's objects)
-    """Draw the center as all ranks read it, in the order of the total steps."""
-    ranks = list(tracks.ranks.values())
-    total = np.concatenate([track.total for track in ranks])
-    at = np.concatenate([track.center for track in ranks])
-    distance = np.concatenate([track.center_off for track in ranks])
-    order = np.argsort(total, kind="stable")
-    order = order[np.isfinite(at[order, 0])]
-    if len(order):
-        plane.plot(*at[order].T, "-", color=CENTER, linewidth=1.6, label="center", zorder=5)
-        off.plot(total[order], distance[order], color=CENTER, linewidth=1.4)
+    """Draw each center as the ranks read it, in the order of its versions."""
+    for i, center in enumerate(center_tracks(tracks)):
+        plane.plot(*center.at.T, "-", color=CENTER, linewidth=1.6, label=None if i else "center", zorder=5)
+        off.plot(center.total, center.off, color=CENTER, linewidth=1.4)
 
 
 def _axes(plane: Any, loss: Any, off: Any, tracks: Tracks, *, with_losses: bool) -> None:  # noqa: ANN401 (matplotlib's objects)

@@ -13,6 +13,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.geometry.axes import Axes
 from lsam_hpc.landscape.geometry.projection import MIN_RATIO, plane
 from lsam_hpc.trajectory import Run
+from lsam_hpc.trajectory.rows import Columns
 
 SOURCES = ("snapshots", "sketches")
 MOST_SKETCHES = 2000  # per rank and state; if there are more, evenly spaced ones are used
@@ -25,6 +26,7 @@ class Track:
     Args:
         iteration: number of the rank's steps before each state, shape (states,).
         total: number of all ranks' steps before each state.
+        version: of the center, which is the number of updates that it holds, shape (states,); -1: not known.
         sample: coordinates of the rank's sample, shape (states, 2).
         off: distances of the sample from the plane, shape (states,).
         center: coordinates of the center, shape (states, 2); NaN where it was not logged.
@@ -33,10 +35,28 @@ class Track:
 
     iteration: NDArray[np.int64]
     total: NDArray[np.int64]
+    version: NDArray[np.int64]
     sample: NDArray[np.float64]
     off: NDArray[np.float64]
     center: NDArray[np.float64]
     center_off: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CenterTrack:
+    """A center over training, as ranks read it, in the order of its versions.
+
+    Args:
+        version: see `Track`, shape (reads,).
+        total: number of all ranks' steps by which the center had this version, shape (reads,); never decreases.
+        at: coordinates, shape (reads, 2).
+        off: distances from the plane, shape (reads,).
+    """
+
+    version: NDArray[np.int64]
+    total: NDArray[np.int64]
+    at: NDArray[np.float64]
+    off: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,7 @@ class Tracks:
         rows: each rank's row numbers in its table of samples.
         marks: coordinates of further states, by name.
         marks_off: distances of those states from the plane, by name.
+        one_center: True if all ranks share one center; False if each has its own, as with gossip. Default: True.
     """
 
     source: str
@@ -62,6 +83,7 @@ class Tracks:
     rows: dict[int, list[int]]
     marks: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     marks_off: Mapping[str, float] = field(default_factory=dict)
+    one_center: bool = True
 
 
 def from_snapshots(run: Run, axes: Axes | None = None, marks: Mapping[str, NDArray[Any]] | None = None) -> Tracks:
@@ -91,10 +113,10 @@ def from_snapshots(run: Run, axes: Axes | None = None, marks: Mapping[str, NDArr
         center_rows = _rows_at(run, rank, "snapshot/center", columns["iteration"][kept])
         logged = center_rows >= 0
         center[logged], center_off[logged] = _project(run, rank, "center", center_rows[logged].tolist(), axes)
-        tracks[rank] = _track(run, rank, columns["iteration"][kept], sample, off, center, center_off)
+        tracks[rank] = _track(run, rank, columns, kept, sample, off, center, center_off)
     at, far = _marked({name: axes.coordinates(np.asarray(vector)[None]) for name, vector in (marks or {}).items()})
     at, far = {**axes.marks, **at}, {**dict.fromkeys(axes.marks, 0.0), **far}
-    return Tracks("snapshots", tracks, axes.labels, axes.explained, axes, rows, at, far)
+    return Tracks("snapshots", tracks, axes.labels, axes.explained, axes, rows, at, far, _one_center(run))
 
 
 def from_sketches(run: Run, marks: Mapping[str, NDArray[Any]] | None = None) -> Tracks:
@@ -110,7 +132,7 @@ def from_sketches(run: Run, marks: Mapping[str, NDArray[Any]] | None = None) -> 
     Raises:
         InputError: there are fewer than three sketches, they lie on a line, or one is not finite.
     """
-    samples, rows, iterations = {}, {}, {}
+    samples, rows, columns = {}, {}, {}
     for rank in run.ranks:
         if "sketch/sample" in run.log(rank).tables:
             table = run.sketch(rank)
@@ -118,7 +140,7 @@ def from_sketches(run: Run, marks: Mapping[str, NDArray[Any]] | None = None) -> 
             kept = np.unique(np.linspace(0, count - 1, min(count, MOST_SKETCHES)).astype(int))
             if count:
                 samples[rank], rows[rank] = table["values"][kept].astype(np.float64), kept.tolist()
-                iterations[rank] = table["iteration"][kept]
+                columns[rank] = {name: table[name] for name in ("iteration", "version")}
     total = sum(map(len, samples.values()))
     if total < 3:
         raise InputError(
@@ -140,17 +162,29 @@ def from_sketches(run: Run, marks: Mapping[str, NDArray[Any]] | None = None) -> 
     for rank, values in samples.items():
         sample, off = axes.coordinates(values)
         center, center_off = np.full_like(sample, np.nan), np.full_like(off, np.nan)
-        center_rows = _rows_at(run, rank, "sketch/center", iterations[rank])
+        center_rows = _rows_at(run, rank, "sketch/center", columns[rank]["iteration"][rows[rank]])
         logged = center_rows >= 0
         if logged.any():
             center_sketches = run.sketch(rank, "center")["values"][center_rows[logged]]
             center[logged], center_off[logged] = axes.coordinates(center_sketches)
-        tracks[rank] = _track(run, rank, iterations[rank], sample, off, center, center_off)
+        tracks[rank] = _track(run, rank, columns[rank], rows[rank], sample, off, center, center_off)
     sketcher = run.sketcher
     vectors = {name: np.asarray(vector, np.float32) for name, vector in (marks or {}).items() if sketcher}
     sketched = {name: sketcher(vector).sum(0)[None] for name, vector in vectors.items() if sketcher}
     marked = _marked({name: axes.coordinates(vector) for name, vector in sketched.items()})
-    return Tracks("sketches", tracks, axes.labels, explained, None, rows, *marked)
+    return Tracks("sketches", tracks, axes.labels, explained, None, rows, *marked, _one_center(run))
+
+
+def center_tracks(tracks: Tracks) -> list[CenterTrack]:
+    """Return the center as all ranks read it, in the order of its versions; one track per rank if each has a center.
+
+    Total steps do not order the center: a rank reads it some time after the step at which it staged its sample, and
+    kernel and restart couplings log the center that was read at the exchange before.
+    """
+    ranks = list(tracks.ranks.values())
+    parts = [ranks] if tracks.one_center else [[track] for track in ranks]
+    centers = [_center(part) for part in parts]
+    return [center for center in centers if len(center.version)]
 
 
 def principal(explained: NDArray[np.float64]) -> tuple[str, ...]:
@@ -159,10 +193,30 @@ def principal(explained: NDArray[np.float64]) -> tuple[str, ...]:
     return tuple(f"principal component {i} (distance; {share})" for i, share in enumerate(shares, 1))
 
 
+def _center(ranks: Sequence[Track]) -> CenterTrack:
+    """Return the reads of a center in the order of its versions; one of unknown version follows the read before it."""
+    version, total, off = (
+        np.concatenate([getattr(t, name) for t in ranks]) for name in ("version", "total", "center_off")
+    )
+    at = np.concatenate([track.center for track in ranks])
+    order = np.argsort(total, kind="stable")
+    order = order[np.isfinite(at[order, 0])]
+    version = version[order]
+    by_version = np.argsort(np.where(version < 0, np.maximum.accumulate(version), version), kind="stable")
+    version, order = version[by_version], order[by_version]
+    # A version exists at the latest when a later one is read.
+    reached = np.minimum.accumulate(total[order][::-1])[::-1]
+    return CenterTrack(version, reached, at[order], off[order])
+
+
 def _marked(
     places: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
     return {name: at[0] for name, (at, _) in places.items()}, {name: float(off[0]) for name, (_, off) in places.items()}
+
+
+def _one_center(run: Run) -> bool:
+    return bool(run.config.get("topology", "center") == "center")
 
 
 def _project(
@@ -188,8 +242,8 @@ def _rows_at(run: Run, rank: int, table: str, iterations: NDArray[np.int64]) -> 
     return np.array([by_iteration.get(int(iteration), -1) for iteration in iterations], np.intp)
 
 
-def _track(run: Run, rank: int, iteration: NDArray[np.int64], *coordinates: NDArray[np.float64]) -> Track:
-    steps = run.steps(rank)
+def _track(run: Run, rank: int, columns: Columns, rows: list[int], *coordinates: NDArray[np.float64]) -> Track:
+    steps, iteration = run.steps(rank), columns["iteration"][rows]
     known = np.concatenate([steps["total_iteration"], steps["total_iteration"][-1:] + 1])
     at = np.clip(np.searchsorted(steps["iteration"], iteration), 0, max(len(known) - 1, 0))
-    return Track(iteration, known[at] if len(known) else iteration, *coordinates)
+    return Track(iteration, known[at] if len(known) else iteration, columns["version"][rows], *coordinates)

@@ -18,7 +18,7 @@ from lsam_hpc.landscape.chains.diagnosis import CheckResult
 from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, SURFACE
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry.surface import LOSS
-from lsam_hpc.landscape.geometry.tracks import Tracks
+from lsam_hpc.landscape.geometry.tracks import Tracks, center_tracks
 from lsam_hpc.util.files import atomic_path
 
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -142,10 +142,8 @@ def space(tracks: Tracks, background: Surface, title: str) -> dict[str, Any]:
     for i, (rank, track) in enumerate(tracks.ranks.items()):
         height = on_surface(background, track.sample) + lift
         traces.append(_line(f"rank {rank}", COLOURS[i % 6], track.sample, height, f"rank {rank}"))
-    first = next(iter(tracks.ranks.values()))
-    known = first.center[np.isfinite(first.center[:, 0])]
-    if len(known):
-        traces.append(_line("center", CENTER, known, on_surface(background, known) + 2 * lift, None))
+    for center in center_tracks(tracks):
+        traces.append(_line("center", CENTER, center.at, on_surface(background, center.at) + 2 * lift, None))
     x, y = (label.partition(" (")[0] for label in tracks.labels[:2])
     layout = {
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},

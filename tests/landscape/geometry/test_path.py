@@ -10,7 +10,7 @@ from torch import nn
 from lsam_hpc import InputError
 from lsam_hpc.landscape.geometry.path import barrier, bezier, curve, find_curve, line, lines
 from lsam_hpc.landscape.objective import Objective
-from tests.helpers.landscapes import function
+from tests.helpers.landscapes import function, images
 
 
 def well(x):
@@ -32,6 +32,28 @@ def test_no_barrier_in_a_bowl_and_none_below_zero():
     assert line(f, np.array([-1.0, 0.3]), np.array([2.0, 0.5]), 9).barrier == 0
     assert barrier([0, 0.5, 1], [0.1, 0.1, 0.1]) == 0
     assert math.isnan(barrier([0, 0.5, 1], [0.1, np.nan, 0.1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_is_no_barrier(dtype):
+    # A linear classifier's cross-entropy is convex: there is no barrier on any line.
+    model = nn.Linear(4, 3).to(dtype)
+    f = Objective(model, [(x.to(dtype), y) for x, y in images()])
+    a, b = torch.randn(2, f.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lengths = np.logspace(-9, 1, 21)
+    profiles = [line(f, a, a + length * b, 25) for length in lengths]
+    heights = [barrier(p.t, p.loss.astype(np.float64), 0.0) for p in profiles]
+    assert max(heights) > 0  # what rounding alone does
+    assert [p.barrier for p in profiles] == [0] * len(lengths)
+
+
+def test_a_low_barrier_is_kept():
+    f = function(lambda x: 1e-12 * well(x), 3)
+    assert line(f, np.array([-1.0, 0, 0]), np.array([1.0, 0, 0]), 21).barrier == pytest.approx(1e-12, rel=1e-6)
+    # Of losses in float32 it is not known.
+    assert barrier([0, 0.5, 1], [0.1, 0.1 + 1e-6, 0.1], np.finfo(np.float32).eps) == 0
+    assert barrier([0, 0.5, 1], [0.1, 0.1 + 1e-4, 0.1], np.finfo(np.float32).eps) == pytest.approx(1e-4)
+    assert barrier([0, 0.5, 1], [1e3, 1e3 + 1e-4, 1e3], np.finfo(np.float32).eps) == 0
 
 
 def test_the_matrix_of_three_states():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from lsam_hpc import InputError
+from lsam_hpc.landscape.figures import draw_tracks as drawing
 from lsam_hpc.landscape.geometry import tracks
 from lsam_hpc.landscape.geometry.axes import through
-from lsam_hpc.landscape.geometry.tracks import from_sketches, from_snapshots
+from lsam_hpc.landscape.geometry.tracks import center_tracks, from_sketches, from_snapshots
 from lsam_hpc.trajectory import CountSketch, Run, TrajectoryWriter
 from tests.helpers.landscapes import LAYOUT, SIZE, walks, write_run
 from tests.helpers.logs import attributes
@@ -80,6 +81,63 @@ def test_states_without_a_center_and_without_steps(tmp_path):
     track = from_sketches(Run(path)).ranks[0]
     assert np.isnan(track.center).all()
     np.testing.assert_array_equal(track.total, np.arange(STATES))
+
+
+def write_center(path, reads, config="{}"):
+    """Write a run whose center moves by (2, 1, 0, ...) per version; reads: (step, total step, version) by rank."""
+    path.mkdir()
+    (path / "config.json").write_text(config)
+    chance, velocity = np.random.default_rng(0), np.zeros(SIZE, np.float32)
+    velocity[:2] = 2, 1
+    for rank, rows in enumerate(reads):
+        sketch = CountSketch(SIZE, buckets=32)
+        with TrajectoryWriter(path, rank, LAYOUT, attributes(len(reads)), sketch=sketch) as writer:
+            for step, total, version in rows:
+                writer.step(iteration=step, total_iteration=total, loss=1.0)
+                sample = np.concatenate([chance.standard_normal(2), np.zeros(SIZE - 2)]).astype(np.float32)
+                for state, value in (("sample", sample), ("center", abs(version) * velocity)):
+                    writer.sketch(state, sketch(value), step, max(version, -1))
+    return path
+
+
+# Rank 1 is slow: it staged its samples early, and read the center late.
+READS = [[(0, 0, 0), (1, 2, 1), (2, 4, 2), (3, 6, 5)], [(0, 1, 3), (1, 3, 4), (2, 5, 6)]]
+
+
+def test_the_center_is_in_the_order_of_its_versions(tmp_path):
+    result = from_sketches(Run(write_center(tmp_path / "run", READS)))
+    (center,) = center_tracks(result)
+    np.testing.assert_array_equal(center.version, np.arange(7))
+    steps = np.diff(center.at, axis=0)
+    np.testing.assert_allclose(steps, np.tile(steps[0], (6, 1)), atol=1e-5)  # straight on, never backwards
+    assert np.linalg.norm(steps[0]) == pytest.approx(5**0.5, rel=1e-6)
+    # Version 1 was read at step 2, but version 3, which comes later, at step 1.
+    np.testing.assert_array_equal(center.total, [0, 1, 1, 1, 3, 5, 5])
+
+
+def test_a_version_that_was_not_logged_follows_the_read_before_it(tmp_path):
+    reads = [[(0, 0, 0), (1, 2, 1), (2, 4, -2), (3, 6, 5)], READS[1]]
+    (center,) = center_tracks(from_sketches(Run(write_center(tmp_path / "run", reads))))
+    np.testing.assert_array_equal(center.version, [0, 1, 3, 4, -1, 5, 6])
+
+
+def test_centers_of_gossip_are_not_one(tmp_path):
+    run = Run(write_center(tmp_path / "run", READS, '{"topology": "gossip"}'))
+    first, second = center_tracks(from_sketches(run))
+    np.testing.assert_array_equal(first.version, [0, 1, 2, 5])
+    np.testing.assert_array_equal(second.version, [3, 4, 6])
+
+
+def test_the_figure_draws_the_center_forwards(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: drawn.extend(figure.axes))
+    result = from_sketches(Run(write_center(tmp_path / "run", READS)))
+    drawing.draw_tracks(result, tmp_path / "none.png", {})
+    _, off, plane = drawn
+    (line,) = [line for line in plane.lines if line.get_label() == "center"]
+    np.testing.assert_array_equal(np.stack(line.get_data(), 1), center_tracks(result)[0].at)
+    (distance,) = [line for line in off.lines if line.get_color() == drawing.CENTER]
+    np.testing.assert_array_equal(distance.get_xdata(), center_tracks(result)[0].total)
 
 
 def test_bad_input(tmp_path):
