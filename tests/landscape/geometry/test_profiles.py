@@ -92,6 +92,7 @@ def test_the_timeline_contains_the_traces_of_all_ranks(tmp_path):
         gzip.compress(b'{"baseTimeNanoseconds": 0, "traceEvents": [{"ph": "X", "pid": 1, "tid": 1, "ts": NaN}]}'),
         gzip.compress(b'{"baseTimeNanoseconds": 0, "traceEvents": [3]}'),
     ],
+    ids=range(8),  # compressed data holds the time: workers would collect tests of different names
 )
 def test_files_that_are_not_traces(tmp_path, data):
     path = tmp_path / "rank-0000.json.gz"
