@@ -38,7 +38,7 @@ VERBS = {
 EXTRAS = {  # module that is not installed -> the extra that has it
     **dict.fromkeys(("tqdm", "pytorch_optimizer", "PIL", "yaml", "tomli"), "train"),
     **dict.fromkeys(("matplotlib", "pandas", "xarray", "hdf5plugin", "pyarrow", "tensorboard"), "analysis"),
-    **dict.fromkeys(("curvlinops", "arviz", "scipy", "plotly", "jinja2"), "landscape"),
+    **dict.fromkeys(("arviz", "scipy", "plotly", "jinja2"), "landscape"),
     "simpy": "simulate",
     "ml_dtypes": "half",
 }
