@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -159,23 +159,6 @@ def _raise_if_once(derivatives: Sequence[Tensor]) -> None:
         nodes += [following for following, _ in node.next_functions]
 
 
-@contextmanager
-def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Let layers that have several kernels use one whose derivative has a derivative.
-
-    Attention uses SDPA's math backend. Recurrent layers on a GPU do not use cuDNN.
-
-    Args:
-        model: evaluated in the body.
-    """
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if recurrent:
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        yield
-
-
 def layers(objective: Objective) -> dict[str, list[int]]:
     """Return the indices of each layer's parameters: "a.b.weight" and "a.b.bias" belong to layer "a.b"."""
     indices: dict[str, list[int]] = {}
@@ -215,7 +198,8 @@ def curvature(
     if check:
         objective.check(x)
     chosen = objective.params if params is None else [objective.params[index] for index in params]
-    with objective.at(x) as model, twice_differentiable(model):
+    # Attention's other kernels have no second derivative.
+    with objective.at(x) as model, sdpa_kernel(SDPBackend.MATH):
         try:
             operator = Operator(objective, model, matrix, chosen)
             if check:
