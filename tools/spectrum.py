@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     ranks = Ranks()
     args, run, objective, settings = ranks.raise_on_all(lambda: _begin(argv))
     name = args.name or f"spectrum-{source.state_label(args.at)}"
-    blocks = _blocks(args, objective)
+    blocks = [] if args.only_along else _blocks(args, objective)
     names = suffixes(blocks, args.format, along=bool(args.along))
     folder = ranks.on_first(lambda: source.folder(args, run))
     out = ranks.on_first(lambda: places(folder, name, names, overwrite=args.overwrite))
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if ranks.is_first:
         if blocks:
             print(table(blocks, spectra))
-            notes = {"at": args.at, "seed": args.seed, **objective_options(args, objective)}
+            notes = {"at": args.at, **asdict(settings), **objective_options(args, objective)}
             write(out, blocks, spectra, notes, format_=args.format)
         if along is not None:
             write_edge(out, along, f"{args.matrix[0]}, snapshots of the {args.along}", format_=args.format)
@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective, Settings]:
     args = _parser().parse_args(argv)
+    args.only_along = bool(args.along) and not (args.at or args.kinds or args.layers or args.vectors)
+    args.at = args.at or "center"
     args.matrix = args.matrix.split(",")
     for name in args.matrix:
         if name not in MATRICES:
@@ -95,15 +97,15 @@ def _parser() -> argparse.ArgumentParser:
         "matrix of the loss at a state; with --along the largest eigenvalue at every snapshot, beside 2 / lr. Under "
         "mpirun the ranks share the work; after a kill the same command resumes.",
     )
-    parser.add_argument("--at", default="center", metavar="STATE", help=f"{SYNTAX} (default: center)")
+    parser.add_argument("--at", metavar="STATE", help=f"{SYNTAX} (default: center)")
     parser.add_argument("--matrix", default="hessian,ggn", help="some of hessian, ggn (default: both)")
     parser.add_argument("--eigenvalues", type=int, default=10, metavar="K", help="how many, the largest (default: 10)")
     parser.add_argument("--layers", action="store_true", help="also analyse each layer's diagonal block")
     parser.add_argument(
         "--kinds",
         metavar="KIND,...",
-        help="some of eigenvalues, trace, density (default: all; for layers eigenvalues and trace; with --along and "
-        "without --layers none)",
+        help="some of eigenvalues, trace, density (default: all; for layers eigenvalues and trace; with --along none, "
+        "unless --at, --layers or --vectors is given)",
     )
     along = "compute the first matrix's largest eigenvalue at every snapshot of this state"
     parser.add_argument("--along", choices=("sample", "center"), help=along)
@@ -131,9 +133,6 @@ def _check(objective: Objective, x: Tensor, matrices: Sequence[str]) -> None:
 
 
 def _blocks(args: argparse.Namespace, objective: Objective) -> list[Block]:
-    """Return what to compute: nothing but the snapshots' eigenvalues if only --along is given."""
-    if args.along and not (args.kinds or args.layers or args.vectors):
-        return []
     whole, inner = (tuple(args.kinds) or default for default in (KINDS, (EIGENVALUES, TRACE)))
     parts: list[tuple[str, int, list[int] | None, tuple[str, ...]]] = [(WHOLE, objective.size, None, whole)]
     if args.layers:

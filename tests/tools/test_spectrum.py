@@ -121,6 +121,10 @@ def test_a_missing_package(setting, tmp_path, capsys, monkeypatch):
     [
         (["--along", "sample"], ["-edge.csv", "-edge.png"]),
         (["--kinds", "trace"], ["-traces.csv", ".h5"]),
+        (
+            ["--along", "sample", "--at", "center", "--matrix", "ggn"],
+            ["-density.csv", "-edge.csv", "-edge.png", "-eigenvalues.csv", "-traces.csv", ".h5", ".png"],
+        ),
         (["--kinds", "density", "--matrix", "ggn"], ["-density.csv", ".h5", ".png"]),
         (["--kinds", "trace", "--layers"], ["-layers.png", "-traces.csv", ".h5"]),
         (["--layers"], ["-density.csv", "-eigenvalues.csv", "-layers.png", "-traces.csv", ".h5", ".png"]),

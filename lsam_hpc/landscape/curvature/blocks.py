@@ -123,9 +123,16 @@ def spectra(
     rows: dict[tuple[int, str], list[NDArray[np.float64]]] = {}
     for job, row in zip(jobs, table, strict=True):
         rows.setdefault((job.block, job.kind), []).append(row[:1] if job.kind == TRACE else row[~np.isnan(row)])
-    first = comm is None or comm.rank == 0
-    read = folder if settings.vectors and first else None
-    return [_spectrum(index, rows, read) for index in range(len(blocks))]
+
+    def collect() -> list[Spectrum]:
+        read = folder if settings.vectors and (comm is None or comm.rank == 0) else None
+        return [_spectrum(index, rows, read) for index in range(len(blocks))]
+
+    if comm is None:
+        return collect()
+    from lsam_hpc.rma import raise_on_all
+
+    return raise_on_all(comm, collect)
 
 
 def _jobs(index: int, block: Block, settings: Settings) -> list[_Job]:
