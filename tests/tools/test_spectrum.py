@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lsam_hpc import InputError
 from lsam_hpc.cli import main
 from lsam_hpc.landscape.curvature import blocks, products, spectrum
 from lsam_hpc.landscape.curvature.products import Operator
@@ -203,7 +204,6 @@ def test_points_of_other_options_are_not_used(setting, tmp_path, monkeypatch, ca
 
 @pytest.mark.mpi(np=[2])
 def test_ranks_share_the_work(comm, tmp_path):
-    from lsam_hpc import InputError
     from lsam_hpc.tools.jobs import share
     from lsam_hpc.tools.ranks import Ranks
 
@@ -219,3 +219,29 @@ def test_ranks_share_the_work(comm, tmp_path):
 
     with pytest.raises(InputError, match="it: expected good, found bad"):
         share(ranks, [lambda: 1, bad], None)
+
+
+@pytest.mark.mpi(np=[2])
+def test_spectra_on_ranks(comm, tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(7, 13).double()
+    data = [(torch.randn(30, 7, dtype=torch.float64), torch.arange(30) % 13)]
+    f = Objective(model, data)
+    parts = [blocks.Block("ggn", "all", 104, None), blocks.Block("hessian", "weight", 91, [0], ("trace",))]
+    settings = blocks.Settings(2, 5, 3, 6, vectors=True)
+    alone = blocks.spectra(f, f.start(), parts, settings, folder=tmp_path / f"{comm.rank}")
+    folder = comm.bcast(tmp_path) / "part"
+    together = blocks.spectra(f, f.start(), parts, settings, folder=folder, comm=comm)
+    for one, two in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.values, two.values)
+        assert one.trace == two.trace
+        if one.density:
+            np.testing.assert_array_equal(one.density.nodes, two.density.nodes)
+            np.testing.assert_array_equal(one.density.weights, two.density.weights)
+    assert together[0].vectors.shape == ((2, 104) if comm.rank == 0 else (0, 0))
+    if comm.rank == 0:
+        np.testing.assert_array_equal(alone[0].vectors, together[0].vectors)
+        (folder / "vectors-0000.npy").unlink()
+    comm.barrier()
+    with pytest.raises(InputError, match=r"vectors-0000.npy: expected eigenvectors, found: .*; remove"):
+        blocks.spectra(f, f.start(), parts, settings, folder=folder, comm=comm)
