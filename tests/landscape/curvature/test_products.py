@@ -191,3 +191,10 @@ def test_models_without_second_derivatives(kind, matrix, message):
     f = Objective(Bad(kind), [(torch.ones(2, 3), torch.tensor([0, 1]))], loss)
     with pytest.raises(InputError, match=message), curvature(f, f.start(), matrix) as operator:
         dense(operator)
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "ggn"])
+def test_a_loss_that_is_linear_has_no_curvature(matrix):
+    f = Objective(nn.Linear(3, 2), [(torch.ones(4, 3), torch.zeros(4))], lambda outputs, _: outputs.mean())
+    with curvature(f, f.start(), matrix) as operator:
+        assert (dense(operator) == 0).all()
