@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective, landscape.Settings]:
     args = source.parse(_parser(), argv)
-    require(*(["scipy", "curvlinops"] if args.directions == "eigenvector" else []), *([] if args.quiet else ["tqdm"]))
+    require(*(["scipy"] if args.directions == "eigenvector" else []), *([] if args.quiet else ["tqdm"]))
     set_threads(args)
     run = Run(args.run, partial=args.partial)
     return args, run, source.objective(args, run), _settings(args, run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -62,6 +62,8 @@ class Objective:
         self.layout = [(name, tuple(p.shape)) for name, p in named]
         self.size = sum(p.numel() for p in self.params)
         self._recalibrates = batch_norm == "recalibrate" and bool(layers(model))
+        # cuDNN's recurrent layers have no derivative in eval mode, and no second derivative in any.
+        self._recurs = any(isinstance(module, nn.RNNBase) for module in model.modules())
         self._at = FlatVector(self.params)
 
     @property
@@ -93,7 +95,8 @@ class Objective:
     def at(self, x: Tensor) -> Iterator[nn.Module]:
         """Set the model to a point, in eval mode, with BatchNorm's statistics for it; restore the model afterwards."""
         before = [p.detach().clone() for p in self.params]
-        with preserve_module_state(self.model):
+        cudnn = torch.backends.cudnn.flags(enabled=False) if self._recurs else nullcontext()
+        with preserve_module_state(self.model), cudnn:
             try:
                 self.model.eval()
                 self._at.vector.copy_(self.vector(x))

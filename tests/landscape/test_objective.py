@@ -65,6 +65,15 @@ def test_batch_norm_is_recalibrated_at_each_point_and_the_model_is_restored():
     assert abs(stale.loss - value_at_point.loss) > 1e-3
 
 
+@pytest.mark.parametrize(("layer", "enabled"), [(nn.GRU(3, 2), False), (nn.Linear(3, 2), True)])
+def test_recurrent_layers_do_not_use_cudnn(layer, enabled):
+    """Cudnn's recurrent layers have no derivative in eval mode; no GPU is needed to see the switch."""
+    f = Objective(nn.Sequential(layer), [(torch.zeros(2, 3), torch.zeros(2))])
+    with f.at(f.start()):
+        assert torch.backends.cudnn.enabled == enabled
+    assert torch.backends.cudnn.enabled
+
+
 def test_frozen_parameters_are_not_in_x():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     model[0].requires_grad_(False)

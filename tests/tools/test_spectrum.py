@@ -1,6 +1,7 @@
 """`lsam spectrum` on a small model and run: files, numbers, and one line per input error."""
 
 import json
+import re
 import sys
 
 import h5py
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from lsam_hpc import InputError
 from lsam_hpc.cli import main
+from lsam_hpc.landscape.curvature import blocks, products, spectrum
+from lsam_hpc.landscape.curvature.products import Operator
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
 from tests.helpers.logs import make_run
@@ -20,9 +24,12 @@ __all__ = ["setting"]  # a fixture
 def test_spectrum(setting, tmp_path, capsys):
     path, options, states = setting
     words = ["--layers", "--vectors", "--along", "sample", "--eigenvalues", "3", "--steps", "10", "--repeats", "2"]
+    words += ["--kinds", "eigenvalues,trace,density"]
     assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path), "--double"]) == 0
     out, err = capsys.readouterr()
-    assert "lsam spectrum: 6 of 6" in err
+    # For each of 2 matrices: 3 times the eigenvalues, 2 estimates of the trace (1 for a small block), 2 of the density.
+    assert re.search(r"lsam spectrum: 100%.* 26/26 ", err)
+    assert re.search(r"lsam spectrum, snapshots: 100%.* 6/6 ", err)
     assert out.splitlines()[0].split() == [
         "matrix",
         "layer",
@@ -88,7 +95,12 @@ def test_bad_input(setting, tmp_path, capsys):
         ([str(path), *options, "--at", "7"], "expected a rank of 0, 1, found 7"),
         ([str(path), *options, "--matrix", "fisher"], "--matrix: expected some of hessian, ggn, found 'fisher'"),
         ([str(path), *options, "--eigenvalues", "0"], "--eigenvalues: expected 1 or more, found 0"),
-        ([str(path), *options, "--products", "4"], "products: expected a multiple of 3, found 4"),
+        ([str(path), *options, "--products", "4"], "--products: expected a multiple of 3, found 4"),
+        (
+            [str(path), *options, "--kinds", "norm"],
+            "--kinds: expected some of eigenvalues, trace, density, found 'norm",
+        ),
+        ([str(path), *options, "--kinds", "trace", "--vectors"], "--vectors: expected eigenvalues among --kinds"),
         ([str(bare), *options, "--along", "sample"], "expected snapshots of the sample, found none: train with --snap"),
     ):
         assert main(["spectrum", *words, "--out", str(tmp_path / "out"), "--quiet"]) == 2
@@ -100,14 +112,98 @@ def test_bad_input(setting, tmp_path, capsys):
 
 def test_a_missing_package(setting, tmp_path, capsys, monkeypatch):
     path, options, _ = setting
-    monkeypatch.setitem(sys.modules, "curvlinops", None)
+    monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
     assert main(["spectrum", str(path), *options, "--out", str(tmp_path)]) == 2
-    assert "expected the package curvlinops, found none: pip install 'lsam-hpc[landscape]'" in capsys.readouterr().err
+    assert "expected the package scipy, found none: pip install 'lsam-hpc[landscape]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["--along", "sample"], ["-edge.csv", "-edge.png"]),
+        (["--kinds", "trace"], ["-traces.csv", ".h5"]),
+        (
+            ["--along", "sample", "--at", "center", "--matrix", "ggn"],
+            ["-density.csv", "-edge.csv", "-edge.png", "-eigenvalues.csv", "-traces.csv", ".h5", ".png"],
+        ),
+        (["--kinds", "density", "--matrix", "ggn"], ["-density.csv", ".h5", ".png"]),
+        (["--kinds", "trace", "--layers"], ["-layers.png", "-traces.csv", ".h5"]),
+        (["--layers"], ["-density.csv", "-eigenvalues.csv", "-layers.png", "-traces.csv", ".h5", ".png"]),
+    ],
+)
+def test_only_what_was_asked_for(setting, tmp_path, words, files, monkeypatch):
+    path, options, _ = setting
+    calls = []
+
+    def product(self, v, real=Operator.__matmul__):
+        calls.append(1)
+        return real(self, v)
+
+    monkeypatch.setattr(Operator, "__matmul__", product)
+    words = [*words, "--steps", "5", "--repeats", "2", "--quiet"]
+    assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path)]) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["spectrum-center" + name for name in files]
+    if "density" in words:
+        assert len(calls) == 10
+    if "--layers" in words:  # no density of the layers
+        table = {row["layer"] for row in read(tmp_path / "spectrum-center-traces.csv")}
+        assert table == {"all", "0", "2"}
+        if "--kinds" not in words:
+            assert {row["layer"] for row in read(tmp_path / "spectrum-center-density.csv")} == {"all"}
+
+
+@pytest.mark.parametrize(
+    ("words", "total"),
+    [
+        (["--layers", "--vectors", "--matrix", "ggn"], 9),  # eigenvalues of 3 blocks, 4 traces, 2 parts of the density
+        (["--along", "sample"], 6),
+    ],
+)
+def test_a_second_call_resumes(setting, tmp_path, monkeypatch, words, total):
+    path, options, _ = setting
+    words = ["spectrum", str(path), *options, *words, "--steps", "5", "--repeats", "2", "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    jobs, stop = [], 4
+
+    def curved(*args, real=products.curvature, **kwargs):
+        jobs.append(1)
+        if len(jobs) == stop:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    for module in (spectrum, blocks):
+        monkeypatch.setattr(module, "curvature", curved)
+    with pytest.raises(KeyboardInterrupt):
+        main([*words, "--out", str(tmp_path / "killed")])
+    jobs, stop = [], None
+    assert main([*words, "--out", str(tmp_path / "killed")]) == 0
+    assert len(jobs) == total - 3
+    for file in (tmp_path / "whole").glob("*.csv"):
+        assert (tmp_path / "killed" / file.name).read_bytes() == file.read_bytes()
+    assert sorted(f.name for f in (tmp_path / "killed").iterdir()) == sorted(
+        f.name for f in (tmp_path / "whole").iterdir()
+    )
+    if "--vectors" in words:
+        with (
+            h5py.File(tmp_path / "whole/spectrum-center.h5") as one,
+            h5py.File(tmp_path / "killed/spectrum-center.h5") as two,
+        ):
+            np.testing.assert_array_equal(one["ggn/2/eigenvectors"], two["ggn/2/eigenvectors"])
+
+
+def test_points_of_other_options_are_not_used(setting, tmp_path, monkeypatch, capsys):
+    path, options, _ = setting
+    words = ["spectrum", str(path), *options, "--kinds", "trace", "--out", str(tmp_path), "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr("lsam_hpc.tools.spectrum.write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(words)
+    assert main([*words, "--products", "6"]) == 2
+    assert "expected points of the same options, found products 30 there and 6 now" in capsys.readouterr().err
 
 
 @pytest.mark.mpi(np=[2])
 def test_ranks_share_the_work(comm, tmp_path):
-    from lsam_hpc import InputError
     from lsam_hpc.tools.jobs import share
     from lsam_hpc.tools.ranks import Ranks
 
@@ -123,3 +219,29 @@ def test_ranks_share_the_work(comm, tmp_path):
 
     with pytest.raises(InputError, match="it: expected good, found bad"):
         share(ranks, [lambda: 1, bad], None)
+
+
+@pytest.mark.mpi(np=[2])
+def test_spectra_on_ranks(comm, tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(7, 13).double()
+    data = [(torch.randn(30, 7, dtype=torch.float64), torch.arange(30) % 13)]
+    f = Objective(model, data)
+    parts = [blocks.Block("ggn", "all", 104, None), blocks.Block("hessian", "weight", 91, [0], ("trace",))]
+    settings = blocks.Settings(2, 5, 3, 6, vectors=True)
+    alone = blocks.spectra(f, f.start(), parts, settings, folder=tmp_path / f"{comm.rank}")
+    folder = comm.bcast(tmp_path) / "part"
+    together = blocks.spectra(f, f.start(), parts, settings, folder=folder, comm=comm)
+    for one, two in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.values, two.values)
+        assert one.trace == two.trace
+        if one.density:
+            np.testing.assert_array_equal(one.density.nodes, two.density.nodes)
+            np.testing.assert_array_equal(one.density.weights, two.density.weights)
+    assert together[0].vectors.shape == ((2, 104) if comm.rank == 0 else (0, 0))
+    if comm.rank == 0:
+        np.testing.assert_array_equal(alone[0].vectors, together[0].vectors)
+        (folder / "vectors-0000.npy").unlink()
+    comm.barrier()
+    with pytest.raises(InputError, match=r"vectors-0000.npy: expected eigenvectors, found: .*; remove"):
+        blocks.spectra(f, f.start(), parts, settings, folder=folder, comm=comm)

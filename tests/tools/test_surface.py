@@ -87,7 +87,6 @@ def test_other_lines_and_planes(path, words, shape):
 
 
 def test_eigenvectors(path):
-    pytest.importorskip("curvlinops")
     assert surface(path, "--directions", "eigenvector", "--double", "--line", "--x=-0.1:0.1:3", "--name", "s") == 0
     written = read_surface(path / "figures" / "s.h5")
     f = Objective(classifier().double(), [(x.double(), y) for x, y in images()])

@@ -6,8 +6,10 @@ Stability" (arXiv 2103.00065).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +17,12 @@ from numpy.typing import NDArray
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.workqueue import evaluate
 from lsam_hpc.trajectory import Run
 from lsam_hpc.trajectory.rows import Columns
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,10 @@ def edge(
     *,
     matrix: str = "hessian",
     seed: int = 0,
+    folder: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    comm: MPI.Intracomm | None = None,
+    title: str | None = None,
 ) -> Edge:
     """Return the sharpness of a run's snapshots.
 
@@ -87,36 +97,37 @@ def edge(
         state: `"sample"` (default) or `"center"`.
         matrix: `"hessian"` (default) or `"ggn"`.
         seed: of the start vectors.
+        folder: see `workqueue.evaluate`, also for the arguments that follow.
+        options: see there.
+        comm: see there.
+        title: see there.
 
     Raises:
-        InputError: a snapshot is damaged, or `eigenpairs` raises it.
+        InputError: a snapshot is damaged, the folder holds values of other options, or `eigenpairs` raises it.
     """
-    records: list[tuple[float, ...]] = []
-    for rank, row in rows:
-        iteration = int(run.snapshots(rank, state)["iteration"][row])
+
+    def work(index: int) -> list[float]:
+        rank, row = rows[index]
         x = objective.vector(run.snapshot(rank, row, state))
         try:
-            top = eigenpairs(objective, x, 1, matrix, seed=seed)[0][0]
+            return [eigenpairs(objective, x, 1, matrix, seed=seed)[0][0]]
         except InputError as error:
-            raise InputError(f"{run.path}: {state} of rank {rank} at step {iteration}: {error}") from error
-        records.append((rank, iteration, *_step(run.steps(rank), iteration), top))
-    ranks, iterations, total, lr, sharpness = np.array(records, np.float64).reshape(-1, 5).T
+            raise InputError(f"{run.path}: {state} of rank {rank} at step {steps[index]}: {error}") from error
+
+    steps = [int(run.snapshots(rank, state)["iteration"][row]) for rank, row in rows]
+    sharpness = evaluate(work, len(rows), 1, folder, options, comm=comm, title=title)[:, 0]
+    ranks = np.array([rank for rank, _ in rows], np.int64)
+    after = [_step(run.steps(rank), step) for (rank, _), step in zip(rows, steps, strict=True)]
+    total, lr = np.array(after, np.float64).reshape(-1, 2).T
     momentum = run.config.get("momentum")
     return Edge(
-        ranks.astype(np.int64),
-        iterations.astype(np.int64),
+        ranks,
+        np.array(steps, np.int64),
         total,
         sharpness,
         lr,
         float(momentum) if isinstance(momentum, (int, float)) else 0.0,
     )
-
-
-def joined(parts: Sequence[Edge]) -> Edge:
-    """Concatenate results for several parts of a run's snapshots."""
-    names = ("rank", "iteration", "total_iteration", "sharpness", "lr")
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Edge(**columns, momentum=parts[0].momentum)
 
 
 def _step(steps: Columns, iteration: int) -> tuple[float, float]:

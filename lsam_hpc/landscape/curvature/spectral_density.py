@@ -1,16 +1,13 @@
 """Stochastic Lanczos quadrature: the spectral density of a matrix, from matrix-vector products alone.
 
 Source: Ubaru, Chen and Saad 2017, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature"; Ghorbani, Krishnan
-and Xiao 2019, "An Investigation into Neural Net Optimization via Hessian Eigenvalue Density", for networks. This is not
-curvlinops' program: that one divides by zero if a matrix has fewer distinct eigenvalues than Lanczos has steps, as for
-small or linear models, and does not report the width of its kernel.
+and Xiao 2019, "An Investigation into Neural Net Optimization via Hessian Eigenvalue Density", for networks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.curvature.products import curvature, seeded
+from lsam_hpc.landscape.curvature.products import Operator, curvature, seeded
 from lsam_hpc.landscape.objective import Objective
 
 WIDTH = 0.01  # standard deviation of the smoothing kernel / range of the eigenvalues
@@ -93,18 +90,33 @@ def density(
     """
     if steps < 1 or repeats < 1:
         raise InputError(f"density: expected 1 step and 1 repeat or more, found {steps} and {repeats}")
-    nodes, weights = [], []
-    with curvature(objective, x, matrix, params, check=check) as operator, seeded(seed, objective.device):
-        for _ in range(repeats):
-            start = torch.randn(operator.shape[0], dtype=operator.dtype, device=operator.device)
-            theta, weight = lanczos(operator, start / torch.linalg.vector_norm(start), steps)
-            nodes.append(theta)
-            weights.append(weight / repeats)
-    order = np.argsort(np.concatenate(nodes))
-    return Density(np.concatenate(nodes)[order], np.concatenate(weights)[order])
+    with curvature(objective, x, matrix, params, check=check) as operator:
+        return mean([quadrature(operator, steps, seed=seed, repeat=repeat) for repeat in range(repeats)])
 
 
-def lanczos(operator: Any, start: Tensor, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # noqa: ANN401 (curvlinops is optional)
+def quadrature(operator: Operator, steps: int, *, seed: int = 0, repeat: int = 0) -> Density:
+    """Return the density from one random vector, one of those of which `density` is the mean.
+
+    Args:
+        operator: the matrix.
+        steps: Lanczos steps.
+        seed: of the random vector.
+        repeat: number of the vector; vectors are independent.
+    """
+    with seeded(seed, operator.device, repeat):
+        start = torch.randn(operator.shape[0], dtype=operator.dtype, device=operator.device)
+    return Density(*lanczos(operator, start / torch.linalg.vector_norm(start), steps))
+
+
+def mean(parts: Sequence[Density]) -> Density:
+    """Return the mean of densities."""
+    nodes = np.concatenate([part.nodes for part in parts])
+    weights = np.concatenate([part.weights / len(parts) for part in parts])
+    order = np.argsort(nodes)
+    return Density(nodes[order], weights[order])
+
+
+def lanczos(operator: Operator, start: Tensor, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return nodes and weights of the Gauss quadrature of a symmetric operator and a vector of length 1.
 
     There are fewer than `steps` of them if the vector lies in an invariant subspace.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.curvature.products import curvature, dense
+from lsam_hpc.landscape.curvature.products import Operator, curvature, dense
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import package
 
@@ -30,7 +31,7 @@ def eigenpairs(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the k largest eigenvalues, descending, shape (k,), and their vectors of length 1, shape (k, P).
 
-    By Lanczos with implicit restarts (scipy's eigsh on curvlinops' products), with 2 k + 1 vectors, at least 20, in
+    By Lanczos with implicit restarts (scipy's eigsh), with 2 k + 1 vectors, at least 20, in
     memory. The sign of a vector is such that its largest element is positive.
 
     Args:
@@ -59,9 +60,8 @@ def eigenpairs(
             dtype = np.dtype(str(operator.dtype).removeprefix("torch."))
             start = np.random.default_rng(seed).standard_normal(size).astype(dtype)
             try:
-                values, columns = linalg.eigsh(
-                    operator.to_scipy(dtype), k, which="LA", v0=start, tol=TOLERANCE[dtype.name]
-                )
+                linear = linalg.LinearOperator(operator.shape, matvec=_in_numpy(operator), dtype=dtype)
+                values, columns = linalg.eigsh(linear, k, which="LA", v0=start, tol=TOLERANCE[dtype.name])
             except linalg.ArpackNoConvergence as error:
                 raise InputError(
                     f"eigenvalues: expected {k} that converge, found {len(error.eigenvalues)}: "
@@ -70,6 +70,14 @@ def eigenpairs(
     order = np.argsort(values)[::-1][:k]
     values, vectors = values[order].astype(np.float64), columns.T[order].astype(np.float64)
     return values, vectors * np.sign(vectors[np.arange(k), np.abs(vectors).argmax(1)])[:, None]
+
+
+def _in_numpy(operator: Operator) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def product(v: NDArray[Any]) -> NDArray[Any]:
+        result: NDArray[Any] = (operator @ torch.tensor(v.reshape(-1))).cpu().numpy()
+        return result
+
+    return product
 
 
 def _symmetric(matrix: NDArray[Any]) -> NDArray[Any]:

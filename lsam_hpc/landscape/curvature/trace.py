@@ -5,17 +5,16 @@ Source: Meyer, Musco, Musco and Woodruff 2021, "Hutch++: Optimal Stochastic Trac
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.curvature.products import curvature, dense, seeded
+from lsam_hpc.landscape.curvature.products import Operator, curvature, dense, seeded
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.packages import package
 
 
 class Trace(NamedTuple):
@@ -55,14 +54,46 @@ def trace(
     Raises:
         InputError: a number is out of range, or `curvature` raises it.
     """
+    check_numbers(products, repeats)
+    with curvature(objective, x, matrix, params, check=check) as operator:
+        count = 1 if is_exact(operator.shape[0], products) else repeats
+        return mean([estimate(operator, products, seed=seed, repeat=repeat) for repeat in range(count)])
+
+
+def estimate(operator: Operator, products: int, *, seed: int = 0, repeat: int = 0) -> float:
+    """Return one of the estimates of which `trace` is the mean; the exact trace of a matrix of at most `products` rows.
+
+    Args:
+        operator: the matrix.
+        products: products with it, a multiple of 3.
+        seed: of the random signs.
+        repeat: number of the estimate; estimates are independent.
+    """
+    size = operator.shape[0]
+    if is_exact(size, products):
+        return float(dense(operator).trace())
+    with seeded(seed, operator.device, repeat):
+        signs = torch.randint(2, (2, size, products // 3), device=operator.device).to(operator.dtype) * 2 - 1
+    basis, _ = torch.linalg.qr(operator @ signs[0])
+    rest = signs[1] - basis @ (basis.T @ signs[1])
+    inside = (basis * (operator @ basis)).sum()
+    return float(inside + (rest * (operator @ rest)).sum() / (products // 3))
+
+
+def mean(estimates: Sequence[float]) -> Trace:
+    """Return the mean of independent estimates, with its standard error; one is exact."""
+    error = float(np.std(estimates, ddof=1)) / len(estimates) ** 0.5 if len(estimates) > 1 else 0.0
+    return Trace(float(np.mean(estimates)), error)
+
+
+def is_exact(size: int, products: int) -> bool:
+    """Return True if one estimate is the exact trace of a matrix of `size` rows."""
+    return size <= products
+
+
+def check_numbers(products: int, repeats: int) -> None:
+    """Raise InputError if the numbers of products and estimates are out of range."""
     if products < 3 or products % 3:
         raise InputError(f"products: expected a multiple of 3, found {products}")
     if repeats < 2:
         raise InputError(f"repeats: expected 2 or more, found {repeats}")
-    with curvature(objective, x, matrix, params, check=check) as operator, seeded(seed, objective.device):
-        if operator.shape[0] <= products:
-            return Trace(float(dense(operator).trace()), 0.0)
-        estimates = torch.stack(
-            [package("curvlinops", "trace").hutchpp_trace(operator, products).double().cpu() for _ in range(repeats)]
-        )
-    return Trace(float(estimates.mean()), float(estimates.std()) / math.sqrt(repeats))

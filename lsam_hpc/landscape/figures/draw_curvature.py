@@ -19,7 +19,7 @@ def draw_spectra(spectra: Mapping[str, tuple[NDArray[np.float64], Density]], pat
     """Draw the spectral density of each matrix, with its largest eigenvalues as ticks.
 
     Args:
-        spectra: name of the matrix -> (largest eigenvalues, density).
+        spectra: name of the matrix -> (largest eigenvalues, or none; density).
         path: of the figure.
         title: of the figure.
     """
@@ -29,17 +29,18 @@ def draw_spectra(spectra: Mapping[str, tuple[NDArray[np.float64], Density]], pat
             ax.semilogy(at, np.maximum(density.smoothed(at), 1e-300), color=COLOURS[0])
             top = float(density.smoothed(at).max())
             ax.set_ylim(top * 1e-7, top * 3)
-            ax.plot(
-                values,
-                np.full(len(values), top * 2e-7),
-                "|",
-                color=COLOURS[4],
-                markersize=12,
-                label=f"{len(values)} largest: {values[0]:.3g} to {values[-1]:.3g}",
-            )
+            if len(values):
+                ax.plot(
+                    values,
+                    np.full(len(values), top * 2e-7),
+                    "|",
+                    color=COLOURS[4],
+                    markersize=12,
+                    label=f"{len(values)} largest: {values[0]:.3g} to {values[-1]:.3g}",
+                )
+                ax.legend(loc="upper right")
             ax.axvline(0, color=CENTER, linewidth=0.5)
             ax.set(title=NAMES[matrix], xlabel="eigenvalue (loss / parameter²)", ylabel="density (share per unit)")
-            ax.legend(loc="upper right")
         drawing.suptitle(title)
         return save(drawing, path)
 
@@ -47,10 +48,15 @@ def draw_spectra(spectra: Mapping[str, tuple[NDArray[np.float64], Density]], pat
 def draw_layers(
     layers: Sequence[str], tops: Mapping[str, NDArray[np.float64]], means: Mapping[str, NDArray[np.float64]], path: Path
 ) -> Path:
-    """Draw the largest and the mean eigenvalue (trace / parameters) of each layer's block, one colour per matrix."""
-    with figure(9, 1.4 + 0.3 * len(layers), 1, 2) as (drawing, axes):
+    """Draw the largest and the mean eigenvalue (trace / parameters) of each layer's block, one colour per matrix.
+
+    A panel whose values are empty is left out.
+    """
+    both = ((tops, "largest eigenvalue of the block"), (means, "mean eigenvalue (trace / parameters)"))
+    panels = [(values, label) for values, label in both if all(map(len, values.values()))]
+    with figure(4.5 * len(panels), 1.4 + 0.3 * len(layers), 1, len(panels)) as (drawing, axes):
+        axes = np.reshape(axes, (1, -1))
         at = np.arange(len(layers))[::-1]
-        panels = ((tops, "largest eigenvalue of the block"), (means, "mean eigenvalue (trace / parameters)"))
         for ax, (values, label) in zip(axes[0], panels, strict=True):
             for i, (matrix, row) in enumerate(values.items()):
                 ax.plot(row, at + 0.12 * i, "os"[i], color=COLOURS[i], label=NAMES[matrix])
@@ -58,7 +64,8 @@ def draw_layers(
             ax.set_xlabel(label)
             if min(float(np.min(row)) for row in values.values()) > 0:
                 ax.set_xscale("log")
-        axes[0, 1].set_yticklabels([])
+        for ax in axes[0, 1:]:
+            ax.set_yticklabels([])
         axes[0, 0].legend()
         return save(drawing, path)
 

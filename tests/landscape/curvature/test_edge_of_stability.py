@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lsam_hpc import InputError
-from lsam_hpc.landscape.curvature.edge_of_stability import edge, joined, snapshots
+from lsam_hpc.landscape.curvature.edge_of_stability import edge, snapshots
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.trajectory import Run, Snapshots, TrajectoryWriter
 from tests.helpers.logs import attributes, make_run, step_row
@@ -44,7 +44,7 @@ def test_sharpness_and_limits(run):
     f = Objective(Quartic(), [(torch.zeros(4), torch.zeros(4))], lambda outputs, _: outputs.mean())
     rows = snapshots(run)
     assert rows == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    result = joined([edge(run, f, rows[:2]), edge(run, f, rows[2:])])
+    result = edge(run, f, rows)
     np.testing.assert_array_equal(result.rank, [0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(result.iteration, [0, 2, 8] * 2)
     np.testing.assert_allclose(result.sharpness, [1, 4, 64] * 2, rtol=1e-5)

@@ -1,0 +1,132 @@
+"""The files of `lsam spectrum`: the printed table, CSV, HDF5 and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsam_hpc.landscape.curvature.blocks import DENSITY, EIGENVALUES, TRACE, Block, Spectrum
+from lsam_hpc.landscape.curvature.edge_of_stability import Edge
+from lsam_hpc.landscape.figures.draw_curvature import draw_edge, draw_layers, draw_spectra
+from lsam_hpc.landscape.report.tables import write_arrays, write_csv
+from lsam_hpc.util.text import columns
+
+WHOLE = "all"  # name of the whole matrix among the blocks
+
+
+def table(blocks: Sequence[Block], spectra: Sequence[Spectrum]) -> str:
+    """Return the table that is printed, one row per block; a dash for what was not asked for."""
+    rows = [("matrix", "layer", "parameters", "largest", "second", "trace", "+-", "smallest node")]
+    for block, spectrum in zip(blocks, spectra, strict=True):
+        values, trace, density = spectrum.values, spectrum.trace, spectrum.density
+        rows.append(
+            (
+                block.matrix,
+                block.layer,
+                f"{block.size:,}",
+                f"{values[0]:.5g}" if len(values) else "-",
+                f"{values[1]:.5g}" if len(values) > 1 else "-",
+                f"{trace.value:.5g}" if trace else "-",
+                f"{trace.error:.2g}" if trace else "-",
+                f"{density.nodes[0]:.4g}" if density else "-",
+            )
+        )
+    return columns(rows)
+
+
+def suffixes(blocks: Sequence[Block], format_: str, *, along: bool) -> list[str]:
+    """Return the suffixes of the files for what was asked for."""
+    kinds = {kind for block in blocks for kind in block.kinds}
+    figure = f".{format_}"
+    names = {
+        figure: any(DENSITY in block.kinds for block in blocks if block.layer == WHOLE),
+        ".h5": bool(blocks),
+        "-eigenvalues.csv": EIGENVALUES in kinds,
+        "-traces.csv": TRACE in kinds,
+        "-density.csv": DENSITY in kinds,
+        f"-layers{figure}": _in_layers(blocks, EIGENVALUES) or _in_layers(blocks, TRACE),
+        f"-edge{figure}": along,
+        "-edge.csv": along,
+    }
+    return [name for name, written in names.items() if written]
+
+
+def write(
+    out: dict[str, Path], blocks: Sequence[Block], spectra: Sequence[Spectrum], notes: dict[str, Any], *, format_: str
+) -> None:
+    """Write numbers and figures.
+
+    Args:
+        out: the files by their suffixes.
+        blocks: what was computed.
+        spectra: the results.
+        notes: how they were made.
+        format_: of the figures.
+    """
+    each = list(zip(blocks, spectra, strict=True))
+    _write_tables(out, each)
+    arrays: dict[str, Any] = {}
+    for b, s in each:
+        at = f"{b.matrix}/{b.layer}"
+        if len(s.values):
+            arrays[f"{at}/eigenvalues"] = s.values
+        if s.trace:
+            arrays |= {f"{at}/trace": s.trace.value, f"{at}/trace_error": s.trace.error}
+        if s.density:
+            arrays |= {
+                f"{at}/density/nodes": s.density.nodes,
+                f"{at}/density/weights": s.density.weights,
+                f"{at}/density/width": s.density.width,
+            }
+        if s.vectors.size:
+            arrays[f"{at}/eigenvectors"] = s.vectors
+    write_arrays(out[".h5"], arrays, notes)
+    if (figure := f".{format_}") in out:
+        whole = {b.matrix: (s.values, s.density) for b, s in each if b.layer == WHOLE and s.density}
+        draw_spectra(whole, out[figure], notes["at"])
+    if (figure := f"-layers.{format_}") in out:
+        inner = [(b, s) for b, s in each if b.layer != WHOLE]
+        matrices = list(dict.fromkeys(b.matrix for b, _ in inner))
+        names = list(dict.fromkeys(b.layer for b, _ in inner))
+        tops = {m: np.array([s.values[0] for b, s in inner if b.matrix == m and len(s.values)]) for m in matrices}
+        means = {m: np.array([s.trace.value / b.size for b, s in inner if b.matrix == m and s.trace]) for m in matrices}
+        draw_layers(names, tops, means, out[figure])
+
+
+def write_edge(out: dict[str, Path], along: Edge, title: str, *, format_: str) -> None:
+    """Write and draw the largest eigenvalue of the snapshots."""
+    names = ("rank", "iteration", "total_iteration", "sharpness", "lr", "limit", "momentum_limit")
+    write_csv(out["-edge.csv"], {name: getattr(along, name) for name in names})
+    draw_edge(along, out[f"-edge.{format_}"], title)
+
+
+def _in_layers(blocks: Sequence[Block], kind: str) -> bool:
+    return any(kind in block.kinds for block in blocks if block.layer != WHOLE)
+
+
+def _write_tables(out: dict[str, Path], each: Sequence[tuple[Block, Spectrum]]) -> None:
+    rows: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
+        "-eigenvalues.csv": (
+            ("matrix", "layer", "number", "eigenvalue"),
+            [(b.matrix, b.layer, i + 1, value) for b, s in each for i, value in enumerate(s.values)],
+        ),
+        "-traces.csv": (
+            ("matrix", "layer", "parameters", "trace", "standard_error"),
+            [(b.matrix, b.layer, b.size, s.trace.value, s.trace.error) for b, s in each if s.trace],
+        ),
+        "-density.csv": (
+            ("matrix", "layer", "node", "weight"),
+            [
+                (b.matrix, b.layer, node, weight)
+                for b, s in each
+                if s.density
+                for node, weight in zip(s.density.nodes, s.density.weights, strict=True)
+            ],
+        ),
+    }
+    for suffix, (head, lines) in rows.items():
+        if suffix in out:
+            write_csv(out[suffix], dict(zip(head, zip(*lines, strict=True), strict=True)))
