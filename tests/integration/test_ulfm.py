@@ -295,6 +295,9 @@ if rank == victim:
     Path(folder, "killed").write_text(str(time.time() + float(seconds)))
     signal.setitimer(signal.ITIMER_REAL, float(seconds))
 from lsam_hpc import cli
+from lsam_hpc.util import launcher, preflight
+launcher.watch().start()  # as the command line does it: the next import would start MPI, and let no other thread run
+preflight.start()
 from lsam_hpc.distributed.communication import Communication
 recover = Communication.recover
 def timed(*arguments):
