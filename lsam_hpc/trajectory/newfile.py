@@ -6,13 +6,14 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.trajectory.openfile import DAMAGE
 from lsam_hpc.util.files import atomic_path
 
 
@@ -67,14 +68,16 @@ class _Sink(io.FileIO):
 
 
 def abandon(file: h5py.File) -> None:
-    """Discard all further writes to a file, after an error.
+    """Close a file after an error and discard what is not written yet: it stays like the file of a killed writer.
 
     HDF5 crashes the process when it cannot write its buffers, at the latest at the exit (seen with 2.0). So the file's
-    descriptor is redirected to /dev/null, where no write fails.
+    descriptor is redirected to /dev/null, where no write fails. Reads do: closing fails if it needs a part of the file.
     """
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, file.id.get_vfd_handle(), inheritable=False)
     os.close(null)
+    with suppress(*DAMAGE):
+        file.close()
 
 
 def reason(error: BaseException) -> str:

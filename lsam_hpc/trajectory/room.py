@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 AGAIN = 1.25  # a log that stopped goes on when so many times the reserve is free
@@ -36,12 +37,14 @@ class Room:
         return status.f_bavail * status.f_frsize
 
     def fits(self, size: int) -> bool:
-        """Return whether a new file fits on the disk beside the reserve.
+        """Return whether a new file fits on the disk beside the reserve, and may grow (`ulimit -f`).
 
         Args:
             size: of the file, B.
         """
-        free = self.free()
+        free, largest = self.free(), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if largest != resource.RLIM_INFINITY and AGAIN * size > largest:
+            return False
         return free is None or free >= size + AGAIN * self._reserve
 
     def check(self, size: int) -> bool:

@@ -58,6 +58,7 @@ class Store:
         part = path.with_name(path.name + ".part")
         if path.exists() and fill is None:
             raise InputError(f"{path}: expected no such file, found one")
+        self._abandoned = False
         file: h5py.File | None = None
         try:
             file = self._file = h5py.File(
@@ -72,7 +73,6 @@ class Store:
         except DAMAGE as error:  # h5py raises others than OSError for some disk errors
             if file is not None:
                 abandon(file)
-                file.close()
                 with contextlib.suppress(OSError):
                     part.unlink()
             if isinstance(error, InputError):
@@ -89,12 +89,14 @@ class Store:
         self._file.flush()
 
     def abandon(self) -> None:
-        """Write nothing more to the file, after an error; it stays like the file of a killed writer."""
+        """Close the file after an error; it stays like the file of a killed writer."""
+        self._abandoned = True
         abandon(self._file)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file, unless it is abandoned."""
+        if not self._abandoned:
+            self._file.close()
 
 
 def make_tables(root: h5py.Group, head: Head, sketched: Sequence[str], snapshots: Snapshots | None) -> dict[str, Table]:

@@ -275,7 +275,6 @@ class TrajectoryWriter:
         with contextlib.suppress(*DAMAGE):
             if not self._room.fits(self.path.stat().st_size):
                 return
-            self._store.close()
             earlier = Earlier(RankLog(self.path, partial=True), _ALL)
             self._store = self._make_store(fill=partial(earlier.copy, snapshots=self.snapshots))
             self.error = None

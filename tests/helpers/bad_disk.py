@@ -1,7 +1,8 @@
 """Logs to a disk that is full or frozen; prints JSON: `python -m tests.helpers.bad_disk FOLDER KIND`, with a KIND of
 
 full: the disk, which the caller prepares, is too small for the log; frozen: every write blocks for two seconds;
-freed: the disk fails, then works again; reserved: another file leaves less room than is reserved, then it is removed.
+freed: the disk fails, then works again; reserved: another file leaves less room than is reserved, then it is removed;
+refilled: as freed, 40 times, at random moments.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,9 +19,9 @@ import time
 import warnings
 from pathlib import Path
 
-from lsam_hpc.trajectory import Snapshots, TrajectoryWriter
+from lsam_hpc.trajectory import Run, Snapshots, TrajectoryWriter, verify
 from lsam_hpc.trajectory import writer as writer_module
-from tests.helpers.logs import LAYOUT, SKETCH, attributes, write_rows
+from tests.helpers.logs import CONFIG, LAYOUT, SKETCH, attributes, write_rows
 
 
 def full(folder: Path) -> dict[str, object]:
@@ -109,6 +112,36 @@ def _interrupted(folder: Path, reserve: int, left: int) -> dict[str, object]:
     return {"free": free, "warnings": texts, "dropped": writer.dropped}
 
 
+def refilled(folder: Path) -> dict[str, object]:
+    """Log 40 runs: another file fills the disk at a random moment, and is removed before the log is closed."""
+    wrong = []
+    for number in range(40):
+        chance, run, row = random.Random(number), folder / f"run-{number}", 0
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps(CONFIG))
+        writer = TrajectoryWriter(run, 0, LAYOUT, attributes(), flush_seconds=0.02, sketch=SKETCH)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for phase in range(3):
+                if phase == 1:
+                    with open(folder / "other", "wb", buffering=0) as other, contextlib.suppress(OSError):
+                        while True:
+                            other.write(bytes(65536))
+                if phase == 2:
+                    (folder / "other").unlink()
+                for _ in range(chance.randrange(1, 20)):
+                    count = chance.randrange(1, 40)
+                    write_rows(writer, row, row + count)
+                    row += count
+                    time.sleep(0.003)  # the writer's thread works meanwhile
+            writer.close({"steps": row})
+        log = Run(run)
+        if verify(log) or (log.result(0) or {}).get("steps") != row:
+            wrong.append(number)
+        shutil.rmtree(run)
+    return {"wrong": wrong}
+
+
 if __name__ == "__main__":
-    kinds = {"full": full, "frozen": frozen, "freed": freed, "reserved": reserved}
+    kinds = {"refilled": refilled, "full": full, "frozen": frozen, "freed": freed, "reserved": reserved}
     print(json.dumps(kinds[sys.argv[2]](Path(sys.argv[1]))))
