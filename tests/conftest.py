@@ -9,7 +9,7 @@ from pathlib import Path
 import mpi4py
 import pytest
 
-from tests.helpers import forked
+from tests.helpers import forked, mpis
 from tests.helpers.batch import LIMIT, Batch, key
 from tests.helpers.mpis import Mpi, available
 
@@ -27,6 +27,7 @@ _LIBRARIES = {
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
 }
 _seconds: dict[str, float] = {}  # duration of each MPI test on the slowest rank
+_SEGMENTS = pytest.StashKey[set[Path]]()  # the shared-memory files before the tests
 _JOBS = {"mpi", "openmpi", "mpich", "ulfm", "cluster"}  # fixtures of tests that start jobs
 
 
@@ -37,11 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         forked.prepare()
+        config.stash[_SEGMENTS] = mpis.segments()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         forked.remove()
+        # Jobs whose launcher a test killed leave theirs.
+        mpis.remove(mpis.segments() - config.stash.get(_SEGMENTS, mpis.segments()))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

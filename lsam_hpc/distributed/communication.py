@@ -134,7 +134,7 @@ class Communication:
 
     @property
     def unresponsive_ranks(self) -> list[int]:
-        """The ranks that are lost, or without a heartbeat also after `close`."""
+        """The ranks that are lost or without a heartbeat; also after `close`."""
         seen = self._heartbeats  # replaced when ranks are lost, as `members` is
         gone = set(range(len(self.names))) - set(seen.numbers)
         return sorted({*gone, *(seen.numbers[rank] for rank in seen.unresponsive)})

@@ -82,7 +82,7 @@ def run(command: list[str], timeout: float, **more: str) -> subprocess.Completed
         cwd=ROOT,
         start_new_session=True,
     ) as process:
-        before = _segments()
+        before = segments()
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -92,20 +92,20 @@ def run(command: list[str], timeout: float, **more: str) -> subprocess.Completed
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 out, err = process.communicate()
-            _remove(_segments() - before)
+            remove(segments() - before)
             raise subprocess.TimeoutExpired(command, timeout, out, err) from None
         if process.returncode != 0:
-            _remove(_segments() - before)
+            remove(segments() - before)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def _segments() -> set[Path]:
+def segments() -> set[Path]:
     """Return the shared-memory files of MPI jobs; killed jobs leave theirs behind."""
     kinds = ("osc_sm*", "sm_segment*", "mpich_shm*")
     return {path for kind in kinds for path in Path("/dev/shm").glob(kind)}
 
 
-def _remove(paths: set[Path], seconds: float = 5.0) -> None:
+def remove(paths: set[Path], seconds: float = 5.0) -> None:
     """Remove files that no process holds: killed ranks need a moment to end, and another job may still run."""
     deadline = time.monotonic() + seconds
     while paths:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mpis import _CLEARED, _remove, available, run
+from tests.helpers.mpis import _CLEARED, available, remove, run
 
 # Like a starting rank: it opens the file first, then maps it.
 HOLDER = """
@@ -23,16 +23,16 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("how", ["open", "mapped"])
-def test_shared_memory_in_use_is_not_removed(how):
+def test_shared_memory_in_use_is_notremoved(how):
     path = Path("/dev/shm") / f"lsam-test-{uuid.uuid4().hex}"
     words = [sys.executable, "-c", HOLDER, str(path), how]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "ready\n"
-        _remove({path}, seconds=0.1)
+        remove({path}, seconds=0.1)
         assert path.exists()
         holder.stdin.close()
         holder.wait(timeout=60)
-        _remove({path})
+        remove({path})
     assert not path.exists()
 
 

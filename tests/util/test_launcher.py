@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,3 +175,22 @@ def test_a_launcher_of_another_user_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(processes, "_parent", lambda pid: None)  # nor its status, with /proc mounted hidepid=2
     assert not processes.reparented([*above, 1])
     assert processes.reparented([os.getpid()])
+
+
+def test_one_thread_ends_the_rank_and_says_why(monkeypatch, capsys):
+    monkeypatch.setattr(launcher, "_LEAVING", threading.Lock())
+    codes, pauses = [], []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    launcher.leave("one")
+    second = threading.Thread(target=launcher.leave, args=("two",), daemon=True)
+    second.start()
+    second.join(0.1)
+    assert second.is_alive()  # it waits for the end
+    assert (codes, capsys.readouterr().err) == ([launcher.STOPPED], "one\n")
+    launcher._LEAVING.release()
+    second.join()
+    # A rank that says nothing lets the one that does end first.
+    launcher._LEAVING.release()
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    launcher.leave("")
+    assert pauses == [launcher.AFTER]
