@@ -85,6 +85,8 @@ def wait_for(condition):
 
 steps = []
 for k in range(adds):
+    if k == adds - 5 and comm.rank not in victims:
+        wait_for(lambda: links.lost or links.failed_ranks)  # so that the last steps follow the recovery
     steps.append(use(lambda: links.links.counter.add()))
     if calm and k == adds // 2 + victims[0]:
         mark("here")
