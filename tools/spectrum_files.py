@@ -98,7 +98,7 @@ def write(
 
 def write_edge(out: dict[str, Path], along: Edge, title: str, *, format_: str) -> None:
     """Write and draw the largest eigenvalue of the snapshots."""
-    names = ("rank", "iteration", "total_iteration", "sharpness", "lr", "limit", "momentum_limit")
+    names = ("rank", "iteration", "total_iteration", "sharpness", "lr", "limit", "momentum_limit", "ratio", "sam_limit")
     write_csv(out["-edge.csv"], {name: getattr(along, name) for name in names})
     draw_edge(along, out[f"-edge.{format_}"], title)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lsam_hpc.landscape.chains.mcmc import mixing
     from lsam_hpc.landscape.chains.statistics import Chains
     from lsam_hpc.landscape.chains.timeline import write_timeline
-    from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, snapshots
+    from lsam_hpc.landscape.curvature.edge_of_stability import Edge, Limits, edge, snapshots
     from lsam_hpc.landscape.curvature.products import layers
     from lsam_hpc.landscape.curvature.sharpness import sharpness
     from lsam_hpc.landscape.curvature.spectral_density import Density, density
@@ -48,7 +48,7 @@ _HOMES = {
     **dict.fromkeys(("barrier", "curve", "find_curve", "lines"), "geometry.path"),
     **dict.fromkeys(("Tracks", "from_sketches", "from_snapshots"), "geometry.tracks"),
     "Chains": "chains.statistics",
-    **dict.fromkeys(("Edge", "edge", "snapshots"), "curvature.edge_of_stability"),
+    **dict.fromkeys(("Edge", "Limits", "edge", "snapshots"), "curvature.edge_of_stability"),
     **dict.fromkeys(("Density", "density"), "curvature.spectral_density"),
     "eigenpairs": "curvature.spectrum",
     "diagnose": "chains.diagnosis",
@@ -67,6 +67,7 @@ __all__ = [
     "Density",
     "Directions",
     "Edge",
+    "Limits",
     "Objective",
     "Plane",
     "Projection",

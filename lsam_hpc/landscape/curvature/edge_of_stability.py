@@ -1,7 +1,8 @@
-"""The edge of stability: the largest eigenvalue at a run's snapshots, and the stability limit 2 / lr.
+"""The edge of stability: the largest eigenvalue at a run's snapshots, and the limits above which training diverges.
 
-Source: Cohen, Kaur, Li, Kolter and Talwalkar 2021, "Gradient Descent on Neural Networks Typically Occurs at the Edge of
-Stability" (arXiv 2103.00065).
+Sources: Cohen, Kaur, Li, Kolter and Talwalkar 2021, "Gradient Descent on Neural Networks Typically Occurs at the Edge
+of Stability" (arXiv 2103.00065); Agarwala and Dauphin 2023, "SAM operates far from home: eigenvalue regularization as a
+dynamical phenomenon" (arXiv 2302.08692).
 """
 
 from __future__ import annotations
@@ -25,35 +26,60 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-@dataclass(frozen=True)
-class Edge:
-    """Sharpness over training, one row per snapshot.
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Sharpness above which gradient descent on a quadratic diverges.
 
     Args:
-        rank: rank that took the snapshot.
-        iteration: number of the rank's steps before it.
-        total_iteration: number of all ranks' steps before it; NaN where no step was logged.
-        sharpness: largest eigenvalue of the matrix.
-        lr: learning rate of the step that followed; NaN if unknown.
-        momentum: heavy-ball momentum of the run.
+        total_iteration: number of all ranks' steps before, shape (n,); NaN where no step was logged.
+        lr: learning rate of the step that followed, shape (n,); NaN if unknown.
+        ratio: length of that step's ascent divided by the norm of its gradient, r = rho / |g|, shape (n,); NaN if it is
+            unknown, or the run's ascent is not SAM's along the whole gradient.
+        momentum: heavy-ball momentum b of the run.
     """
 
-    rank: NDArray[np.int64]
-    iteration: NDArray[np.int64]
     total_iteration: NDArray[np.float64]
-    sharpness: NDArray[np.float64]
     lr: NDArray[np.float64]
-    momentum: float = 0.0
+    ratio: NDArray[np.float64]
+    momentum: float
 
     @property
     def limit(self) -> NDArray[np.float64]:
-        """Sharpness above which gradient descent on a quadratic diverges: 2 / lr."""
+        """The limit of gradient descent: 2 / lr."""
         return 2 / self.lr
 
     @property
     def momentum_limit(self) -> NDArray[np.float64]:
-        """The same limit with the run's momentum b: 2 (1 + b) / lr."""
+        """The same limit with momentum: 2 (1 + b) / lr."""
         return (1 + self.momentum) * self.limit
+
+    @property
+    def sam_limit(self) -> NDArray[np.float64]:
+        """The limit of SAM with momentum: (sqrt(1 + 8 (1 + b) r / lr) - 1) / (2 r).
+
+        After an ascent r g the gradient is (1 + r h) times as large along an eigenvector of eigenvalue h, so that
+        h (1 + r h) takes the place of h. With b = 0 it is Agarwala and Dauphin's.
+        """
+        # The form that remains exact when r is 0.
+        limit: NDArray[np.float64] = 2 * self.momentum_limit / (1 + np.sqrt(1 + 4 * self.ratio * self.momentum_limit))
+        return limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge(Limits):
+    """Sharpness over training, and the limits, one row per snapshot.
+
+    Args:
+        rank: rank that took the snapshot.
+        iteration: number of the rank's steps before it.
+        sharpness: largest eigenvalue of the matrix.
+        logged: limits at the logged steps of these ranks, in the order of all ranks' steps.
+    """
+
+    rank: NDArray[np.int64]
+    iteration: NDArray[np.int64]
+    sharpness: NDArray[np.float64]
+    logged: Limits
 
 
 def snapshots(run: Run, state: str = "sample", ranks: Sequence[int] | None = None) -> list[tuple[int, int]]:
@@ -116,23 +142,39 @@ def edge(
 
     steps = [int(run.snapshots(rank, state)["iteration"][row]) for rank, row in rows]
     sharpness = evaluate(work, len(rows), 1, folder, options, comm=comm, title=title)[:, 0]
-    ranks = np.array([rank for rank, _ in rows], np.int64)
-    after = [_step(run.steps(rank), step) for (rank, _), step in zip(rows, steps, strict=True)]
-    total, lr = np.array(after, np.float64).reshape(-1, 2).T
+    ranks = sorted({rank for rank, _ in rows})
+    logged = {rank: _limits(run, rank) for rank in ranks}
+    after = [_after(run.steps(rank), logged[rank], step) for (rank, _), step in zip(rows, steps, strict=True)]
+    total, lr, ratio = np.array(after, np.float64).reshape(-1, 3).T
+    every = np.concatenate([logged[rank] for rank in ranks], 1)
+    every = every[:, np.argsort(every[0], kind="stable")]
     momentum = run.config.get("momentum")
+    momentum = float(momentum) if isinstance(momentum, (int, float)) else 0.0
     return Edge(
-        ranks,
-        np.array(steps, np.int64),
-        total,
-        sharpness,
-        lr,
-        float(momentum) if isinstance(momentum, (int, float)) else 0.0,
+        rank=np.array([rank for rank, _ in rows], np.int64),
+        iteration=np.array(steps, np.int64),
+        sharpness=sharpness,
+        total_iteration=total,
+        lr=lr,
+        ratio=ratio,
+        momentum=momentum,
+        logged=Limits(total_iteration=every[0], lr=every[1], ratio=every[2], momentum=momentum),
     )
 
 
-def _step(steps: Columns, iteration: int) -> tuple[float, float]:
-    """Return the total step and the learning rate of the step after `iteration` steps of a rank, or of its last."""
-    if not len(steps["iteration"]):
-        return np.nan, np.nan
-    at = min(int(np.searchsorted(steps["iteration"], iteration)), len(steps["iteration"]) - 1)
-    return float(steps["total_iteration"][at]), float(steps["lr"][at])
+def _limits(run: Run, rank: int) -> NDArray[np.float64]:
+    """Return total step, learning rate and rho / |g| of each of a rank's logged steps, shape (3, steps)."""
+    steps, config = run.steps(rank), run.config
+    ratio = np.full(len(steps["lr"]), np.nan)
+    if (config.get("ascent"), config.get("metric"), config.get("mask")) == ("sam", "l2", "all"):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = steps["perturbation_norm"].astype(np.float64) / steps["grad_norm"]
+        ratio[~np.isfinite(ratio)] = np.nan
+    return np.stack([steps["total_iteration"], steps["lr"], ratio]).astype(np.float64)
+
+
+def _after(steps: Columns, logged: NDArray[np.float64], iteration: int) -> NDArray[np.float64]:
+    """Return what was logged at the step after `iteration` steps of a rank, or at its last."""
+    if not logged.shape[1]:
+        return np.full(3, np.nan)
+    return logged[:, min(int(np.searchsorted(steps["iteration"], iteration)), logged.shape[1] - 1)]

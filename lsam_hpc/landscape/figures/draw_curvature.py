@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from lsam_hpc.landscape.curvature.edge_of_stability import Edge
+from lsam_hpc.landscape.curvature.edge_of_stability import Edge, Limits
 from lsam_hpc.landscape.curvature.spectral_density import Density
 from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
 
+MOST_POINTS = 2000  # logged steps drawn
+MEDIAN_OF = 21  # drawn steps in the running median of SAM's limit
 NAMES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
 
 
@@ -71,7 +75,7 @@ def draw_layers(
 
 
 def draw_edge(edge: Edge, path: Path, title: str = "") -> Path:
-    """Draw sharpness against the steps of all ranks, and the stability limit 2 / lr."""
+    """Draw sharpness against the steps of all ranks, and the stability limits of gradient descent and of SAM."""
     with figure(6.5, 4) as (drawing, ax):
         for i, rank in enumerate(np.unique(edge.rank)):
             of_rank = edge.rank == rank
@@ -84,19 +88,7 @@ def draw_edge(edge: Edge, path: Path, title: str = "") -> Path:
                 color=COLOURS[i % len(COLOURS)],
                 label=f"rank {rank}" if i < 8 else None,
             )
-        order = np.argsort(edge.total_iteration)
-        order = order[np.isfinite(edge.lr[order]) & (edge.lr[order] > 0)]
-        x = edge.total_iteration[order]
-        if len(order):
-            ax.plot(x, edge.limit[order], "--", color=CENTER, label="2 / lr")
-            if edge.momentum:
-                ax.plot(
-                    x,
-                    edge.momentum_limit[order],
-                    ":",
-                    color=CENTER,
-                    label=f"2 (1 + {edge.momentum:g}) / lr, with momentum",
-                )
+        _draw_limits(ax, edge.logged)
         if (edge.sharpness > 0).all():
             ax.set_yscale("log")
         ax.set_ylim(top=30 * float(edge.sharpness.max()))  # 2 / lr is unbounded where the learning rate falls to 0
@@ -105,6 +97,26 @@ def draw_edge(edge: Edge, path: Path, title: str = "") -> Path:
         ax.set(title=title, xlabel="steps of all ranks", ylabel="sharpness: largest eigenvalue (loss / parameter²)")
         ax.legend(fontsize=8)
         return save(drawing, path)
+
+
+def _draw_limits(ax: Any, logged: Limits) -> None:  # noqa: ANN401 (matplotlib's objects)
+    """Draw the limits at the logged steps; that of SAM, whose gradients are noisy, by its running median."""
+    every = np.flatnonzero(np.isfinite(logged.lr) & (logged.lr > 0))
+    every = every[:: len(every) // MOST_POINTS + 1]
+    if not len(every):
+        return
+    x, momentum = logged.total_iteration[every], logged.momentum
+    ax.plot(x, logged.limit[every], "--", linewidth=1, color=CENTER, label="2 / lr")
+    if momentum:
+        label = f"2 (1 + {momentum:g}) / lr, with momentum"
+        ax.plot(x, logged.momentum_limit[every], ":", color=CENTER, label=label)
+    sam = logged.sam_limit[every]
+    known = np.isfinite(sam)
+    if known.any():
+        padded = np.pad(sam[known], MEDIAN_OF // 2, mode="edge")
+        label = "SAM's limit" + f", with momentum {momentum:g}" * bool(momentum)
+        median = np.median(sliding_window_view(padded, MEDIAN_OF), axis=1)
+        ax.plot(x[known], median, "-.", linewidth=1, color=COLOURS[4], label=label)
 
 
 def draw_sharpness(
