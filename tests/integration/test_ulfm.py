@@ -331,6 +331,8 @@ def test_a_rank_is_killed_at_a_random_moment(ulfm: Mpi, hosts: int, tmp_path: Pa
                     reports.write(json.dumps(report) + "\n")
             assert report["code"] in (0, 3, 4), report["text"]
             assert report["code"] != 3 or "before training started" in report["text"], report["text"]
+            # Between hosts all others may crash inside Open MPI; mpirun then returns 0, and no center says "finished".
+            assert report["finished"] == (report["code"] != 3) or (hosts == 2 and not report["code"]), report["text"]
 
 
 def alarmed(mpi: Mpi, folder: Path, victim: int, seconds: float) -> dict[str, Any]:
@@ -344,7 +346,8 @@ def alarmed(mpi: Mpi, folder: Path, victim: int, seconds: float) -> dict[str, An
     killed = float((folder / "killed").read_text())
     report = {"code": done.returncode, "life": time.time() - (killed - seconds), "text": done.stdout + done.stderr}
     recovered = {int(file.name.split("-")[1]): float(file.read_text()) for file in folder.glob("recovered-*")}
-    if done.returncode in (0, 4):
+    report["finished"] = (out / "checkpoints" / "center.pt").exists()
+    if report["finished"]:
         center = torch.load(out / "checkpoints" / "center.pt", weights_only=True)
         assert all(torch.isfinite(values).all() for values in center.values())
         with Run(out) as log:
