@@ -23,7 +23,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("how", ["open", "mapped"])
-def test_shared_memory_in_use_is_notremoved(how):
+def test_shared_memory_in_use_is_not_removed(how):
     path = Path("/dev/shm") / f"lsam-test-{uuid.uuid4().hex}"
     words = [sys.executable, "-c", HOLDER, str(path), how]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
