@@ -172,7 +172,7 @@ class PeerTable:
         self._records.Sync()
         entered = int(self._record["rounds"][0])
         try:
-            _, failed_first = self._wait_for_round(after, interrupted)
+            first, failed_first = self._wait_for_round(after, interrupted)
             self._report_failed(failed_first)
             records, failed_second = self._wait_for_round(after, interrupted)
         except RankLostError:
@@ -180,6 +180,7 @@ class PeerTable:
             raise
         self._report_failed([*failed_first, *failed_second])
         reported = [int(rank) - 1 for rank in records["failed"] if rank]
+        records["results"] = first["results"]  # a rank may already have written those of its next call
         return records, sorted({*failed_first, *failed_second, *reported})
 
     def close(self, *, abandon: bool = False) -> None:

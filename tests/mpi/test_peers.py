@@ -243,6 +243,24 @@ def test_rendezvous_waits_for_the_last_rank_and_returns_all_results(comm):
 
 
 @SEVERAL
+def test_rendezvous_returns_its_results_also_when_the_others_are_in_the_next_one(comm):
+    with PeerTable(comm) as peers:
+        unresponsive = peers.unresponsive
+
+        def late(after):  # in the second round, rank 0 looks when the others have begun the next rendezvous
+            if peers.records()["rounds"][0] == 2:
+                wait_until(lambda: (peers.records()["rounds"][1:] == 3).all(), "the next rendezvous")
+            return unresponsive(after)
+
+        if comm.rank == 0:
+            peers.unresponsive = late
+        for number in (1, 2):
+            records, failed = peers.rendezvous(30.0, [number])
+            assert failed == []
+            assert (records["results"][:, 0] == number).all()
+
+
+@SEVERAL
 def test_rendezvous_gives_up_an_unresponsive_rank(comm, tmp_path):
     with PeerTable(comm) as peers:
         if comm.rank == 0:
