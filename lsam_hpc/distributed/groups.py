@@ -18,6 +18,8 @@ from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.options.communication import GroupAscent
 
+_KEPT = 8  # draws; a broadcast may end for the leader before it does for others, so that it is some draws ahead
+
 
 class Group:
     """Ranks with the same sample that average their gradients: G consecutive ranks, or those given by `ranks`.
@@ -67,6 +69,8 @@ class Group:
         self.can_shrink = average is None and foreign is None
         self._reduce = foreign or self._sum
         self._vector: FlatVector | None = None
+        self._draws = 0  # calls of `draw` that have returned
+        self._drawn: dict[int, int] = {}  # the results of the last calls, by number
 
     @property
     def leads(self) -> bool:
@@ -100,9 +104,19 @@ class Group:
 
     def draw(self, number: Callable[[], int]) -> int:
         """Call `number` on the leader only and return its result on all ranks of the group; collective."""
-        value = np.array([number() if self.leads else 0], np.int64)
-        rma.wait_without_spinning(self.comm.Ibcast(value))
-        return int(value[0])
+        if self._draws not in self._drawn:
+            value = np.array([number() if self.leads else 0], np.int64)
+            rma.wait_without_spinning(self.comm.Ibcast(value))
+            self._drawn[self._draws] = int(value[0])
+            self._drawn.pop(self._draws - _KEPT, None)
+        self._draws += 1
+        return self._drawn[self._draws - 1]
+
+    def take_over(self, before: Group) -> None:
+        """Continue the draws of a group that lost ranks: what one member has drawn, the others draw too; collective."""
+        self._draws = before._draws
+        for drawn in self.comm.allgather(before._drawn):
+            self._drawn |= drawn
 
     def close(self) -> None:
         """Free the communicators; collective."""

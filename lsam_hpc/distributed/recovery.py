@@ -10,6 +10,7 @@ from mpi4py import MPI
 from torch.amp import GradScaler
 
 from lsam_hpc.distributed.communication import Communication
+from lsam_hpc.distributed.groups import Group
 from lsam_hpc.distributed.steps import STOP, EqualShares, SharedSteps
 from lsam_hpc.errors import RankLostError
 from lsam_hpc.optim.lsam import LocalLSAM
@@ -61,7 +62,7 @@ class RecoveringLSAM(LocalLSAM):
             except RankLostError:
                 before = self.local_step
                 self._recover()
-                if self.local_step > before:  # the group's leader had taken this step
+                if self.local_step > before:  # another member had taken this step
                     return torch.tensor(self._loss.value)
 
     def _claim(self) -> int | None:
@@ -90,16 +91,19 @@ class RecoveringLSAM(LocalLSAM):
         self.communication.recover(*self._coupler.last_read(), claimed + stop)
         self._coupler.renew(self.communication.executor)
         if group is not None:
-            self._join_group()
+            self._join_group(group)
 
-    def _join_group(self) -> None:
-        """Take over the state of the group's leader: ranks of a group may have been a step apart."""
+    def _join_group(self, before: Group) -> None:
+        """Take over the state of the member that is furthest: the loss may have interrupted a step of the others."""
         group = self.communication.links.group
         assert group is not None
         assert isinstance(self._counter, SharedSteps)
         self.average = self._counter.group = group
-        state = (super()._state(), self._claimed, self.global_step) if group.leads else None
-        state, self._claimed, global_step = group.comm.bcast(state)
-        if not group.leads:
+        group.take_over(before)
+        steps, rank = group.comm.allgather(self.local_step), group.comm.rank
+        furthest = steps.index(max(steps))
+        state = group.comm.bcast(super()._state() if rank == furthest else None, furthest)
+        if rank != furthest:
+            global_step, claimed = self.global_step, self._claimed and steps[rank] == steps[furthest]
             super()._load(state)
-        self.global_step = global_step
+            self.global_step, self._claimed = global_step, claimed  # it draws its next step as the others did

@@ -204,11 +204,19 @@ PLACES = {
 }
 
 
-def trained(mpi: Mpi, folder: Path, rank: int, place: tuple[str, ...], *options: str, code: int = 4) -> str:
+def trained(
+    mpi: Mpi,
+    folder: Path,
+    rank: int,
+    place: tuple[str, ...],
+    *options: str,
+    code: int = 4,
+    script: tuple[str, ...] = (DYING,),
+) -> str:
     """Train with a rank that dies at a place; check what the others leave, and return what they said."""
     out = str(folder / "run")
     words = ("train", "--data", "digits", "--steps", "300", "--period", "2", "--out", out, *options)
-    done = run(mpi.command(RANKS, mpi.forked, "-c", DYING, str(rank), *place, *words), timeout=LIMIT)
+    done = run(mpi.command(RANKS, mpi.forked, "-c", *script, str(rank), *place, *words), timeout=LIMIT)
     text = done.stdout + done.stderr
     assert done.returncode == code, text
     if code != 4:
@@ -273,6 +281,51 @@ def test_a_group_goes_on_with_the_rank_that_is_left(ulfm: Mpi, rank: int, tmp_pa
     steps = steps_of(tmp_path)
     assert steps[0] == steps[1]
     assert 299 <= steps[0] + steps[5 - rank] <= 300
+
+
+# On one rank, a call of its group ends for the other member only: the loss of a rank interrupts it.
+LATE = """
+import os, sys, time
+from pathlib import Path
+from lsam_hpc import rma
+from lsam_hpc.errors import RankLostError
+from lsam_hpc.rma import faults
+late, caller, late_call, mark = sys.argv[1:5]
+del sys.argv[1:5]
+wait, kill, late_calls = rma.wait_without_spinning, os.kill, []
+def interrupted(request):
+    wait(request)
+    if sys._getframe(1).f_code.co_name != caller:
+        return
+    late_calls.append(1)
+    if len(late_calls) == int(late_call):
+        Path(mark).touch()
+        while not faults.watch().lost:
+            time.sleep(0.001)
+        raise RankLostError("a rank has failed that others wait for")
+def killed(*arguments):
+    while not Path(mark).exists():
+        time.sleep(0.001)
+    kill(*arguments)
+if os.environ["OMPI_COMM_WORLD_RANK"] == late:
+    rma.wait_without_spinning = interrupted
+os.kill = killed
+"""
+
+
+# With a read of the checkpoint's step in every 8th step: the sum of step 40, that read, and the number of step 41.
+@pytest.mark.parametrize("call", [("_sum", "40"), ("draw", "45"), ("draw", "46")], ids=" ".join)
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.slow("groups of two")
+def test_a_member_that_is_behind_catches_up(ulfm: Mpi, late: int, call: tuple[str, str], tmp_path: Path) -> None:
+    script = (LATE + DYING, str(late), *call, str(tmp_path / "mark"))
+    place = ("lsam_hpc.distributed.groups", "Group", "__call__", "41")
+    trained(ulfm, tmp_path, 3, place, "--group-size", "2", "--reduce", "mpi", script=script)
+    with Run(tmp_path / "run") as log:
+        steps = [log.steps(rank) for rank in (0, 1)]
+    for rank in steps:
+        assert list(rank["iteration"]) == list(range(len(rank["iteration"])))
+    assert list(steps[0]["total_iteration"]) == list(steps[1]["total_iteration"])
 
 
 @pytest.mark.slow("jobs that end early")
