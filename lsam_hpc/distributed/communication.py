@@ -251,7 +251,8 @@ class Communication:
                 done = False
         gone = sorted(set(self.members) - set(members))
         self.failed_ranks = sorted({*self.failed_ranks, *gone})
-        self._records[self.members] = before.peers.last_records
+        # On one node the lost ranks' memory is still there; between nodes a request could crash.
+        self._records[self.members] = before.peers.last_records if before.spread else before.peers.records()
         self._replace(links, members, world)
         if comm.rank == 0:
             _LOG.warning(

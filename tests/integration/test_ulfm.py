@@ -242,6 +242,7 @@ def test_training_continues_without_rank_0(ulfm: Mpi, tmp_path: Path) -> None:
     text = trained(ulfm, tmp_path, 0, STEP)
     assert re.search(r"lost rank 0 \(.+\): 3 ranks continue after [0-9.]+ s$", text, re.MULTILINE), text
     assert 299 <= sum(steps_of(tmp_path)[1:]) + 40 <= 300  # the step that it had claimed is lost
+    assert re.search(r"^rank 0 +LOST +39\b", text, re.MULTILINE), text
 
 
 @pytest.mark.parametrize("place", PLACES)
