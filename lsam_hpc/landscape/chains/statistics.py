@@ -109,7 +109,7 @@ class Chains:
         used: ranks whose chains are in the statistics.
         start: share of each chain's rows that is left out at its beginning.
         quantities: leading principal components of the samples' sketches, loss, distance from the center.
-        explained: shares of the sketches' variance along the components.
+        explained: shares of variance along the components, of the sketches that they were computed from.
         spread: of the samples about the center; None if no exchange was made.
         staleness: number of exchanges with 0, 1, 2, ... updates by others between their read and their add.
         waits: seconds for which each exchange blocked its chain; empty if unknown.
@@ -135,7 +135,8 @@ def chains(run: Run, start: float = 0.5, components: int = 3) -> Chains:
     Args:
         run: the components need sketches of the sample; loss and distance are always logged.
         start: share of each chain's rows to leave out at its beginning. Default: 0.5.
-        components: number of leading principal components of all chains' sketches. Default: 3.
+        components: number of leading principal components of all chains' sketches: of those in the second half of the
+            rows that are left out, or of the draws themselves if that are fewer than 20. Default: 3.
 
     Raises:
         InputError: `start` is not in [0, 1), ArviZ is missing, a loss is not finite, or there are too few rows.
@@ -203,7 +204,7 @@ def _last_draws(
 def _components(
     run: Run, used: Sequence[int], start: float, components: int
 ) -> tuple[list[Quantity], NDArray[np.float64]]:
-    """Return the series of the leading principal components of the samples' sketches."""
+    """Return the samples' sketches along their leading principal components, and the components' shares of variance."""
     if any("sketch/sample" not in run.log(rank).tables for rank in used):
         return [], np.empty(0)
     tables = [run.sketch(rank) for rank in used]
@@ -214,7 +215,11 @@ def _components(
             f"{run.path}: expected {MIN_DRAWS} sketches or more in each chain from {start:g} of the run on, "
             f"found {max(count, 0)}: train longer, sketch more often, or lower --from"
         )
-    together = np.concatenate(last)
+    # Components of the draws themselves would be the directions that happen to move slowly: with fewer independent draws
+    # than dimensions, exact samples would seem to mix badly. So they are those of rows just before the draws.
+    earlier = [len(table["iteration"]) - count for table in tables]
+    left_out = [table["values"][rows // 2 : rows].astype(np.float64) for table, rows in zip(tables, earlier, strict=True)]
+    together = np.concatenate(left_out if min(map(len, left_out)) >= MIN_DRAWS else last)
     together -= together.mean(0)
     _, singular, directions = np.linalg.svd(together, full_matrices=False)
     shares = singular**2 / max(float((singular**2).sum()), 1e-300)
