@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.rundir.state_dict import read_state_dict
 from lsam_hpc.trajectory import Run
 
 SYNTAX = "center[@I], RANK[@I] or FILE.pt (I: index of the snapshot, -1 the last)"
@@ -47,20 +47,8 @@ def state(run: Run, name: str) -> NDArray[np.float32]:
 
 
 def _from_file(run: Run, path: Path) -> NDArray[np.float32]:
-    try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: expected a file with a state_dict, found: {error.strerror or error}") from error
-    except Exception as error:  # torch.load documents no exception class for damaged files
-        raise InputError(
-            f"{path}: expected a state_dict that torch.load(weights_only=True) reads, "
-            f"found: {str(error).splitlines()[0]}"
-        ) from error
+    tensors = read_state_dict(path, [(name, shape) for name, shape, _ in run.layout])
     vector = np.empty(run.size, np.float32)
     for name, shape, at in run.layout:
-        value = state_dict.get(name) if isinstance(state_dict, dict) else None
-        if not isinstance(value, torch.Tensor) or tuple(value.shape) != tuple(shape):
-            actual = tuple(value.shape) if isinstance(value, torch.Tensor) else "none"
-            raise InputError(f"{path}: expected {name} of shape {tuple(shape)}, found {actual}")
-        vector[at : at + math.prod(shape)] = value.reshape(-1).float().numpy()
+        vector[at : at + math.prod(shape)] = tensors[name].reshape(-1).float().numpy()
     return vector

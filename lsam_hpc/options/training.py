@@ -37,6 +37,9 @@ class TrainingOptions:
     model: str | None = option(
         None, f"model: {', '.join(MODELS)}, or your own MODULE:FUNCTION; default: depends on --data"
     )
+    initial_state: str | None = option(
+        None, "file with the model's state_dict to start from, for example RUN/checkpoints/center.pt; default: random"
+    )
     epochs: float = option(120.0, "passes over the training set, by all ranks together", POSITIVE)
     steps: int | None = option(None, "steps of all chains together, in place of --epochs", Range(least=1, whole=True))
     batch_size: int = option(32, "images per mini-batch of a rank", IMAGES)

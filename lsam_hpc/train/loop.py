@@ -24,6 +24,7 @@ from lsam_hpc.options.option import part
 from lsam_hpc.rundir.lock import lock
 from lsam_hpc.rundir.prepare import prepare
 from lsam_hpc.rundir.runlog import RunLog, describe
+from lsam_hpc.rundir.state_dict import load_model
 from lsam_hpc.train import checkpoint
 from lsam_hpc.train.builders import lr_factor, make_dataset, make_model, peak_lr, total_steps
 from lsam_hpc.train.checkpoint import Checkpoints
@@ -74,6 +75,9 @@ def main(argv: Sequence[str]) -> int:
     run_dir = Path(config.out or f"runs/{config.data.replace(':', '-')}-{now:%Y%m%d-%H%M%S}")
     with lock(run_dir, comm, lambda message: _give_up(comm, message)) as held:
         resume_point = find_resume_point(config.resume, options, run_dir, layout, comm)
+        if config.initial_state is not None and resume_point.manifest is None:
+            initial_state = Path(config.initial_state)
+            rma.raise_on_all(comm, lambda: load_model(model, initial_state))
         rma.raise_on_all(
             comm, lambda: prepare(run_dir, options, comm.rank, overwrite=config.overwrite, resumed=resume_point.resumed)
         )

@@ -233,6 +233,23 @@ def test_lockstep_runs_are_the_same_to_the_bit(mpi, tmp_path):
     np.testing.assert_array_equal(losses[0], losses[1])
 
 
+def test_training_starts_from_a_file(mpi, tmp_path):
+    model = mlp((1, 8, 8), 10)
+    file, out = tmp_path / "model.pt", tmp_path / "run"
+    torch.save(model.state_dict(), file)
+    words = ("train", "--steps", "40", "--pull", "0", "--initial-state", str(file), "--snapshot-every", "log")
+    done = lsam(mpi, 2, *words, "--checkpoint-every", "20", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
+    with Run(out) as logs:
+        for rank in logs.ranks:
+            np.testing.assert_array_equal(logs.snapshot(rank, 0), flat)
+            np.testing.assert_array_equal(logs.snapshot(rank, -1, "center"), flat)  # with a pull of 0 it stays
+    file.unlink()  # it is needed at the start only
+    done = lsam(mpi, 2, *words, "--steps", "60", "--resume", "must", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+
+
 def bad(done, message):
     """Check that a job exited with 2 and printed one line with the message."""
     assert done.returncode == 2, done.stderr
@@ -250,6 +267,7 @@ def bad(done, message):
         (["--rho", "-1"], "--rho: expected a finite number >= 0, found -1.0"),
         (["--period", "0"], "--period: expected a whole number of steps >= 1, found 0"),
         (["--data", "cifar10", "--data-dir", "/nonexistent"], "/nonexistent: expected the file data_batch_1"),
+        (["--initial-state", "none.pt"], "none.pt: expected a file with a state_dict, found: No such file"),
     ],
 )
 def test_bad_input_is_reported_in_one_line_and_writes_nothing(mpi, words, message, tmp_path):

@@ -215,11 +215,10 @@ def _components(
             f"{run.path}: expected {MIN_DRAWS} sketches or more in each chain from {start:g} of the run on, "
             f"found {max(count, 0)}: train longer, sketch more often, or lower --from"
         )
-    # Components of the draws themselves would be the directions that happen to move slowly: with fewer independent draws
-    # than dimensions, exact samples would seem to mix badly. So they are those of rows just before the draws.
-    earlier = [len(table["iteration"]) - count for table in tables]
-    left_out = [table["values"][rows // 2 : rows].astype(np.float64) for table, rows in zip(tables, earlier, strict=True)]
-    together = np.concatenate(left_out if min(map(len, left_out)) >= MIN_DRAWS else last)
+    # Components of the draws themselves would be the directions that happen to move slowly: with fewer independent
+    # draws than dimensions, exact samples would seem to mix badly. So they are those of rows just before the draws.
+    left_out = [values[len(values) // 2 :] for values in (table["values"][:-count] for table in tables)]
+    together = np.concatenate(left_out if min(map(len, left_out)) >= MIN_DRAWS else last).astype(np.float64)
     together -= together.mean(0)
     _, singular, directions = np.linalg.svd(together, full_matrices=False)
     shares = singular**2 / max(float((singular**2).sum()), 1e-300)
