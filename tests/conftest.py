@@ -165,6 +165,14 @@ def torch_threads() -> Iterator[None]:
 
 
 @pytest.fixture
+def openmpi() -> Mpi:
+    """Open MPI."""
+    if "openmpi" not in available():
+        pytest.skip("no Open MPI")
+    return available()["openmpi"]
+
+
+@pytest.fixture
 def mpi(request: pytest.FixtureRequest) -> Mpi:
     """Each of the MPIs in turn."""
     if request.param not in available():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lsam_hpc.trajectory import Run, verify
-from tests.helpers.mpis import available, run
+from tests.helpers.mpis import run
 
 TRIALS = int(os.environ.get("LSAM_DISK_TRIALS", "2"))
 # Runs shell commands at local steps of rank 0, given as JSON, and another one when training has ended.
@@ -51,13 +51,6 @@ def on_a_small_disk(size, disk, words, **env):
         '"$@" || code=$?\ncp -r "$disk/run" "$disk/../copy"\nexit ${code:-0}'
     )
     return run(["unshare", "-m", "sh", "-ec", script, "sh", size, str(disk), *words], 120, **env)
-
-
-@pytest.fixture
-def openmpi():
-    if "openmpi" not in available():
-        pytest.skip("no Open MPI")
-    return available()["openmpi"]
 
 
 @pytest.fixture

@@ -21,19 +21,12 @@ import pytest
 import torch
 
 from lsam_hpc.trajectory import Run
-from tests.helpers.mpis import ROOT, Mpi, available, environment
+from tests.helpers.mpis import ROOT, Mpi, environment
 
 RANKS = 4
 TRIALS = int(os.environ.get("LSAM_KILL_TRIALS", "3"))
 LONGEST = 3.0  # s, latest kill after the first step; an undisturbed job trains about twice as long
 DEADLINE = 180.0  # s
-
-
-@pytest.fixture
-def openmpi() -> Mpi:
-    if "openmpi" not in available():
-        pytest.skip("no Open MPI")
-    return available()["openmpi"]
 
 
 @pytest.mark.slow("kills ranks at random moments")

@@ -23,7 +23,7 @@ import torch
 from lsam_hpc.trajectory import Run
 from tests.helpers.hosts import available as hosts_available
 from tests.helpers.hosts import two_hosts
-from tests.helpers.mpis import ROOT, Mpi, available, run
+from tests.helpers.mpis import ROOT, Mpi, run
 from tests.helpers.waiting import wait_until
 
 RANKS = 4
@@ -32,11 +32,8 @@ TRIALS = int(os.environ.get("LSAM_KILL_TRIALS", "4"))
 
 
 @pytest.fixture
-def ulfm() -> Mpi:
-    if "openmpi" not in available():
-        pytest.skip("no Open MPI")
-    mpi = available()["openmpi"]
-    return replace(mpi, mpiexec=(*mpi.mpiexec, "--with-ft", "ulfm"))
+def ulfm(openmpi: Mpi) -> Mpi:
+    return replace(openmpi, mpiexec=(*openmpi.mpiexec, "--with-ft", "ulfm"))
 
 
 # Each rank adds whole numbers and claims steps. The victims are killed between two adds, and the others go on. "calm":
