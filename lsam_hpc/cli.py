@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import lsam_hpc
 from lsam_hpc.errors import InputError
 from lsam_hpc.util import launched, launcher, preflight
 from lsam_hpc.util.arguments import Parser
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         + "\n".join(f"  {verb:10} {text}" for verb, (_, text) in VERBS.items())
         + "\n\n`lsam VERB --help` lists a verb's options.",
     )
-    parser.add_argument("--version", action="version", version=f"lsam-hpc {lsam_hpc.__version__}")
+    parser.add_argument("--version", nargs=0, action=_Version, help="show the versions of lsam-hpc and its libraries")
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     try:
@@ -104,6 +103,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     finally:
         launcher.watch().ending()
+
+
+class _Version(argparse.Action):
+    """Prints the versions, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        print(importlib.import_module("lsam_hpc.launch.versions").versions())
+        parser.exit()
 
 
 def _rank() -> int:

@@ -139,7 +139,7 @@ def test_logs_are_read_and_exported_without_torch():
 def test_the_top_level_holds_no_other_files():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {line.split("/")[0] for line in listed.splitlines()}
-    files = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
+    files = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "MANIFEST.in"}
     named = files | {"lsam_hpc", "jobs", "tests", "tools", "docs"}
     assert {name for name in top if not name.startswith(".")} <= named
 

@@ -6,15 +6,16 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 import lsam_hpc
 
 
-def git_state() -> tuple[str, int]:
-    """Return the working directory's commit and whether it has changes: ("", -1) outside a repository."""
+def git_state(folder: str | Path = ".") -> tuple[str, int]:
+    """Return a folder's commit and whether it has changes: ("", -1) outside a repository."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return commit, int(bool(_git("status", "--porcelain")))
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit, int(bool(_git(folder, "status", "--porcelain")))
     except (OSError, subprocess.SubprocessError):
         return "", -1
 
@@ -33,6 +34,6 @@ def machine() -> dict[str, str]:
     return {"code_version": lsam_hpc.__version__, "host": socket.gethostname(), "launcher": started_by, "job_id": job}
 
 
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
+def _git(folder: str | Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -45,21 +41,6 @@ def test_the_sites_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == SITES
     assert all("--account" in line for line in lines)
-
-
-@pytest.mark.slow("builds a wheel")
-def test_a_wheel_contains_the_sites(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    for name in ("lsam_hpc", "tools", "jobs"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)]
-    subprocess.run(words, check=True, timeout=240)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        for site in SITES:
-            text = (ROOT / "jobs" / "sites" / f"{site}.toml").read_bytes()
-            assert wheel.read(f"lsam_hpc/launch/sites/{site}.toml") == text
 
 
 def test_a_site_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
