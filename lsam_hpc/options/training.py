@@ -99,6 +99,11 @@ class TrainingOptions:
     on_lost: Literal["continue", "stop"] = option(
         "continue", "with failed ranks: continue without them, or write a checkpoint and stop"
     )
+    track: str = option(
+        "none",
+        "some of csv, tensorboard, wandb, mlflow: rank 0's numbers, once per second, in the run directory; wandb and "
+        "mlflow use a server only if their environment variables say so; none",
+    )
     profile: str = option(
         "none", f"local steps of each rank to trace with PyTorch's profiler: {PROFILE}, for example 10:20; none"
     )

@@ -19,6 +19,7 @@ from lsam_hpc.options.logging import LoggingOptions, check_logging
 from lsam_hpc.options.option import check, part
 from lsam_hpc.options.training import DATASETS, MODELS, TrainingOptions
 from lsam_hpc.train.profile import profiled
+from lsam_hpc.train.tracking import trackers
 from lsam_hpc.util.arguments import Parser
 
 
@@ -50,6 +51,7 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
         if self.optimizer == "tvlars" and self.warmup:
             raise InputError(f"--warmup: expected 0 with --optimizer tvlars, which replaces it, found {self.warmup}")
         profiled(self.profile)
+        trackers(self.track)
         every = self.checkpoint_every
         if every not in ("auto", "none") and not (every.isdecimal() and int(every) > 0):
             raise InputError(f"--checkpoint-every: expected a number of steps >= 1, auto or none, found {every!r}")

@@ -32,6 +32,7 @@ class Ending:
     speaks: bool  # this is the lowest rank that did not fail
     failed_ranks: list[int]
     elsewhere: bool  # the last files are not in the run directory
+    results: Mapping[str, float]  # of this rank; empty if the run was stopped
 
 
 class _LastFiles:
@@ -163,7 +164,7 @@ def finish(
     scheduler.close()
     opt.close()
     log.close(None if stopped else result)
-    return Ending(speaks, opt.failed_ranks, elsewhere)
+    return Ending(speaks, opt.failed_ranks, elsewhere, {} if stopped else result)
 
 
 def _evaluate_center(chain: Chain, result: dict[str, float]) -> State:

@@ -39,6 +39,7 @@ from lsam_hpc.train.profile import Profile, profiled
 from lsam_hpc.train.resume_point import find_resume_point
 from lsam_hpc.train.signals import StopRequest, job_end
 from lsam_hpc.train.stragglers import Stragglers
+from lsam_hpc.train.tracking import Tracking, trackers
 from lsam_hpc.util import launcher
 from lsam_hpc.util.log import get_logger
 
@@ -123,7 +124,8 @@ def main(argv: Sequence[str]) -> int:
                 nodes = len(set(chain.opt.communication.names))
                 where = f"{comm.size} rank{'s' * (comm.size > 1)} on {nodes} node{'s' * (nodes > 1)}"
                 _LOG.info("%s, %s steps, run directory %s", where, f"{chain.total:,}", run_dir)
-            with JobComment(chain.total, held.speaks) as comment:
+            names = trackers(config.track) if comm.rank == 0 else []
+            with JobComment(chain.total, held.speaks) as comment, Tracking(names, run_dir, options) as tracking:
                 stopped = _train(
                     config,
                     chain,
@@ -133,10 +135,12 @@ def main(argv: Sequence[str]) -> int:
                     stragglers=stragglers,
                     profile=profile,
                     comment=comment,
+                    tracking=tracking,
                 )
                 stop_request.ignore_signals()
                 launcher.watch().ending()
                 ending = finish(chain, run_dir, log, scheduler, checkpoints, stopped=stopped, start=now)
+                tracking.end(ending.results)
     lost = f" without {len(ending.failed_ranks)} of {comm.size} ranks" * bool(ending.failed_ranks)
     comment.end(("stopped" if stopped else "finished") + lost + ", saved elsewhere" * ending.elsewhere)
     orphaned = launcher.watch().check()
@@ -175,6 +179,7 @@ def _train(
     stragglers: Stragglers,
     profile: Profile,
     comment: JobComment,
+    tracking: Tracking,
 ) -> bool:
     """Train; return True if the run was stopped before its last step."""
     model, opt, total, peak = chain.model, chain.opt, chain.total, peak_lr(config)
@@ -201,6 +206,7 @@ def _train(
             log.step(opt, step, loss)
             scheduler.step()
             comment.step(step + 1)
+            tracking.step(opt, step, loss)
             if not stop_requested and (stop_request.asked() or (config.on_lost == "stop" and opt.unresponsive_ranks)):
                 stop_requested = True
                 opt.stop()
