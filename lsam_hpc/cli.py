@@ -28,6 +28,7 @@ VERBS = {
     "export": ("lsam_hpc.tools.export", "write a run as CSV, Parquet, npz, TensorBoard events or landscape files"),
     "trajectory": ("lsam_hpc.tools.trajectory", "draw the paths of chains and center on a plane of states"),
     "surface": ("lsam_hpc.tools.surface", "evaluate the loss on a line or plane around a state, and draw it"),
+    "basins": ("lsam_hpc.tools.basins", "find the minima of a surface, and the saddles between them"),
     "path": ("lsam_hpc.tools.path", "measure loss barriers between states, and find curves of low loss"),
     "spectrum": ("lsam_hpc.tools.spectrum", "compute eigenvalues, trace and spectral density of the Hessian"),
     "sharpness": ("lsam_hpc.tools.sharpness", "measure the average and the largest rise of the loss in a ball"),

@@ -91,7 +91,11 @@ def _check_writable(path: Path) -> None:
 
 def folder(args: argparse.Namespace, run: Run) -> Path:
     """Create the folder for figures and numbers, and return it."""
-    path = Path(args.out) if args.out else (run.path if run.path.is_dir() else run.path.parent) / "figures"
+    return make_folder(Path(args.out) if args.out else (run.path if run.path.is_dir() else run.path.parent) / "figures")
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder for figures and numbers unless it exists, and return it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

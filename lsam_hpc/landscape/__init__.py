@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lsam_hpc.landscape.curvature.trace import trace
     from lsam_hpc.landscape.geometry.axes import Axes, random_axes, through
     from lsam_hpc.landscape.geometry.path import barrier, curve, find_curve, lines
+    from lsam_hpc.landscape.geometry.persistence import Basin, basins
     from lsam_hpc.landscape.geometry.smoothing import smoothed
     from lsam_hpc.landscape.geometry.surface import Settings, scan
     from lsam_hpc.landscape.geometry.tracks import Tracks, from_sketches, from_snapshots
@@ -45,6 +46,7 @@ _HOMES = {
     **dict.fromkeys(("Objective", "fixed_batches"), "objective"),
     **dict.fromkeys(("Axes", "random_axes", "through"), "geometry.axes"),
     **dict.fromkeys(("Settings", "scan"), "geometry.surface"),
+    **dict.fromkeys(("Basin", "basins"), "geometry.persistence"),
     **dict.fromkeys(("barrier", "curve", "find_curve", "lines"), "geometry.path"),
     **dict.fromkeys(("Tracks", "from_sketches", "from_snapshots"), "geometry.tracks"),
     "Chains": "chains.statistics",
@@ -63,6 +65,7 @@ _HOMES = {
 
 __all__ = [
     "Axes",
+    "Basin",
     "Chains",
     "Density",
     "Directions",
@@ -75,6 +78,7 @@ __all__ = [
     "Surface",
     "Tracks",
     "barrier",
+    "basins",
     "curve",
     "density",
     "diagnose",

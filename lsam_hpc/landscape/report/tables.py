@@ -71,6 +71,14 @@ def note(path: Path, notes: Mapping[str, Any]) -> None:
         file.attrs[NOTES] = json.dumps(notes)
 
 
+def notes_of(path: Path) -> dict[str, Any]:
+    """Return the notes in an HDF5 file, see `write_arrays`; empty if there are none."""
+    with h5py.File(path, "r") as file:
+        text = file.attrs.get(NOTES)
+    notes = json.loads(text) if isinstance(text, str) else {}
+    return notes if isinstance(notes, dict) else {}
+
+
 def _cell(value: Any) -> Any:  # noqa: ANN401 (any cell)
     number = isinstance(value, (float, np.floating))
     return "" if number and np.isnan(value) else (repr(float(value)) if number else value)

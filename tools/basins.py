@@ -1,0 +1,130 @@
+"""`lsam basins SURFACE.h5`: find the minima of a surface, the saddles between them, and how deep each basin is."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.figures.draw_basins import draw_basins
+from lsam_hpc.landscape.figures.figures import FORMATS
+from lsam_hpc.landscape.formats.loss_landscape import Surface, read_surface
+from lsam_hpc.landscape.geometry.persistence import Basin, basins
+from lsam_hpc.landscape.report.tables import notes_of, places, write_arrays, write_csv
+from lsam_hpc.tools import source
+from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.text import columns
+
+HEAD = ("values", "basin", "x", "y", "value", "saddle_x", "saddle_y", "saddle", "into", "persistence", "border")
+MOST_PRINTED = 20  # number of basins of a loss that are printed
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compute, print, write and draw; return the exit code."""
+    parser = Parser(
+        prog="lsam basins",
+        description="Find the minima of a stored surface, the saddles at which their basins merge, and the persistence "
+        "of each: the height of the saddle above the minimum. Draw them, and the merge tree.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="SURFACE.h5", help="a plane's file, of lsam surface or of loss-landscape")
+    parser.add_argument("--values", metavar="NAME,...", help="arrays of the file (default: all losses)")
+    parser.add_argument(
+        "--least",
+        type=float,
+        metavar="HEIGHT",
+        help="leave out basins that are not deeper (default: what rounding alone can make)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder for figures and numbers (default: that of the file)")
+    parser.add_argument("--name", help="base name of the files (default: basins, and the file's name)")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="format of figures (default: png)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    args = source.parse(parser, argv, figures="")
+    if args.least is not None and not 0 <= args.least < math.inf:
+        raise InputError(f"--least: expected a number >= 0, found {args.least}")
+    path = Path(args.run)
+    surface = read_surface(path)
+    names = _names(args.values, surface, path)
+    folder = source.make_folder(Path(args.out) if args.out else path.parent)
+    name = args.name or source.file_name(f"basins-{path.stem}")
+    out = places(folder, name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
+    limits = {"least": 0.0, "epsilon": _epsilon(path)} if args.least is None else {"least": args.least}
+    found = {key: basins(surface.values[key], **limits) for key in names}
+    rows = [row for key in names for row in _rows(surface, key, found[key])]
+    table = {title: list(column) for title, column in zip(HEAD, zip(*rows, strict=True), strict=True)}
+    write_csv(out[".csv"], table)
+    write_arrays(out[".h5"], table, {"surface": str(path), **limits})
+    draw_basins(surface, found, out[f".{args.format}"], path.stem)
+    _report(surface, found, rows)
+    print("\n" + "\n".join(str(file) for file in out.values()))
+    return 0
+
+
+def _names(text: str | None, surface: Surface, path: Path) -> list[str]:
+    if surface.y is None:
+        raise InputError(f"{path}: expected a surface on a plane, found one on a line")
+    losses = [name for name in surface.values if "loss" in name and not name.endswith(("_se", "_ess"))]
+    names = text.split(",") if text else losses
+    if not names:
+        raise InputError(f"{path}: expected an array named ..._loss, found {', '.join(surface.values) or 'none'}")
+    for name in names:
+        if name not in surface.values:
+            raise InputError(f"--values: expected some of {', '.join(surface.values)}, found {name!r}")
+        if not np.isfinite(surface.values[name]).any():
+            raise InputError(f"{path}: expected finite values of {name}, found none")
+    return names
+
+
+def _epsilon(path: Path) -> float:
+    """Return the machine epsilon of a file's values; those of a file that does not name their type are float32."""
+    double = notes_of(path).get("dtype") == "torch.float64"
+    return float(np.finfo(np.float64 if double else np.float32).eps)
+
+
+def _rows(surface: Surface, name: str, found: Sequence[Basin]) -> list[tuple[Any, ...]]:
+    assert surface.y is not None
+    rows = []
+    for number, basin in enumerate(found, 1):
+        row, column = basin.minimum
+        across, along = (math.nan, math.nan) if basin.saddle is None else basin.saddle
+        at = (math.nan, math.nan) if basin.saddle is None else (surface.x[int(along)], surface.y[int(across)])
+        level = math.nan if basin.saddle is None else basin.level
+        into = 0 if basin.into is None else basin.into + 1
+        place = (float(surface.x[column]), float(surface.y[row]))
+        rows.append(
+            (name, number, *place, basin.value, *map(float, at), level, into, basin.persistence, int(basin.border))
+        )
+    return rows
+
+
+def _report(surface: Surface, found: dict[str, list[Basin]], rows: list[tuple[Any, ...]]) -> None:
+    shown = [row for row in rows if row[1] <= MOST_PRINTED]
+    print(columns([HEAD, *(tuple(map(_cell, HEAD, row)) for row in shown)]))
+    print()
+    for name, several in found.items():
+        values = surface.values[name]
+        if len(several) > MOST_PRINTED:
+            print(f"{name}: {len(several)} basins, of which the {MOST_PRINTED} deepest are printed")
+        if missing := int(np.count_nonzero(~np.isfinite(values))):
+            print(f"{name}: {missing} of {values.size} points have no value, and no basin crosses them")
+        if apart := sum(basin.into is None for basin in several) - 1:
+            print(f"{name}: {apart} basins never merge with the deepest one: missing points separate them")
+        if beyond := [str(i) for i, basin in enumerate(several[:MOST_PRINTED], 1) if basin.border]:
+            print(f"{name}: at the border, so perhaps not a minimum: {', '.join(beyond)}")
+
+
+def _cell(title: str, value: Any) -> str:  # noqa: ANN401
+    if title == "border":
+        return "yes" if value else "-"
+    if title == "into":
+        return str(value or "-")
+    return str(value) if isinstance(value, (str, int)) else "-" if math.isnan(value) else f"{value:.5g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
