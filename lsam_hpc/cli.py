@@ -32,6 +32,10 @@ VERBS = {
     "path": ("lsam_hpc.tools.path", "measure loss barriers between states, and find curves of low loss"),
     "spectrum": ("lsam_hpc.tools.spectrum", "compute eigenvalues, trace and spectral density of the Hessian"),
     "sharpness": ("lsam_hpc.tools.sharpness", "measure the average and the largest rise of the loss in a ball"),
+    "learning-coefficient": (
+        "lsam_hpc.tools.learning_coefficient",
+        "estimate how many parameters a minimum uses, by chains around it",
+    ),
     "diagnose": ("lsam_hpc.tools.diagnose", "check whether the chains sample well, and suggest changes"),
     "timeline": ("lsam_hpc.tools.timeline", "write steps, exchanges and waits as a trace for Perfetto"),
     "report": ("lsam_hpc.tools.report", "write one HTML file about a run"),
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Landscape-Smoothed SAM on MPI.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="verbs:\n"
-        + "\n".join(f"  {verb:10} {text}" for verb, (_, text) in VERBS.items())
+        + "\n".join(f"  {verb:20} {text}" for verb, (_, text) in VERBS.items())
         + "\n\n`lsam VERB --help` lists a verb's options.",
     )
     parser.add_argument("--version", nargs=0, action=_Version, help="show the versions of lsam-hpc and its libraries")

@@ -26,7 +26,7 @@ def share(ranks: Ranks, jobs: Sequence[Callable[[], T]], title: str | None) -> l
     """
     rank, size = (0, 1) if ranks.comm is None else (ranks.comm.rank, ranks.comm.size)
     indices = range(rank, len(jobs), size)
-    progress = _Progress(title if ranks.is_first else None, len(indices))
+    progress = Progress(title if ranks.is_first else None, len(indices))
 
     def work() -> dict[int, T]:
         done = {}
@@ -41,7 +41,7 @@ def share(ranks: Ranks, jobs: Sequence[Callable[[], T]], title: str | None) -> l
     return [by_index[index] for index in range(len(jobs))]
 
 
-class _Progress:
+class Progress:
     """A line on stderr with the number of finished jobs and an estimate of the time left."""
 
     def __init__(self, title: str | None, count: int) -> None:

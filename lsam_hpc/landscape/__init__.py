@@ -23,6 +23,7 @@ from lsam_hpc.util.lazy import attach
 
 if TYPE_CHECKING:
     from lsam_hpc.landscape.chains.diagnosis import diagnose
+    from lsam_hpc.landscape.chains.learning_coefficient import LearningCoefficient, learning_coefficient
     from lsam_hpc.landscape.chains.mcmc import mixing
     from lsam_hpc.landscape.chains.statistics import Chains
     from lsam_hpc.landscape.chains.timeline import write_timeline
@@ -55,6 +56,7 @@ _HOMES = {
     "eigenpairs": "curvature.spectrum",
     "diagnose": "chains.diagnosis",
     "layers": "curvature.products",
+    **dict.fromkeys(("LearningCoefficient", "learning_coefficient"), "chains.learning_coefficient"),
     "mixing": "chains.mcmc",
     "sharpness": "curvature.sharpness",
     "smoothed": "geometry.smoothing",
@@ -70,6 +72,7 @@ __all__ = [
     "Density",
     "Directions",
     "Edge",
+    "LearningCoefficient",
     "Limits",
     "Objective",
     "Plane",
@@ -89,6 +92,7 @@ __all__ = [
     "from_sketches",
     "from_snapshots",
     "layers",
+    "learning_coefficient",
     "lines",
     "mixing",
     "plane",

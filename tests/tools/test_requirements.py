@@ -15,10 +15,19 @@ from lsam_hpc.util.extras import EXTRAS
 from tests.helpers.landscapes import WORDS, write_run
 from tests.helpers.mpis import ROOT
 
-DRAWS = ("diagnose", "path", "report", "sharpness", "spectrum", "surface", "trajectory")  # write into RUN
+DRAWS = (
+    "diagnose",
+    "learning-coefficient",
+    "path",
+    "report",
+    "sharpness",
+    "spectrum",
+    "surface",
+    "trajectory",
+)  # write into RUN
 OBJECTIVE = tuple(word for word in WORDS if word != "--quiet")
 OPTIONS = {
-    **dict.fromkeys(("path", "sharpness", "spectrum", "surface"), WORDS),
+    **dict.fromkeys(("learning-coefficient", "path", "sharpness", "spectrum", "surface"), WORDS),
     "trajectory": (*WORDS, "--losses"),
     "report": OBJECTIVE,
     "diagnose": ("--from", "0"),
@@ -30,7 +39,7 @@ COMPUTING = {
 }
 MISSING = [
     *((verb, "matplotlib", "analysis") for verb in DRAWS),
-    ("diagnose", "arviz", "landscape"),
+    *((verb, "arviz", "landscape") for verb in ("diagnose", "learning-coefficient")),
     *(("report", name, "landscape") for name in ("arviz", "jinja2", "plotly")),
     ("spectrum", "scipy", "landscape"),
     ("surface", "scipy", "landscape"),  # with --directions eigenvector
@@ -101,6 +110,7 @@ def test_no_other_package_is_needed(path, monkeypatch, verb):
     optional = {"tqdm"} if verb != "surface" else {"tqdm", "scipy"}
     needed = {name for other, name, _ in MISSING if other == verb} - optional
     small = {"surface": ("--x=-1:1:2",), "path": ("--points", "3"), "sharpness": ("--steps", "2")}
+    small["learning-coefficient"] = ("--draws", "20", "--warmup", "20", "--chains", "1")
     small["spectrum"] = ("--matrix", "ggn", "--steps", "3", "--repeats", "2")
     for name in needed:  # with what these import
         package(name)

@@ -49,9 +49,10 @@ def mixing(draws: NDArray[np.floating[Any]]) -> Mixing:
     az = package("arviz", "diagnose")
     values = draws.astype(np.float64)
     halves = [_halves(chain) for chain in values]
-    drift = max(float(az.rhat(pair)) for pair in halves)
-    rhat = float(az.rhat(values)) if len(values) > 1 else drift
-    ess, bulk, tail = (float(az.ess(values, method=kind)) for kind in ("mean", "bulk", "tail"))
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a half that never changes R-hat is infinite or NaN
+        drift = max(float(az.rhat(pair)) for pair in halves)
+        rhat = float(az.rhat(values)) if len(values) > 1 else drift
+        ess, bulk, tail = (float(az.ess(values, method=kind)) for kind in ("mean", "bulk", "tail"))
     return Mixing(rhat, drift, ess, bulk, tail, values.size / ess)
 
 
