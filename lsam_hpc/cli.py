@@ -32,6 +32,7 @@ VERBS = {
     "path": ("lsam_hpc.tools.path", "measure loss barriers between states, and find curves of low loss"),
     "spectrum": ("lsam_hpc.tools.spectrum", "compute eigenvalues, trace and spectral density of the Hessian"),
     "sharpness": ("lsam_hpc.tools.sharpness", "measure the average and the largest rise of the loss in a ball"),
+    "outliers": ("lsam_hpc.tools.outliers", "find the samples whose loss changes most between two states"),
     "learning-coefficient": (
         "lsam_hpc.tools.learning_coefficient",
         "estimate how many parameters a minimum uses, by chains around it",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lsam_hpc.landscape.chains.statistics import Chains
     from lsam_hpc.landscape.chains.timeline import write_timeline
     from lsam_hpc.landscape.curvature.edge_of_stability import Edge, Limits, edge, snapshots
+    from lsam_hpc.landscape.curvature.opposing_signals import Outliers, outliers
     from lsam_hpc.landscape.curvature.products import layers
     from lsam_hpc.landscape.curvature.sharpness import sharpness
     from lsam_hpc.landscape.curvature.spectral_density import Density, density
@@ -58,6 +59,7 @@ _HOMES = {
     "layers": "curvature.products",
     **dict.fromkeys(("LearningCoefficient", "learning_coefficient"), "chains.learning_coefficient"),
     "mixing": "chains.mcmc",
+    **dict.fromkeys(("Outliers", "outliers"), "curvature.opposing_signals"),
     "sharpness": "curvature.sharpness",
     "smoothed": "geometry.smoothing",
     "trace": "curvature.trace",
@@ -75,6 +77,7 @@ __all__ = [
     "LearningCoefficient",
     "Limits",
     "Objective",
+    "Outliers",
     "Plane",
     "Projection",
     "Settings",
@@ -95,6 +98,7 @@ __all__ = [
     "learning_coefficient",
     "lines",
     "mixing",
+    "outliers",
     "plane",
     "random_axes",
     "read_directions",

@@ -105,6 +105,21 @@ def images() -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.split(BATCH), y.split(BATCH), strict=True))
 
 
+class Flat(nn.Linear):
+    """A layer that takes images of 2 x 2 pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1))
+
+
+def image_classifier() -> nn.Module:
+    return Flat(4, 3)
+
+
+def square_images() -> list[tuple[Tensor, Tensor]]:
+    return [(x.reshape(-1, 1, 2, 2), y) for x, y in images()]
+
+
 def nothing() -> list[tuple[Tensor, Tensor]]:
     return []
 

@@ -27,7 +27,7 @@ DRAWS = (
 )  # write into RUN
 OBJECTIVE = tuple(word for word in WORDS if word != "--quiet")
 OPTIONS = {
-    **dict.fromkeys(("learning-coefficient", "path", "sharpness", "spectrum", "surface"), WORDS),
+    **dict.fromkeys(("learning-coefficient", "outliers", "path", "sharpness", "spectrum", "surface"), WORDS),
     "trajectory": (*WORDS, "--losses"),
     "report": OBJECTIVE,
     "diagnose": ("--from", "0"),

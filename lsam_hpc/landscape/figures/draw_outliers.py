@@ -1,0 +1,81 @@
+"""Draws the figure of `lsam outliers`: the loss of every sample before and after, and the images of the outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsam_hpc.landscape.curvature.opposing_signals import Outliers
+from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
+
+_RISING, _FALLING = COLOURS[4], COLOURS[0]
+_FLOOR = 1e-8  # smallest loss drawn: logarithmic axes have no 0
+
+
+def draw_outliers(
+    result: Outliers,
+    path: Path,
+    names: tuple[str, str],
+    *,
+    images: Sequence[np.ndarray[Any, Any]] = (),
+    classes: Sequence[str] = (),
+    title: str = "",
+) -> Path:
+    """Draw the losses of all samples, and below them the outliers' images, opposing ones above each other.
+
+    Args:
+        result: the outliers.
+        path: of the figure, .png or .svg.
+        names: of the two states.
+        images: of the rising and then the falling samples, each of shape (H, W) or (H, W, 3), in [0, 1]. Default: none.
+        classes: of these samples.
+        title: of the figure.
+    """
+    columns = _columns(result) if images else [(None, None)]
+    rows = 3 if images else 1
+    with figure(max(6.0, 1.1 * len(columns)), 4.0 + 1.5 * (rows - 1), rows=rows, cols=len(columns)) as (drawing, axes):
+        axes = np.array(axes).reshape(rows, len(columns))
+        grid = axes[0, 0].get_gridspec()
+        grid.set_height_ratios([2.4] + [1.0] * (rows - 1))
+        for axis in axes[0]:
+            axis.remove()
+        _scatter(drawing.add_subplot(grid[0, :]), result, names)
+        for column, places in enumerate(columns if images else ()):
+            for row, (place, colour) in enumerate(zip(places, (_RISING, _FALLING), strict=True), 1):
+                axis = axes[row, column]
+                axis.set_axis_off()
+                if place is None:
+                    continue
+                index = int(np.r_[result.rising, result.falling][place])
+                axis.imshow(images[place], cmap="gray", vmin=0, vmax=1)
+                text = f"{index}, class {classes[place]}\n{result.before[index]:.2g} → {result.after[index]:.2g}"
+                if row == 2 and column < len(result.pairs):
+                    text = f"cosine {result.cosines[result.pairs[column]]:.2f}\n{text}"
+                axis.set_title(text, fontsize=7, color=colour)
+        drawing.suptitle(title)
+        return save(drawing, path)
+
+
+def _columns(result: Outliers) -> list[tuple[int | None, int | None]]:
+    """Return what is drawn in each column: a rising sample and the falling one below it; the rest have none."""
+    count = len(result.rising)
+    pairs: list[tuple[int | None, int | None]] = [(i, count + j) for i, j in result.pairs]
+    paired = {place for pair in pairs for place in pair}
+    pairs += [(i, None) for i in range(count) if i not in paired]
+    return pairs + [(None, count + j) for j in range(len(result.falling)) if count + j not in paired]
+
+
+def _scatter(axis: Any, result: Outliers, names: tuple[str, str]) -> None:  # noqa: ANN401 (matplotlib's objects)
+    before, after = (np.maximum(losses, _FLOOR) for losses in (result.before, result.after))
+    axis.plot(before, after, ".", color="#999999", markersize=3, label="all samples")
+    for indices, colour, label in ((result.rising, _RISING, "rise most"), (result.falling, _FALLING, "fall most")):
+        axis.plot(before[indices], after[indices], "o", color=colour, markersize=5, label=label)
+    limits = [min(before.min(), after.min()), max(before.max(), after.max())]
+    axis.plot(limits, limits, color=CENTER, linewidth=0.6)
+    axis.set(
+        xscale="log", yscale="log", xlabel=f"loss of a sample at {names[0]}", ylabel=f"loss at {names[1]}", aspect=1
+    )
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
