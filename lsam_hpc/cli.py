@@ -37,6 +37,7 @@ VERBS = {
         "lsam_hpc.tools.learning_coefficient",
         "estimate how many parameters a minimum uses, by chains around it",
     ),
+    "predict": ("lsam_hpc.tools.predict", "compare the predictions of the center, of chains and of ensembles"),
     "diagnose": ("lsam_hpc.tools.diagnose", "check whether the chains sample well, and suggest changes"),
     "timeline": ("lsam_hpc.tools.timeline", "write steps, exchanges and waits as a trace for Perfetto"),
     "report": ("lsam_hpc.tools.report", "write one HTML file about a run"),

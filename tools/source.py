@@ -38,8 +38,17 @@ def parser(verb: str, description: str, **more: Any) -> Parser:  # noqa: ANN401
     return verb_parser
 
 
-def add_objective(verb_parser: argparse.ArgumentParser, images: int = 1000) -> None:
-    """Add the options that choose model and data."""
+def add_objective(
+    verb_parser: argparse.ArgumentParser, images: int = 1000, split: str = "train", *, loss: bool = True
+) -> None:
+    """Add the options that choose model and data.
+
+    Args:
+        verb_parser: gets the options.
+        images: default number of samples; 0: all.
+        split: default split.
+        loss: whether the program evaluates a loss that can be chosen.
+    """
     group = verb_parser.add_argument_group("model and data (default: the run's own)")
     group.add_argument("--model", metavar="NAME", help="as in lsam train: a built-in model, or your MODULE:FUNCTION")
     group.add_argument("--data", metavar="NAME", help="as in lsam train: a data set, or your MODULE:FUNCTION")
@@ -47,11 +56,13 @@ def add_objective(verb_parser: argparse.ArgumentParser, images: int = 1000) -> N
     group.add_argument("--make-model", metavar="MODULE:FUNCTION", help=any_model)
     any_data = "any other data, by a function: () -> iterable of (inputs, targets) in fixed order"
     group.add_argument("--make-batches", metavar="MODULE:FUNCTION", help=any_data)
-    group.add_argument(
-        "--loss", metavar="MODULE:FUNCTION", help="mean loss of (outputs, targets) (default: cross-entropy)"
-    )
+    if loss:
+        group.add_argument(
+            "--loss", metavar="MODULE:FUNCTION", help="mean loss of (outputs, targets) (default: cross-entropy)"
+        )
     group.add_argument("--data-dir", metavar="DIR", help="directory of the run's data set, if it has moved")
-    group.add_argument("--split", choices=SPLITS, default="train", help="split of the run's data set (default: train)")
+    which = f"split of the run's data set (default: {split})"
+    group.add_argument("--split", choices=SPLITS, default=split, help=which)
     group.add_argument("--images", type=int, default=images, help=f"number of samples; 0: all (default: {images})")
     group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, xpu, ...")
     group.add_argument("--double", action="store_true", help="compute in float64")

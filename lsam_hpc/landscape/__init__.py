@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from lsam_hpc.landscape.geometry.surface import Settings, scan
     from lsam_hpc.landscape.geometry.tracks import Tracks, from_sketches, from_snapshots
     from lsam_hpc.landscape.objective import Objective, fixed_batches
+    from lsam_hpc.landscape.prediction.calibration import Scores, scores
+    from lsam_hpc.landscape.prediction.ensembles import probabilities
     from lsam_hpc.landscape.states import state
 
 # public name -> submodule that defines it, imported on first use
@@ -60,6 +62,8 @@ _HOMES = {
     **dict.fromkeys(("LearningCoefficient", "learning_coefficient"), "chains.learning_coefficient"),
     "mixing": "chains.mcmc",
     **dict.fromkeys(("Outliers", "outliers"), "curvature.opposing_signals"),
+    "probabilities": "prediction.ensembles",
+    **dict.fromkeys(("Scores", "scores"), "prediction.calibration"),
     "sharpness": "curvature.sharpness",
     "smoothed": "geometry.smoothing",
     "trace": "curvature.trace",
@@ -80,6 +84,7 @@ __all__ = [
     "Outliers",
     "Plane",
     "Projection",
+    "Scores",
     "Settings",
     "Surface",
     "Tracks",
@@ -100,11 +105,13 @@ __all__ = [
     "mixing",
     "outliers",
     "plane",
+    "probabilities",
     "random_axes",
     "read_directions",
     "read_projection",
     "read_surface",
     "scan",
+    "scores",
     "sharpness",
     "smoothed",
     "snapshots",

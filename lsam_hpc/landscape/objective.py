@@ -38,6 +38,9 @@ class Objective:
         loss: function of outputs and targets that returns a batch's mean loss. Default: cross-entropy.
         batch_norm: `"recalibrate"` (default), or `"keep"` for the statistics that the model has.
 
+    Attributes:
+        recalibrates: whether the model has statistics that are recomputed.
+
     Raises:
         InputError: there are no data, or no trainable parameters.
     """
@@ -61,7 +64,7 @@ class Objective:
         self.params = [p for _, p in named]
         self.layout = [(name, tuple(p.shape)) for name, p in named]
         self.size = sum(p.numel() for p in self.params)
-        self._recalibrates = batch_norm == "recalibrate" and bool(layers(model))
+        self.recalibrates = batch_norm == "recalibrate" and bool(layers(model))
         # cuDNN's recurrent layers have no derivative in eval mode, and no second derivative in any.
         self._recurs = any(isinstance(module, nn.RNNBase) for module in model.modules())
         self._at = FlatVector(self.params)
@@ -101,7 +104,7 @@ class Objective:
                 self.model.eval()
                 self._at.vector.copy_(self.vector(x))
                 self._at.scatter(self.params)
-                if self._recalibrates:
+                if self.recalibrates:
                     recalibrate(self.model, (inputs for inputs, _ in self.batches))
                 yield self.model
             finally:

@@ -19,6 +19,7 @@ DRAWS = (
     "diagnose",
     "learning-coefficient",
     "path",
+    "predict",
     "report",
     "sharpness",
     "spectrum",
@@ -27,7 +28,7 @@ DRAWS = (
 )  # write into RUN
 OBJECTIVE = tuple(word for word in WORDS if word != "--quiet")
 OPTIONS = {
-    **dict.fromkeys(("learning-coefficient", "outliers", "path", "sharpness", "spectrum", "surface"), WORDS),
+    **dict.fromkeys(("learning-coefficient", "outliers", "path", "predict", "sharpness", "spectrum", "surface"), WORDS),
     "trajectory": (*WORDS, "--losses"),
     "report": OBJECTIVE,
     "diagnose": ("--from", "0"),

@@ -147,4 +147,7 @@ def test_from_is_a_share_of_the_run_in_every_verb(path, capsys):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, cwd=ROOT, check=True
     )
     helps = dict(zip(VERBS, done.stdout.split("usage: ")[1:], strict=True))
-    assert [verb for verb, text in helps.items() if re.search(r"^  --from ", text, re.MULTILINE)] == ["diagnose"]
+    assert [verb for verb, text in helps.items() if re.search(r"^  --from ", text, re.MULTILINE)] == [
+        "predict",
+        "diagnose",
+    ]
