@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lsam_hpc import InputError
-from lsam_hpc.landscape.curvature import products
 from lsam_hpc.landscape.curvature.products import curvature, dense
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.optim import operators
 
 
 class LastState(nn.Module):
@@ -134,7 +134,7 @@ def test_graphs_beyond_the_limit_are_made_again(monkeypatch):
     for limit in (2**31, None, 1):  # all graphs are kept, the first one, none
         with curvature(f, f.start(), check=False) as operator:
             one = operator._bytes(f.batches[0])
-        monkeypatch.setattr(products, "KEPT", limit or one)
+        monkeypatch.setattr(operators, "KEPT", limit or one)
         calls = []
         handle = f.model.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         with curvature(f, f.start(), check=False) as operator:
