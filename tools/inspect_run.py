@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import Run, schema, verify
+from lsam_hpc.trajectory.rows import Columns
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.text import columns
 
@@ -106,6 +108,7 @@ def text(info: dict[str, Any]) -> str:
         f"model    {info['parameters']:,} parameters in {info['tensors']} tensors",
         f"states   {_states(info['ranks'])}",
         f"center   {end}",
+        *_curvature(info["ranks"]),
     ]
     rows, values, states = (sum(rank["dropped"][kind] for rank in info["ranks"]) for kind in DROPPED)
     if rows or values or states:
@@ -129,10 +132,10 @@ def ending(info: dict[str, Any]) -> str:
 def _rank(run: Run, rank: int) -> dict[str, Any]:
     log = run.log(rank)
     counts = log.counts()
-    steps, exchanges, result, *more = log.read(
-        "step", "exchange", "result", *(["dropped"] if counts.get("dropped") else [])
-    )
-    dropped = {name: int(more[0][name][-1]) if more else 0 for name in DROPPED}
+    optional = [name for name in ("dropped", "curvature") if counts.get(name)]
+    steps, exchanges, result, *tables = log.read("step", "exchange", "result", *optional)
+    more = dict(zip(optional, tables, strict=True))
+    dropped = {name: int(more["dropped"][name][-1]) if "dropped" in more else 0 for name in DROPPED}
     times, stale, distance = steps["time"], exchanges["staleness"], exchanges["center_distance"]
     return {
         "rank": rank,
@@ -149,8 +152,35 @@ def _rank(run: Run, rank: int) -> dict[str, Any]:
         "sketches": {name.partition("/")[2]: n for name, n in counts.items() if name.startswith("sketch/")},
         "snapshots": {name.partition("/")[2]: n for name, n in counts.items() if name.startswith("snapshot/")},
         "dropped": dropped,
+        "curvature": _measurements(more["curvature"], times) if "curvature" in more else None,
         "result": {name: _known(values[0]) for name, values in result.items() if len(values)},
     }
+
+
+def _measurements(table: Columns, times: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the number, first, largest and last eigenvalue of a rank, and the share of its time that they took."""
+    values, end = table["eigenvalue"], max(float(table["time"][-1]), float(times[-1]) if len(times) else 0.0)
+    return {
+        "count": len(values),
+        "first": float(values[0]),
+        "largest": float(values.max()),
+        "last": float(values[-1]),
+        "share": float(table["seconds"].sum()) / end if end > 0 else None,
+    }
+
+
+def _curvature(ranks: list[dict[str, Any]]) -> list[str]:
+    """Return a line on the curvature that was measured while training; none if it was not."""
+    known = [rank["curvature"] for rank in ranks if rank["curvature"]]
+    if not known:
+        return []
+    first, last = (float(np.mean([part[name] for part in known])) for name in ("first", "last"))
+    share = max((part["share"] for part in known if part["share"] is not None), default=None)
+    return [
+        f"Hessian  largest eigenvalue {first:.3g} at first, {max(part['largest'] for part in known):.3g} at most, "
+        f"{last:.3g} at last (mean of {len(known)} chains): {sum(part['count'] for part in known):,} measurements"
+        + (f", {100 * share:.1f} % of a rank's time" if share is not None else "")
+    ]
 
 
 def _states(ranks: list[dict[str, Any]]) -> str:
@@ -168,8 +198,9 @@ def _states(ranks: list[dict[str, Any]]) -> str:
 def _row(rank: dict[str, Any]) -> tuple[str, ...]:
     formats = ("", "", ".1f", "", ".1f", ".4f", "", "", ".2f", "", ".3g", "", "", "", ".2f")
     sums = {kind: sum(rank[kind].values()) for kind in ("sketches", "snapshots", "dropped")}
-    values = {**rank, **sums, "result": rank["result"].get("sample_test_error")}.values()
-    return tuple(_cell(value, spec) for value, spec in zip(values, formats, strict=True))
+    values = {**rank, **sums, "result": rank["result"].get("sample_test_error")}
+    values.pop("curvature")  # it has a line of its own
+    return tuple(_cell(value, spec) for value, spec in zip(values.values(), formats, strict=True))
 
 
 def _cell(value: Any, spec: str) -> str:  # noqa: ANN401

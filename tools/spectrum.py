@@ -14,7 +14,7 @@ from torch import Tensor
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.curvature.blocks import EIGENVALUES, KINDS, TRACE, Block, Settings, Spectrum
 from lsam_hpc.landscape.curvature.blocks import spectra as compute
-from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, snapshots
+from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, measured, snapshots
 from lsam_hpc.landscape.curvature.products import MATRICES, curvature, layers
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import require
@@ -26,6 +26,7 @@ from lsam_hpc.tools.spectrum_files import WHOLE, suffixes, table, write, write_e
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 
+MEASURED = "measured"  # value of --along
 NUMBERS = ("eigenvalues", "steps", "repeats", "products", "seed", "vectors")  # options that are `Settings`
 
 
@@ -34,40 +35,46 @@ def main(argv: Sequence[str]) -> int:
     ranks = Ranks()
     args, run, objective, settings = ranks.raise_on_all(lambda: _begin(argv))
     name = args.name or f"spectrum-{source.state_label(args.at)}"
-    blocks = [] if args.only_along else _blocks(args, objective)
+    blocks = [] if objective is None or args.only_along else _blocks(args, objective)
     names = suffixes(blocks, args.format, along=bool(args.along))
     folder = ranks.on_first(lambda: source.folder(args, run))
     out = ranks.on_first(lambda: places(folder, name, names, overwrite=args.overwrite))
     title = None if args.quiet else "lsam spectrum"
-    of_run = {"run": str(run.path), "seed": args.seed, **objective_options(args, objective)}
+    of_run = {"run": str(run.path), "seed": args.seed, **(objective_options(args, objective) if objective else {})}
     parts = folder / f"{name}.part", folder / f"{name}-edge.part"
     spectra: list[Spectrum] = []
-    if blocks:
+    if objective is not None and blocks:
         x = ranks.raise_on_all(lambda: objective.vector(state(run, args.at)))
         ranks.raise_on_all(lambda: _check(objective, x, args.matrix))
         options = {**of_run, "at": args.at, "x": digest(x.cpu().numpy()), **_options(blocks, settings)}
         shared: dict[str, Any] = {"folder": parts[0], "options": options, "comm": ranks.comm, "title": title}
         spectra = compute(objective, x, blocks, settings, **shared)
     along: Edge | None = None
-    if args.along:
+    if args.along == MEASURED:
+        along = ranks.raise_on_all(lambda: measured(run))
+    elif objective is not None and args.along:
         rows = ranks.raise_on_all(lambda: snapshots(run, args.along))
         options = {**of_run, "along": args.along, "matrix": args.matrix[0], "snapshots": rows}
         shared = {"folder": parts[1], "options": options, "comm": ranks.comm, "title": title and f"{title}, snapshots"}
         along = edge(run, objective, rows, args.along, matrix=args.matrix[0], seed=args.seed, **shared)
     if ranks.is_first:
-        if blocks:
+        if objective is not None and blocks:
             print(table(blocks, spectra))
             notes = {"at": args.at, **asdict(settings), **objective_options(args, objective)}
             write(out, blocks, spectra, notes, format_=args.format)
         if along is not None:
-            write_edge(out, along, f"{args.matrix[0]}, snapshots of the {args.along}", format_=args.format)
+            title = f"{args.matrix[0]}, snapshots of the {args.along}"
+            title = "hessian, measured in training" if args.along == MEASURED else title
+            beside = measured(run) if args.along == "sample" and _has_measured(run) else None
+            write_edge(out, along, title, format_=args.format, measured=beside)
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
         print("\n" + "\n".join(str(path) for path in out.values()))
     return 0
 
 
-def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective, Settings]:
+def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | None, Settings]:
+    """Return options, run, the loss (None if nothing is computed), and settings."""
     args = source.parse(_parser(), argv, "scipy")
     if not args.quiet:
         require("tqdm")
@@ -89,9 +96,17 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective, Set
         raise InputError(f"--{error}") from error
     set_threads(args)
     run = Run(args.run, partial=args.partial)
-    if args.along:
+    if args.along == MEASURED:
+        measured(run)
+        if args.only_along:
+            return args, run, None, settings
+    elif args.along:
         snapshots(run, args.along)
     return args, run, source.objective(args, run), settings
+
+
+def _has_measured(run: Run) -> bool:
+    return any("curvature" in run.log(rank).tables and run.log(rank).rows("curvature") for rank in run.ranks)
 
 
 def _parser() -> Parser:
@@ -111,8 +126,11 @@ def _parser() -> Parser:
         help="some of eigenvalues, trace, density (default: all; for layers eigenvalues and trace; with --along none, "
         "unless --at, --layers or --vectors is given)",
     )
-    along = "compute the first matrix's largest eigenvalue at every snapshot of this state"
-    parser.add_argument("--along", choices=("sample", "center"), help=along)
+    along = (
+        "sample, center: compute the first matrix's largest eigenvalue at every snapshot of this state; measured: draw "
+        "what lsam train --curvature-every logged, without computing"
+    )
+    parser.add_argument("--along", choices=("sample", "center", MEASURED), help=along)
     parser.add_argument("--vectors", action="store_true", help="also write the eigenvectors into the HDF5 file")
     group = parser.add_argument_group("estimates")
     group.add_argument("--steps", type=int, default=80, help="Lanczos steps for the density (default: 80)")

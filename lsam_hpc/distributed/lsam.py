@@ -160,6 +160,12 @@ class LSAM(RecoveringLSAM, CollectiveContext):
         """True if all ranks share one center (topology center)."""
         return self.communication.links.windows is not None
 
+    @property
+    def leads_group(self) -> bool:
+        """True if this rank leads its group, or the ranks are in no groups."""
+        group = self.communication.links.group
+        return group is None or group.leads
+
     def alike(self, number: Callable[[], int]) -> int:
         """Return the number that the leader of this rank's group computes; collective in the group."""
         group = self.communication.links.group

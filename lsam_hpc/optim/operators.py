@@ -42,7 +42,7 @@ class Operator:
     """A symmetric matrix at the model's present point; `operator @ v` multiplies it by v of shape (P,) or (P, n).
 
     The graph of each batch's first derivatives is made once and kept, so that a product is one more backward pass.
-    Graphs of batches that do not fit into `KEPT` bytes are made again for every product.
+    Graphs of further batches that do not fit into `KEPT` bytes are made again for every product.
 
     Args:
         objective: the mean loss f.
@@ -58,6 +58,9 @@ class Operator:
         self._sizes = [p.numel() for p in self._params]
         self.shape = (sum(self._sizes), sum(self._sizes))
         self._graphs: list[Product] = []
+        if len(objective.batches) == 1:  # making it again would take as much memory
+            self._graphs.append(self._graph(objective.batches[0]))
+            return
         first = objective.batches[0]
         per_sample = max(1, self._bytes(first)) / len(first[1])
         used = 0.0

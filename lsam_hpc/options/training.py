@@ -104,6 +104,12 @@ class TrainingOptions:
         "some of csv, tensorboard, wandb, mlflow: rank 0's numbers, once per second, in the run directory; wandb and "
         "mlflow use a server only if their environment variables say so; none",
     )
+    curvature_every: int = option(
+        0,
+        "local steps between measurements of the largest Hessian eigenvalue of a chain's sample, for the log; 0: none",
+        COUNT,
+    )
+    curvature_images: int = option(256, "training images, the first ones, to measure it on", IMAGES)
     profile: str = option(
         "none", f"local steps of each rank to trace with PyTorch's profiler: {PROFILE}, for example 10:20; none"
     )

@@ -39,6 +39,7 @@ class RunLog:
         steps: expected number of this rank's steps; sketches are spaced so that they get at most a tenth of
             `options.log_limit`. Default: unknown, and `options.sketch_every` counts alone.
         period: least number of steps between exchanges. Default 1.
+        curvature: whether the curvature is measured. Default False.
 
     Raises:
         InputError: the file exists already or cannot be made.
@@ -56,6 +57,7 @@ class RunLog:
         reserve_bytes: int = 0,
         steps: int | None = None,
         period: int = 1,
+        curvature: bool = False,
     ) -> None:
         groups = layer_groups(layout, options.sketch_groups)
         snapshots = snapshots_of(options) if rank == 0 or options.snapshot_ranks == "all" else None
@@ -70,6 +72,7 @@ class RunLog:
             else None,
             sketched=names_of(options.sketch_states),
             snapshots=snapshots,
+            curvature=curvature,
             locking=LOCKING[options.hdf5_locking],
             earlier=earlier,
             reserve_bytes=reserve_bytes,

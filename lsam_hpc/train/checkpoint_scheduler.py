@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from lsam_hpc import rma
 from lsam_hpc.optim import accelerators
+from lsam_hpc.optim.curvature import TopEigenvalue
 from lsam_hpc.optim.samples import ConAdv, Selection
 from lsam_hpc.train.checkpoint import Checkpoints, State, copied_to_host
 from lsam_hpc.train.config import TrainConfig
@@ -157,16 +158,17 @@ def resume(chain: Chain, state: State | None, center: State | None) -> None:
         return
     chain.batches.load_state_dict(state["batches"])
     for name, part in _parts(chain).items():
-        part.load_state_dict(state[name])
+        if name in state or name != "curvature":  # it may be measured from now on
+            part.load_state_dict(state[name])
     _set_random_state(state["random"])
     with torch.no_grad():
         for name, buffer in chain.model.named_buffers():
             buffer.copy_(state["buffers"][name])
 
 
-def _parts(chain: Chain) -> dict[str, Selection | ConAdv]:
+def _parts(chain: Chain) -> dict[str, Selection | ConAdv | TopEigenvalue]:
     """Return the parts with a state that only some jobs have."""
-    parts = {"selection": chain.selection, "adversary": chain.adversary}
+    parts = {"selection": chain.selection, "adversary": chain.adversary, "curvature": chain.top_eigenvalue}
     return {name: part for name, part in parts.items() if part is not None}
 
 

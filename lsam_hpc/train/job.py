@@ -14,6 +14,7 @@ from lsam_hpc import rma
 from lsam_hpc.distributed.lsam import LSAM
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim import accelerators
+from lsam_hpc.optim.curvature import TopEigenvalue
 from lsam_hpc.optim.samples import ConAdv, Selection
 from lsam_hpc.options.communication import CommunicationOptions
 from lsam_hpc.options.coupling import StepOptions
@@ -48,6 +49,7 @@ class Chain:
     total: int  # steps of all chains together
     selection: Selection | None  # of samples, if the steps use one
     adversary: ConAdv | None  # adds adversarial images to the mini-batches
+    top_eigenvalue: TopEigenvalue | None = None  # measures the sharpness
 
     def next_batch(self) -> Batch:
         """Return the mini-batch of the next step."""

@@ -31,6 +31,7 @@ from lsam_hpc.train.checkpoint import Checkpoints
 from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler, resume
 from lsam_hpc.train.compiler import postpone_compiler
 from lsam_hpc.train.config import TrainConfig, parse
+from lsam_hpc.train.curvature import CurvatureLog, top_eigenvalue
 from lsam_hpc.train.ending import finish
 from lsam_hpc.train.job import Chain, make_chain, pick_device, share_cores, start_averaging
 from lsam_hpc.train.job_comment import JobComment
@@ -96,16 +97,20 @@ def main(argv: Sequence[str]) -> int:
                 reserve_bytes=checkpoint.BYTES * comm.size * sum(p.numel() for p in model.parameters()),
                 steps=math.ceil(total_steps(config, dataset) / chains),
                 period=config.period if isinstance(config.period, int) else 1,
+                curvature=config.curvature_every > 0,
             ),
         ) as log:
             profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
             chain = make_chain(config, model, dataset.to(device), log, comm)
             opt = chain.opt
+            chain.top_eigenvalue = rma.raise_on_all(comm, lambda: top_eigenvalue(config, model, chain.dataset))
             held.unresponsive = lambda: {*opt.unresponsive_ranks, *opt.failed_ranks}
             held.steps = lambda: opt.communication.links.peers.steps
             if resume_point.manifest is not None:
                 resume(chain, resume_point.state, resume_point.center)
             log.first_states(opt)
+            curvature = CurvatureLog(chain, log, config.curvature_every)
+            rma.raise_on_all(comm, curvature.first)
             checkpoints = rma.raise_on_all(
                 comm,
                 lambda: Checkpoints(
@@ -130,6 +135,7 @@ def main(argv: Sequence[str]) -> int:
                     config,
                     chain,
                     log,
+                    curvature=curvature,
                     scheduler=scheduler,
                     stop_request=stop_request,
                     stragglers=stragglers,
@@ -174,6 +180,7 @@ def _train(
     chain: Chain,
     log: RunLog,
     *,
+    curvature: CurvatureLog,
     scheduler: CheckpointScheduler,
     stop_request: StopRequest,
     stragglers: Stragglers,
@@ -204,6 +211,7 @@ def _train(
                 losses = sample_losses(model, batch)
                 loss = sample_step(opt, losses, ids=chain.batches.ids, selection=chain.selection).item()
             log.step(opt, step, loss)
+            curvature.step(step + 1)
             scheduler.step()
             comment.step(step + 1)
             tracking.step(opt, step, loss)

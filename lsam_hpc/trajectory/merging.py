@@ -87,6 +87,8 @@ def _copy(log: RankLog, part: h5py.Group, compression: str) -> None:
     names, result = log.tables, log.result
     for name, columns in schema.TABLES.items():
         kind, _, state = name.partition("/")
+        if name in schema.OPTIONAL and name not in names:
+            continue
         if not state:
             table = Table(part, name, columns, {})
             if name == "result":

@@ -74,6 +74,23 @@ EXCHANGE = (
     ),
     Column("blocked", "f4", "s", "how long the training thread was held up", optional=True, since=2),
 )
+CURVATURE = (
+    Column("iteration", "i8", "steps", "local steps of this rank before the measurement", since=2),
+    Column("total_iteration", "i8", "steps", "steps of all ranks up to this rank's last one", since=2),
+    Column("time", "f8", "s", "when the measurement ended, since the run's start", since=2),
+    Column(
+        "eigenvalue",
+        "f8",
+        "1",
+        "largest eigenvalue of the loss's Hessian at the sample, on the first training images; an estimate from below",
+        since=2,
+    ),
+    Column(
+        "residual", "f8", "1", "|H v - eigenvalue v|, |v| = 1: some eigenvalue is at most this far from it", since=2
+    ),
+    Column("products", "i8", "1", "products with the Hessian", since=2),
+    Column("seconds", "f8", "s", "how long training waited", since=2),
+)
 _STATE = (
     Column("iteration", "i8", "steps", "local steps of this rank before the state was taken", since=2),
     Column("time", "f8", "s", "when it was taken, since the run's start", since=2),
@@ -129,10 +146,12 @@ CRC = Column(
     since=2,
 )
 
+OPTIONAL = ("curvature",)  # tables that only some logs have, besides those of sketches and snapshots
 STATES = ("sample", "center", "perturbation")
 TABLES: dict[str, tuple[Column, ...]] = {
     "step": STEP,
     "exchange": EXCHANGE,
+    "curvature": CURVATURE,
     **{f"sketch/{state}": SKETCH for state in STATES},
     **{f"snapshot/{state}": SNAPSHOT for state in STATES},
     "dropped": DROPPED,

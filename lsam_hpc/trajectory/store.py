@@ -37,6 +37,7 @@ class Store:
         head: of the file.
         sketched: states that have a table of sketches. Default: none.
         snapshots: format of the snapshots. Default: no snapshots.
+        curvature: whether there is a table of the curvature. Default False.
         locking: as in h5py.File.
         fill: copies rows of an earlier attempt into the tables; the file then replaces that attempt's. Default: none.
 
@@ -51,6 +52,7 @@ class Store:
         *,
         sketched: Sequence[str] = (),
         snapshots: Snapshots | None = None,
+        curvature: bool = False,
         locking: bool | str | None = None,
         fill: Callable[[dict[str, Table]], None] | None = None,
     ) -> None:
@@ -65,7 +67,7 @@ class Store:
                 part, "w", libver=LIBVER, locking=locking, fs_strategy="page", fs_page_size=PAGE
             )
             head.write(self._file)
-            self.tables = make_tables(self._file, head, sketched, snapshots)
+            self.tables = make_tables(self._file, head, sketched, snapshots, curvature=curvature)
             if fill is not None:
                 fill(self.tables)
             self._file.swmr_mode = True
@@ -99,11 +101,15 @@ class Store:
             self._file.close()
 
 
-def make_tables(root: h5py.Group, head: Head, sketched: Sequence[str], snapshots: Snapshots | None) -> dict[str, Table]:
+def make_tables(
+    root: h5py.Group, head: Head, sketched: Sequence[str], snapshots: Snapshots | None, *, curvature: bool = False
+) -> dict[str, Table]:
     """Make the tables of a rank's file."""
     tables = {}
     for name, columns in schema.TABLES.items():
         kind, _, state = name.partition("/")
+        if name in schema.OPTIONAL and not curvature:
+            continue
         if not state:
             tables[name] = Table(root, name, columns, {})
         elif kind == "sketch" and head.sketch is not None and state in sketched:

@@ -65,6 +65,10 @@ def _table(log: RankLog, name: str) -> Iterator[str]:
         yield from _steps(table, int(lost))
     elif name == "exchange":
         yield from _exchanges(table)
+    elif name == "curvature":
+        yield from _rising("iteration", table["iteration"], 1)
+        for column in ("eigenvalue", "residual"):
+            yield from _report(column, ~np.isfinite(table[column]), "finite numbers")
     elif "/" in name:
         yield from _rising("iteration", table["iteration"], 0)
         row_size = math.prod(log.head.sizes[part] for part in schema.TABLES[name][-1].per)

@@ -52,6 +52,7 @@ class TrajectoryWriter:
         sketch: the map that makes the sketches; None (default): no sketches.
         sketched: states that can be sketched. Default: sample and center.
         snapshots: which states are stored in full, and how; None (default): none.
+        curvature: make the table of `curvature`. Default False.
         locking: of the file, as in h5py.File: True, False or "best-effort"; None (default): HDF5's own choice. False
             for file systems without locks (some Lustre and NFS mounts).
         reserve_bytes: free disk space to leave to other files, such as checkpoints, B. Default 0.
@@ -74,6 +75,7 @@ class TrajectoryWriter:
         sketch: CountSketch | None = None,
         sketched: Sequence[str] = ("sample", "center"),
         snapshots: Snapshots | None = None,
+        curvature: bool = False,
         locking: bool | str | None = None,
         reserve_bytes: int = 0,
         limit_bytes: int | None = None,
@@ -111,7 +113,13 @@ class TrajectoryWriter:
             earlier.check(head, snapshots)
             fill = partial(earlier.copy, snapshots=snapshots)
         self._make_store = partial(
-            Store, self.path, head, sketched=sketched if sketch else (), snapshots=snapshots, locking=locking
+            Store,
+            self.path,
+            head,
+            sketched=sketched if sketch else (),
+            snapshots=snapshots,
+            curvature=curvature,
+            locking=locking,
         )
         self._store = self._make_store(fill=fill)
         self._backlog = Backlog(queue_bytes)
@@ -142,6 +150,12 @@ class TrajectoryWriter:
     def exchange(self, began: float, **columns: float) -> None:
         """Log an exchange: the columns of `schema.EXCHANGE` without `time`; `began` is its start by time.time()."""
         self._put("exchange", {"time": began - self._start, **columns})
+
+    def curvature(self, **columns: float) -> None:
+        """Log a measurement that ends now: the columns of `schema.CURVATURE` without `time`."""
+        if "curvature" not in self._store.tables:
+            raise InputError("curvature: expected a log that was made with a table of it, found none")
+        self._put("curvature", {"time": time.time() - self._start, **columns})
 
     def sketch(self, state: str, values: NDArray[np.float32], iteration: int, version: int = -1) -> None:
         """Log a sketch.

@@ -49,7 +49,8 @@ def make(comm, unresponsive, every="auto", *, lockstep=False):
         state_dict=lambda: {"center": {"y": 0}},
     )
     batches = SimpleNamespace(state_dict=dict)
-    chain = SimpleNamespace(opt=opt, model=nn.Identity(), batches=batches, selection=None, adversary=None)
+    parts = dict.fromkeys(("selection", "adversary", "top_eigenvalue"))
+    chain = SimpleNamespace(opt=opt, model=nn.Identity(), batches=batches, **parts)
     config = TrainConfig(checkpoint_every=every, mtbf=SECONDS**2 / (2 * 3600))
     written = Written()
     return CheckpointScheduler(config, written, chain, 0.0), opt, written

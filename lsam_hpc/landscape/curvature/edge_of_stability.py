@@ -142,24 +142,43 @@ def edge(
 
     steps = [int(run.snapshots(rank, state)["iteration"][row]) for rank, row in rows]
     sharpness = evaluate(work, len(rows), 1, folder, options, comm=comm, title=title)[:, 0]
+    of_rows = [(rank, step) for (rank, _), step in zip(rows, steps, strict=True)]
+    return Edge(sharpness=sharpness, **_around(run, of_rows))
+
+
+def measured(run: Run) -> Edge:
+    """Return the sharpness that a run measured while it trained (`lsam train --curvature-every`), without computing.
+
+    Raises:
+        InputError: it measured none, or a log is damaged.
+    """
+    tables = {rank: run.log(rank).table("curvature") for rank in run.ranks if "curvature" in run.log(rank).tables}
+    rows = [(rank, int(step)) for rank, table in tables.items() for step in table["iteration"]]
+    if not rows:
+        raise InputError(f"{run.path}: expected a measured curvature, found none: train with --curvature-every 100")
+    return Edge(sharpness=np.concatenate([t["eigenvalue"] for t in tables.values()]), **_around(run, rows))
+
+
+def _around(run: Run, rows: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Return the fields of `Edge` that do not depend on the sharpness, at the local steps of ranks."""
     ranks = sorted({rank for rank, _ in rows})
+    steps = {rank: run.steps(rank) for rank in ranks}
     logged = {rank: _limits(run, rank) for rank in ranks}
-    after = [_after(run.steps(rank), logged[rank], step) for (rank, _), step in zip(rows, steps, strict=True)]
+    after = [_after(steps[rank], logged[rank], step) for rank, step in rows]
     total, lr, ratio = np.array(after, np.float64).reshape(-1, 3).T
     every = np.concatenate([logged[rank] for rank in ranks], 1)
     every = every[:, np.argsort(every[0], kind="stable")]
     momentum = run.config.get("momentum")
     momentum = float(momentum) if isinstance(momentum, (int, float)) else 0.0
-    return Edge(
-        rank=np.array([rank for rank, _ in rows], np.int64),
-        iteration=np.array(steps, np.int64),
-        sharpness=sharpness,
-        total_iteration=total,
-        lr=lr,
-        ratio=ratio,
-        momentum=momentum,
-        logged=Limits(total_iteration=every[0], lr=every[1], ratio=every[2], momentum=momentum),
-    )
+    return {
+        "rank": np.array([rank for rank, _ in rows], np.int64),
+        "iteration": np.array([step for _, step in rows], np.int64),
+        "total_iteration": total,
+        "lr": lr,
+        "ratio": ratio,
+        "momentum": momentum,
+        "logged": Limits(total_iteration=every[0], lr=every[1], ratio=every[2], momentum=momentum),
+    }
 
 
 def _limits(run: Run, rank: int) -> NDArray[np.float64]:

@@ -74,8 +74,15 @@ def draw_layers(
         return save(drawing, path)
 
 
-def draw_edge(edge: Edge, path: Path, title: str = "") -> Path:
-    """Draw sharpness against the steps of all ranks, and the stability limits of gradient descent and of SAM."""
+def draw_edge(edge: Edge, path: Path, title: str = "", measured: Edge | None = None) -> Path:
+    """Draw sharpness against the steps of all ranks, and the stability limits of gradient descent and of SAM.
+
+    Args:
+        edge: sharpness of snapshots.
+        path: of the figure.
+        title: of the figure.
+        measured: sharpness that was measured during training, drawn as thin lines. Default: none.
+    """
     with figure(6.5, 4) as (drawing, ax):
         for i, rank in enumerate(np.unique(edge.rank)):
             of_rank = edge.rank == rank
@@ -88,6 +95,8 @@ def draw_edge(edge: Edge, path: Path, title: str = "") -> Path:
                 color=COLOURS[i % len(COLOURS)],
                 label=f"rank {rank}" if i < 8 else None,
             )
+        if measured is not None:
+            _draw_measured(ax, measured)
         _draw_limits(ax, edge.logged)
         if (edge.sharpness > 0).all():
             ax.set_yscale("log")
@@ -97,6 +106,20 @@ def draw_edge(edge: Edge, path: Path, title: str = "") -> Path:
         ax.set(title=title, xlabel="steps of all ranks", ylabel="sharpness: largest eigenvalue (loss / parameter²)")
         ax.legend(fontsize=8)
         return save(drawing, path)
+
+
+def _draw_measured(ax: Any, measured: Edge) -> None:  # noqa: ANN401 (matplotlib's objects)
+    for i, rank in enumerate(np.unique(measured.rank)):
+        of_rank = measured.rank == rank
+        ax.plot(
+            measured.total_iteration[of_rank],
+            measured.sharpness[of_rank],
+            ".-",
+            markersize=2,
+            linewidth=0.6,
+            color=COLOURS[i % len(COLOURS)],
+            label="measured in training" if i == 0 else None,
+        )
 
 
 def _draw_limits(ax: Any, logged: Limits) -> None:  # noqa: ANN401 (matplotlib's objects)
