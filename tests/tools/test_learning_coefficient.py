@@ -21,7 +21,7 @@ def test_learning_coefficient(setting, tmp_path, capsys):
     words = ["--at", "center,1@0", *SMALL, "--seed", "3", "--out", str(tmp_path), "--name", "llc"]
     assert main(["learning-coefficient", str(path), *options, *words]) == 0
     out, err = capsys.readouterr()
-    assert err.endswith("lsam learning-coefficient: 140 of 140, 0 s\n")
+    assert "lsam learning-coefficient: 140 of 140, " in err
     rows = read(tmp_path / "llc.csv")
     import spectrum_model
 
