@@ -1,4 +1,4 @@
-"""`lsam surface RUN`: evaluate loss, SAM loss and smoothed loss on a line or plane around a state."""
+"""`lsam surface RUN`: evaluate the loss and what SAM and LSAM make of it on a line or plane around a state."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective, lan
 def _parser() -> Parser:
     parser = source.parser(
         "surface",
-        "Evaluate the landscape around a state on a line or a plane: the loss f and the error, the SAM loss, and the "
-        "smoothed loss F that LSAM descends. Under mpirun the ranks share the points; after a kill the same command "
-        "resumes.",
+        "Evaluate the landscape around a state on a line or a plane: the loss f and the error, the SAM loss, f with a "
+        "gradient penalty, and the smoothed loss F that LSAM descends. Under mpirun the ranks share the points; after "
+        "a kill the same command resumes.",
     )
     parser.add_argument("--at", default="center", metavar="STATE", help=f"{SYNTAX} (default: center)")
     group = parser.add_argument_group("where")
@@ -107,7 +107,8 @@ def _parser() -> Parser:
         "--kinds",
         default="loss",
         metavar="KIND,...",
-        help="some of loss (with the error), sam: f(x + rho g / |g|), smoothed: F (default: loss)",
+        help="some of loss (with the error), sam: f(x + rho g / |g|), regularised: f + rho |g|, smoothed: F (default: "
+        "loss)",
     )
     group.add_argument("--rho", type=float, help="ascent radius (default: the run's)")
     group.add_argument(
@@ -246,7 +247,7 @@ def _options(args: argparse.Namespace, run: Run, settings: landscape.Settings) -
         "normalise": args.normalise,
         "small": args.small,
     }
-    if set(settings.kinds) & {"sam", "smoothed"}:
+    if set(settings.kinds) & landscape.WITH_RHO:
         options["rho"] = settings.rho
     if "smoothed" in settings.kinds:
         options |= {"temperature": settings.temperature, "stiffness": settings.stiffness, "draws": settings.samples}
@@ -284,7 +285,7 @@ def _write(
 
 def _title(args: argparse.Namespace, run: Run, settings: landscape.Settings) -> str:
     words = [f"{run.path.resolve().name}, around {args.at}, {args.split} data"]
-    if set(settings.kinds) & {"sam", "smoothed"}:
+    if set(settings.kinds) & landscape.WITH_RHO:
         words.append(f"rho {settings.rho:.3g}")
     if "smoothed" in settings.kinds:
         words.append(f"T {settings.temperature:.3g}, lambda {settings.stiffness:.3g}")
@@ -292,7 +293,7 @@ def _title(args: argparse.Namespace, run: Run, settings: landscape.Settings) -> 
 
 
 def _report(out: dict[str, Path], surface: li2018.Surface, settings: landscape.Settings) -> None:
-    for name in (landscape.LOSS, landscape.SAM, landscape.SMOOTHED):
+    for name in landscape.LOSSES:
         if name in surface.values:
             values = surface.values[name]
             known = values[np.isfinite(values)]

@@ -41,7 +41,7 @@ def table(file):
 
 
 def test_files_hold_what_the_library_returns(path, capsys):
-    assert surface(path, *GRID, "--kinds", "loss,sam,smoothed", "--temperature", 0.5, "--samples", 3) == 0
+    assert surface(path, *GRID, "--kinds", "loss,sam,regularised,smoothed", "--temperature", 0.5, "--samples", 3) == 0
     out = path / "figures"
     assert {f.name for f in out.iterdir()} == {
         f"surface-center-random{end}" for end in (".png", ".h5", ".csv", "-directions.h5")
@@ -49,7 +49,7 @@ def test_files_hold_what_the_library_returns(path, capsys):
     directions = read_directions(out / "surface-center-random-directions.h5", Run(path).layout)
     np.testing.assert_array_equal(directions.origin, walks()[0, -1] / 2)
     # Of the run: rho 0.1, stiffness 2.
-    settings = Settings(("loss", "sam", "smoothed"), 0.1, 0.5, 2.0, 3)
+    settings = Settings(("loss", "sam", "regularised", "smoothed"), 0.1, 0.5, 2.0, 3)
     f = Objective(classifier(), images())
     x, y = np.linspace(-1, 1, 5), np.linspace(-2, 1, 4)
     expected = scan(f, directions.origin, np.stack([directions.x, directions.y]), x, y, settings=settings)
@@ -208,7 +208,7 @@ def refused(capsys, *words):
         (("--line", "--y=0:1:3"), "--y: a line has no second axis"),
         (("--x=0:1",), "--x: expected FROM:TO:POINTS as in --x=-1:1:51, found '0:1'"),
         (("--x=1:0:5",), "--x: expected two points or more from a smaller to a larger number, found '1:0:5'"),
-        (("--kinds", "mood"), "kinds: expected some of loss, sam, smoothed, found mood"),
+        (("--kinds", "mood"), "kinds: expected some of loss, sam, regularised, smoothed, found mood"),
         (("--kinds", "smoothed", "--temperature", "0"), "temperature: expected a number > 0"),
         (("--threads", "0"), "--threads: expected 1 or more, found 0"),
         (("--name", "a/b"), "--name: expected a name without folders, found 'a/b'"),

@@ -13,7 +13,13 @@ from lsam_hpc.landscape.figures.figures import COLOURS, SURFACE, figure, save
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import surface as s
 
-TITLES = {s.LOSS: "loss f", s.SAM: "SAM loss f(x + e)", s.SMOOTHED: "smoothed loss F", s.ERROR: "error (%)"}
+TITLES = {
+    s.LOSS: "loss f",
+    s.SAM: "SAM loss f(x + e)",
+    s.REGULARISED: "f + rho |grad f|",
+    s.SMOOTHED: "smoothed loss F",
+    s.ERROR: "error (%)",
+}
 LEVELS = 14
 WIDE = 30.0  # largest / smallest loss above which contour levels are logarithmic
 _MARKS = "o^sDvP*X"
@@ -78,7 +84,7 @@ def bar(drawn: Any, axes: Any, label: str, at: NDArray[np.float64], *, logarithm
 def _plane(
     surface: Surface, path: Path, labels: Sequence[str], marks: Mapping[str, NDArray[np.float64]], title: str
 ) -> Path:
-    losses = [name for name in (s.LOSS, s.SAM, s.SMOOTHED) if name in surface.values]
+    losses = [name for name in s.LOSSES if name in surface.values]
     errors = [s.ERROR] if np.isfinite(surface.values.get(s.ERROR, np.full(1, np.nan))).any() else []
     names = losses + errors
     at, logarithmic = levels([surface.values[name] for name in losses])
@@ -107,7 +113,7 @@ def _plane(
 def _line(
     surface: Surface, path: Path, labels: Sequence[str], marks: Mapping[str, NDArray[np.float64]], title: str
 ) -> Path:
-    losses = [name for name in (s.LOSS, s.SAM, s.SMOOTHED) if name in surface.values]
+    losses = [name for name in s.LOSSES if name in surface.values]
     errors = np.isfinite(surface.values.get(s.ERROR, np.full(1, np.nan))).any()
     with figure(6.0, 5.0 if errors else 3.8, rows=2 if errors else 1) as (drawing, axes):
         axes = np.atleast_1d(axes).reshape(-1)

@@ -1,4 +1,4 @@
-"""Values on a line or a plane in parameter space: f, f_SAM, and the smoothed loss F that LSAM descends."""
+"""Values on a line or a plane: f, f_SAM, f with a gradient penalty, and the smoothed loss F that LSAM descends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,16 +22,24 @@ from lsam_hpc.landscape.workqueue import evaluate
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-KINDS = ("loss", "sam", "smoothed")
-LOSS, ERROR, SAM, SMOOTHED, SMOOTHED_ERROR, EFFECTIVE = (
+KINDS = ("loss", "sam", "regularised", "smoothed")
+LOSS, ERROR, SAM, REGULARISED, SMOOTHED, SMOOTHED_ERROR, EFFECTIVE = (
     "loss",
     "error",
     "loss_sam",
+    "loss_regularised",
     "loss_smoothed",
     "loss_smoothed_se",
     "loss_smoothed_ess",
 )
-_COLUMNS = {"loss": (LOSS, ERROR), "sam": (SAM,), "smoothed": (SMOOTHED, SMOOTHED_ERROR, EFFECTIVE)}
+LOSSES = (LOSS, SAM, REGULARISED, SMOOTHED)  # values in units of the loss, which figures show on one scale
+WITH_RHO = {"sam", "regularised", "smoothed"}  # kinds that depend on the ascent radius
+_COLUMNS = {
+    "loss": (LOSS, ERROR),
+    "sam": (SAM,),
+    "regularised": (REGULARISED,),
+    "smoothed": (SMOOTHED, SMOOTHED_ERROR, EFFECTIVE),
+}
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,9 @@ class Settings:
 
     Args:
         kinds: some of `"loss"`: f and the classification error in %; `"sam"`: f_SAM(x) = f(x + rho g / |g|) with the
-            gradient g over all data; `"smoothed"`: F(y) = -T log E[exp(-f_SAM(x) / T)], x ~ N(y, T / lambda I), by
-            Monte Carlo, with its standard error and effective sample size. Default: loss.
+            gradient g over all data; `"regularised"`: f(x) + rho |g|, which is f_SAM to first order in rho (Compagnoni
+            et al. 2023, arXiv 2301.08203); `"smoothed"`: F(y) = -T log E[exp(-f_SAM(x) / T)], x ~ N(y, T / lambda I),
+            by Monte Carlo, with its standard error and effective sample size. Default: loss.
         rho: ascent radius, in units of the parameters.
         temperature: T of the smoothing, in units of the loss.
         stiffness: lambda of the smoothing.
@@ -90,6 +100,9 @@ def values(objective: Objective, x: Tensor, settings: Settings) -> list[float]:
             numbers += objective(x)
         elif kind == "sam":
             numbers.append(f_sam(x))
+        elif kind == "regularised":
+            loss, gradient = objective.gradient(x)
+            numbers.append(loss + settings.rho * float(torch.linalg.vector_norm(gradient)))
         else:
             numbers += smoothed(
                 f_sam, x, settings.temperature, settings.stiffness, settings.samples, seed=settings.seed

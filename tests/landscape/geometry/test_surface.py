@@ -31,6 +31,22 @@ def test_f_and_f_sam_of_a_quadratic():
     np.testing.assert_allclose(surface.values["loss_sam"], 0.5 * np.einsum("yxi,ij,yxj->yx", up, h, up), rtol=1e-12)
 
 
+def test_the_regularised_loss_of_a_quadratic():
+    f, h, c = quadratic()
+    rng = np.random.default_rng(1)
+    origin, directions = rng.standard_normal(6), rng.standard_normal((2, 6))
+    surface = scan(f, origin, directions, X, Y, settings=Settings(("sam", "regularised"), rho=0.3))
+    offsets = points(origin, directions) - c
+    g = offsets @ h
+    norm = np.linalg.norm(g, axis=-1)
+    expected = 0.5 * np.einsum("yxi,ij,yxj->yx", offsets, h, offsets) + 0.3 * norm
+    np.testing.assert_allclose(surface.values["loss_regularised"], expected, rtol=1e-12)
+    # It is f_SAM without the term of second order in rho.
+    second = 0.5 * 0.3**2 * np.einsum("yxi,ij,yxj->yx", g, h, g) / norm**2
+    np.testing.assert_allclose(surface.values["loss_sam"] - surface.values["loss_regularised"], second, rtol=1e-9)
+    assert values(f, torch.from_numpy(c), Settings(("regularised",), rho=0.3)) == [0.0]
+
+
 def test_a_line_and_its_smoothed_loss():
     a = 3.0
     f = function(lambda x: 0.5 * a * x @ x, 1)
@@ -75,7 +91,7 @@ def test_bad_input():
     with pytest.raises(InputError, match="model: expected 5 parameters, as in the state, found 6"):
         scan(f, np.zeros(5), np.ones((1, 6)), X)
     for words, message in (
-        ({"kinds": ("loss", "mood")}, "kinds: expected some of loss, sam, smoothed, found loss, mood"),
+        ({"kinds": ("loss", "mood")}, "kinds: expected some of loss, sam, regularised, smoothed, found loss, mood"),
         ({"kinds": ()}, "kinds: expected some of .*, found none"),
         ({"rho": -1.0}, "rho: expected a number >= 0, found -1.0"),
         ({"kinds": ("smoothed",), "temperature": 0.0}, "temperature: expected a number > 0"),
