@@ -97,8 +97,9 @@ def write(
 
 
 def write_edge(out: dict[str, Path], along: Edge, title: str, *, format_: str, measured: Edge | None = None) -> None:
-    """Write and draw the largest eigenvalue of the snapshots; draw that of training beside it."""
-    names = ("rank", "iteration", "total_iteration", "sharpness", "lr", "limit", "momentum_limit", "ratio", "sam_limit")
+    """Write and draw the sharpness of the snapshots; draw that of training beside it."""
+    names = ["rank", "iteration", "total_iteration", "sharpness", "update_sharpness", "gradient_sharpness"]
+    names += ["lr", "limit", "momentum_limit", "ratio", "sam_limit"]
     write_csv(out["-edge.csv"], {name: getattr(along, name) for name in names})
     draw_edge(along, out[f"-edge.{format_}"], title, measured)
 

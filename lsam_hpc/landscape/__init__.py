@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lsam_hpc.landscape.chains.mcmc import mixing
     from lsam_hpc.landscape.chains.statistics import Chains
     from lsam_hpc.landscape.chains.timeline import write_timeline
+    from lsam_hpc.landscape.curvature.directional import directional_sharpness
     from lsam_hpc.landscape.curvature.edge_of_stability import Edge, Limits, edge, snapshots
     from lsam_hpc.landscape.curvature.opposing_signals import Outliers, outliers
     from lsam_hpc.landscape.curvature.products import layers
@@ -56,6 +57,7 @@ _HOMES = {
     "Chains": "chains.statistics",
     **dict.fromkeys(("Edge", "Limits", "edge", "snapshots"), "curvature.edge_of_stability"),
     **dict.fromkeys(("Density", "density"), "curvature.spectral_density"),
+    "directional_sharpness": "curvature.directional",
     "eigenpairs": "curvature.spectrum",
     "diagnose": "chains.diagnosis",
     "layers": "curvature.products",
@@ -93,6 +95,7 @@ __all__ = [
     "curve",
     "density",
     "diagnose",
+    "directional_sharpness",
     "edge",
     "eigenpairs",
     "find_curve",

@@ -12,6 +12,7 @@ import torch
 from lsam_hpc import InputError
 from lsam_hpc.cli import main
 from lsam_hpc.landscape.curvature import blocks, products, spectrum
+from lsam_hpc.landscape.curvature.directional import directional_sharpness
 from lsam_hpc.landscape.curvature.products import Operator
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
@@ -66,6 +67,10 @@ def test_spectrum(setting, tmp_path, capsys):
     assert [(row["rank"], row["iteration"]) for row in edges] == [(r, i) for r in "01" for i in "012"]
     top = eigenpairs(f, f.vector(states[1, 0]), 1)[0][0]
     assert float(edges[3]["sharpness"]) == pytest.approx(top)
+    update = (states[1, 1] - states[1, 0]).astype(np.float64)
+    along = directional_sharpness(f, f.vector(states[1, 0]), torch.from_numpy(update[None]))[0]
+    assert float(edges[3]["update_sharpness"]) == pytest.approx(along, rel=1e-6)
+    assert [row["update_sharpness"] == "" for row in edges] == [False, False, True] * 2
     assert float(edges[3]["limit"]) == pytest.approx(20)
     assert float(edges[3]["momentum_limit"]) == pytest.approx(30)
     for name in ("spectrum-center.png", "spectrum-center-layers.png", "spectrum-center-edge.png"):

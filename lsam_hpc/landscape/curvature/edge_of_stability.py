@@ -1,4 +1,4 @@
-"""The edge of stability: the largest eigenvalue at a run's snapshots, and the limits above which training diverges.
+"""The edge of stability: sharpness at a run's snapshots, and the limits above which training diverges.
 
 Sources: Cohen, Kaur, Li, Kolter and Talwalkar 2021, "Gradient Descent on Neural Networks Typically Occurs at the Edge
 of Stability" (arXiv 2103.00065); Agarwala and Dauphin 2023, "SAM operates far from home: eigenvalue regularization as a
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.curvature.directional import directional_sharpness
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.workqueue import evaluate
@@ -24,6 +26,8 @@ from lsam_hpc.trajectory.rows import Columns
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+_VALUES = ("sharpness", "update_sharpness", "gradient_sharpness")  # of a snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +77,17 @@ class Edge(Limits):
         rank: rank that took the snapshot.
         iteration: number of the rank's steps before it.
         sharpness: largest eigenvalue of the matrix.
+        update_sharpness: directional sharpness of the update to the rank's next snapshot; NaN if there is none, or the
+            state did not move.
+        gradient_sharpness: directional sharpness of the gradient of f over all data; NaN if it is 0.
         logged: limits at the logged steps of these ranks, in the order of all ranks' steps.
     """
 
     rank: NDArray[np.int64]
     iteration: NDArray[np.int64]
     sharpness: NDArray[np.float64]
+    update_sharpness: NDArray[np.float64]
+    gradient_sharpness: NDArray[np.float64]
     logged: Limits
 
 
@@ -114,12 +123,12 @@ def edge(
     comm: MPI.Intracomm | None = None,
     title: str | None = None,
 ) -> Edge:
-    """Return the sharpness of a run's snapshots.
+    """Return the sharpness of a run's snapshots, and their directional sharpness.
 
     Args:
         run: with snapshots.
         objective: f on fixed data.
-        rows: (rank, row) of the snapshots, as `snapshots` returns them.
+        rows: (rank, row) of the snapshots, as `snapshots` returns them: each rank's in the order of its steps.
         state: `"sample"` (default) or `"center"`.
         matrix: `"hessian"` (default) or `"ggn"`.
         seed: of the start vectors.
@@ -133,17 +142,22 @@ def edge(
     """
 
     def work(index: int) -> list[float]:
+        """Return the values of a snapshot, in the order of `_VALUES`."""
         rank, row = rows[index]
         x = objective.vector(run.snapshot(rank, row, state))
         try:
-            return [eigenpairs(objective, x, 1, matrix, seed=seed)[0][0]]
+            top = eigenpairs(objective, x, 1, matrix, seed=seed)[0][0]
+            later = next((later for its_rank, later in rows[index + 1 :] if its_rank == rank), row)
+            update = objective.vector(run.snapshot(rank, later, state)) - x
+            along = torch.stack([update, objective.gradient(x)[1]])
+            return [top, *directional_sharpness(objective, x, along, matrix, check=False)]
         except InputError as error:
             raise InputError(f"{run.path}: {state} of rank {rank} at step {steps[index]}: {error}") from error
 
     steps = [int(run.snapshots(rank, state)["iteration"][row]) for rank, row in rows]
-    sharpness = evaluate(work, len(rows), 1, folder, options, comm=comm, title=title)[:, 0]
+    table = evaluate(work, len(rows), len(_VALUES), folder, options, comm=comm, title=title)
     of_rows = [(rank, step) for (rank, _), step in zip(rows, steps, strict=True)]
-    return Edge(sharpness=sharpness, **_around(run, of_rows))
+    return Edge(**dict(zip(_VALUES, table.T, strict=True)), **_around(run, of_rows))
 
 
 def measured(run: Run) -> Edge:
@@ -156,7 +170,9 @@ def measured(run: Run) -> Edge:
     rows = [(rank, int(step)) for rank, table in tables.items() for step in table["iteration"]]
     if not rows:
         raise InputError(f"{run.path}: expected a measured curvature, found none: train with --curvature-every 100")
-    return Edge(sharpness=np.concatenate([t["eigenvalue"] for t in tables.values()]), **_around(run, rows))
+    values = dict.fromkeys(_VALUES, np.full(len(rows), np.nan))
+    values["sharpness"] = np.concatenate([t["eigenvalue"] for t in tables.values()])
+    return Edge(**values, **_around(run, rows))
 
 
 def _around(run: Run, rows: Sequence[tuple[int, int]]) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def draw_layers(
 def draw_edge(edge: Edge, path: Path, title: str = "", measured: Edge | None = None) -> Path:
     """Draw sharpness against the steps of all ranks, and the stability limits of gradient descent and of SAM.
 
+    Directional sharpness is drawn where it is positive.
+
     Args:
         edge: sharpness of snapshots.
         path: of the figure.
@@ -97,6 +99,7 @@ def draw_edge(edge: Edge, path: Path, title: str = "", measured: Edge | None = N
             )
         if measured is not None:
             _draw_measured(ax, measured)
+        _draw_directional(ax, edge)
         _draw_limits(ax, edge.logged)
         if (edge.sharpness > 0).all():
             ax.set_yscale("log")
@@ -120,6 +123,20 @@ def _draw_measured(ax: Any, measured: Edge) -> None:  # noqa: ANN401 (matplotlib
             color=COLOURS[i % len(COLOURS)],
             label="measured in training" if i == 0 else None,
         )
+
+
+def _draw_directional(ax: Any, edge: Edge) -> None:  # noqa: ANN401 (matplotlib's objects)
+    """Draw the directional sharpness of each rank, in its colour."""
+    for values, mark, label in (
+        (edge.update_sharpness, "x", "along the update"),
+        (edge.gradient_sharpness, "+", "along -grad f"),
+    ):
+        shown = np.where(values > 0, values, np.nan)  # also NaN, which is no update
+        for i, rank in enumerate(np.unique(edge.rank)):
+            at, colour = edge.rank == rank, COLOURS[i % len(COLOURS)]
+            ax.plot(edge.total_iteration[at], shown[at], mark + ":", markersize=4, linewidth=0.5, color=colour)
+        if np.isfinite(shown).any():
+            ax.plot([], [], mark, markersize=4, color=CENTER, label=label)
 
 
 def _draw_limits(ax: Any, logged: Limits) -> None:  # noqa: ANN401 (matplotlib's objects)

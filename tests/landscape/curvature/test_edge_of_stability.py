@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from lsam_hpc import SAM, InputError
+from lsam_hpc.landscape.curvature.directional import directional_sharpness
 from lsam_hpc.landscape.curvature.edge_of_stability import Limits, edge, snapshots
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.trajectory import Run, Snapshots, TrajectoryWriter
+from tests.helpers.landscapes import quadratic
 from tests.helpers.logs import attributes, make_run, step_row
 
 
@@ -60,6 +62,34 @@ def test_sharpness_and_limits(run):
     center = snapshots(run, "center")
     assert center == [(0, 0), (0, 1), (0, 2)]
     np.testing.assert_allclose(edge(run, f, center, "center").sharpness, 25, rtol=1e-5)
+
+
+def test_directional_sharpness_of_updates_and_gradients(run):
+    f = Objective(Quartic(), [(torch.zeros(4), torch.zeros(4))], lambda outputs, _: outputs.mean())
+    result = edge(run, f, snapshots(run))
+    # A rank moves along the second axis, from -i to its next value, where the curvature is i^2.
+    np.testing.assert_allclose(result.update_sharpness, [0, 4, np.nan] * 2, rtol=1e-6)
+    w = np.array([[1, i, rank] for rank in range(2) for i in (0, 2, 8)], np.float64)
+    np.testing.assert_allclose(result.gradient_sharpness, (w**8).sum(1) / (w**6).sum(1), rtol=1e-5)
+    still = edge(run, f, snapshots(run, "center"), "center")
+    assert np.isnan(still.update_sharpness).all()
+    np.testing.assert_allclose(still.gradient_sharpness, 25, rtol=1e-5)
+
+
+def test_directional_sharpness_of_a_quadratic():
+    f, h, c = quadratic()
+    x, lr = np.arange(6.0), 0.01
+    g = h @ (x - c)
+    values, vectors = np.linalg.eigh(h)
+    u = np.stack([-lr * g, vectors[:, -1], 3 * vectors[:, 0], np.ones(6), np.zeros(6), np.full(6, np.inf)])
+    expected = [g @ h @ g / (g @ g), values[-1], values[0], h.sum() / 6, np.nan, np.nan]
+    found = directional_sharpness(f, torch.from_numpy(x), torch.from_numpy(u))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    # The loss after a step of gradient descent is that of the expansion of second order, which is exact here.
+    after = f(torch.from_numpy(x - lr * g)).loss
+    assert after == pytest.approx(f(torch.from_numpy(x)).loss - lr * g @ g + lr**2 / 2 * (g @ g) * found[0], rel=1e-12)
+    with pytest.raises(InputError, match=r"directions: expected shape \(n, 6\), found \(6,\)"):
+        directional_sharpness(f, torch.from_numpy(x), torch.ones(6))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
