@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.curvature.blocks import EIGENVALUES, KINDS, TRACE, Block, Settings, Spectrum
+from lsam_hpc.landscape.curvature.blocks import ALL, EIGENVALUES, KINDS, SMALLEST, TRACE, Block, Settings, Spectrum
 from lsam_hpc.landscape.curvature.blocks import spectra as compute
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, measured, snapshots
 from lsam_hpc.landscape.curvature.products import MATRICES, curvature, layers
@@ -27,7 +27,7 @@ from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 
 MEASURED = "measured"  # value of --along
-NUMBERS = ("eigenvalues", "steps", "repeats", "products", "seed", "vectors")  # options that are `Settings`
+NUMBERS = ("eigenvalues", "smallest", "steps", "repeats", "products", "seed", "vectors")  # options that are `Settings`
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
     ranks = Ranks()
     args, run, objective, settings = ranks.raise_on_all(lambda: _begin(argv))
     name = args.name or f"spectrum-{source.state_label(args.at)}"
-    blocks = [] if objective is None or args.only_along else _blocks(args, objective)
+    classes = {} if objective is None else ranks.raise_on_all(lambda: _classes(args, objective))
+    blocks = [] if objective is None or args.only_along else _blocks(args, objective, classes)
     names = suffixes(blocks, args.format, along=bool(args.along))
     folder = ranks.on_first(lambda: source.folder(args, run))
     out = ranks.on_first(lambda: places(folder, name, names, overwrite=args.overwrite))
@@ -47,7 +48,13 @@ def main(argv: Sequence[str]) -> int:
         x = ranks.raise_on_all(lambda: objective.vector(state(run, args.at)))
         ranks.raise_on_all(lambda: _check(objective, x, args.matrix))
         options = {**of_run, "at": args.at, "x": digest(x.cpu().numpy()), **_options(blocks, settings)}
-        shared: dict[str, Any] = {"folder": parts[0], "options": options, "comm": ranks.comm, "title": title}
+        shared: dict[str, Any] = {
+            "classes": classes,
+            "folder": parts[0],
+            "options": options,
+            "comm": ranks.comm,
+            "title": title,
+        }
         spectra = compute(objective, x, blocks, settings, **shared)
     along: Edge | None = None
     if args.along == MEASURED:
@@ -59,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         along = edge(run, objective, rows, args.along, matrix=args.matrix[0], seed=args.seed, **shared)
     if ranks.is_first:
         if objective is not None and blocks:
-            print(table(blocks, spectra))
+            print(table(blocks, spectra, objective.samples, {name: part.samples for name, part in classes.items()}))
             notes = {"at": args.at, **asdict(settings), **objective_options(args, objective)}
             write(out, blocks, spectra, notes, format_=args.format)
         if along is not None:
@@ -78,7 +85,7 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
     args = source.parse(_parser(), argv, "scipy")
     if not args.quiet:
         require("tqdm")
-    args.only_along = bool(args.along) and not (args.at or args.kinds or args.layers or args.vectors)
+    args.only_along = bool(args.along) and not (args.at or args.kinds or args.layers or args.vectors or args.classes)
     args.at = args.at or "center"
     args.matrix = args.matrix.split(",")
     for name in args.matrix:
@@ -88,6 +95,8 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
     for name in args.kinds:
         if name not in KINDS:
             raise InputError(f"--kinds: expected some of {', '.join(KINDS)}, found {name!r}")
+    if args.kinds and not set(args.kinds) - {SMALLEST} and "hessian" not in args.matrix:
+        raise InputError(f"--kinds: expected --matrix hessian for smallest, found {','.join(args.matrix)}")
     if args.vectors and args.kinds and EIGENVALUES not in args.kinds:
         raise InputError(f"--vectors: expected {EIGENVALUES} among --kinds, found {','.join(args.kinds)}")
     try:
@@ -112,20 +121,24 @@ def _has_measured(run: Run) -> bool:
 def _parser() -> Parser:
     parser = source.parser(
         "spectrum",
-        "Compute the largest eigenvalues, the trace and the spectral density of the Hessian and the Gauss-Newton "
-        "matrix of the loss at a state; with --along the largest eigenvalue at every snapshot, beside 2 / lr. Under "
-        "mpirun the ranks share the work; after a kill the same command resumes.",
+        "Compute the largest and smallest eigenvalues, the trace and the spectral density of the Hessian and the "
+        "Gauss-Newton matrix of the loss at a state; with --along the sharpness at every snapshot, beside 2 / lr. "
+        "Under mpirun the ranks share the work; after a kill the same command resumes.",
     )
     parser.add_argument("--at", metavar="STATE", help=f"{SYNTAX} (default: center)")
     parser.add_argument("--matrix", default="hessian,ggn", help="some of hessian, ggn (default: both)")
     parser.add_argument("--eigenvalues", type=int, default=10, metavar="K", help="how many, the largest (default: 10)")
+    smallest = "how many eigenvalues of the Hessian, the smallest (default: 1)"
+    parser.add_argument("--smallest", type=int, default=1, metavar="K", help=smallest)
     parser.add_argument("--layers", action="store_true", help="also analyse each layer's diagonal block")
     parser.add_argument(
         "--kinds",
         metavar="KIND,...",
-        help="some of eigenvalues, trace, density (default: all; for layers eigenvalues and trace; with --along none, "
-        "unless --at, --layers or --vectors is given)",
+        help="some of eigenvalues, smallest (of the Hessian), trace, density (default: all; for layers eigenvalues and "
+        "trace; with --along none, unless --at, --layers, --class or --vectors is given)",
     )
+    classes = "also analyse the loss of each of these classes, or of all classes"
+    parser.add_argument("--class", dest="classes", metavar="C,...", help=f"{classes} (--class all)")
     along = (
         "sample, center: compute the first matrix's largest eigenvalue at every snapshot of this state; measured: draw "
         "what lsam train --curvature-every logged, without computing"
@@ -154,18 +167,35 @@ def _check(objective: Objective, x: Tensor, matrices: Sequence[str]) -> None:
             pass
 
 
-def _blocks(args: argparse.Namespace, objective: Objective) -> list[Block]:
+def _classes(args: argparse.Namespace, objective: Objective) -> dict[str, Objective]:
+    """Return the losses of the classes that --class names."""
+    if not args.classes:
+        return {}
+    parts = objective.of_classes()
+    chosen = list(parts) if args.classes == "all" else list(dict.fromkeys(args.classes.split(",")))
+    for name in chosen:
+        if name not in parts:
+            raise InputError(f"--class: expected all, or some of {', '.join(parts)}, found {name!r}")
+    return {name: parts[name] for name in chosen}
+
+
+def _blocks(args: argparse.Namespace, objective: Objective, classes: Iterable[str]) -> list[Block]:
     whole, inner = (tuple(args.kinds) or default for default in (KINDS, (EIGENVALUES, TRACE)))
     parts: list[tuple[str, int, list[int] | None, tuple[str, ...]]] = [(WHOLE, objective.size, None, whole)]
     if args.layers:
         sizes = [p.numel() for p in objective.params]
         parts += [(name, sum(sizes[i] for i in params), params, inner) for name, params in layers(objective).items()]
-    return [Block(matrix, *part) for matrix in args.matrix for part in parts]
+    groups = [(*part, ALL) for part in parts] + [(*parts[0], name) for name in classes]
+    blocks = [Block(matrix, *part) for matrix in args.matrix for part in groups]
+    # The Gauss-Newton matrix of a convex loss has no negative eigenvalues.
+    return [
+        b if b.matrix == "hessian" else b._replace(kinds=tuple(k for k in b.kinds if k != SMALLEST)) for b in blocks
+    ]
 
 
 def _options(blocks: Sequence[Block], settings: Settings) -> dict[str, Any]:
     """Return what the jobs' results depend on, beside the point and the data."""
-    return {**asdict(settings), "blocks": [[block.matrix, block.layer, *block.kinds] for block in blocks]}
+    return {**asdict(settings), "blocks": [[block.matrix, block.layer, block.group, *block.kinds] for block in blocks]}
 
 
 if __name__ == "__main__":

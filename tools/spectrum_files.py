@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lsam_hpc.landscape.curvature.blocks import DENSITY, EIGENVALUES, TRACE, Block, Spectrum
+from lsam_hpc.landscape.curvature.blocks import ALL, DENSITY, EIGENVALUES, SMALLEST, TRACE, Block, Spectrum
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge
+from lsam_hpc.landscape.figures.draw_classes import draw_classes
 from lsam_hpc.landscape.figures.draw_curvature import draw_edge, draw_layers, draw_spectra
 from lsam_hpc.landscape.report.tables import write_arrays, write_csv
 from lsam_hpc.util.text import columns
@@ -17,18 +18,29 @@ from lsam_hpc.util.text import columns
 WHOLE = "all"  # name of the whole matrix among the blocks
 
 
-def table(blocks: Sequence[Block], spectra: Sequence[Spectrum]) -> str:
-    """Return the table that is printed, one row per block; a dash for what was not asked for."""
-    rows = [("matrix", "layer", "parameters", "largest", "second", "trace", "+-", "smallest node")]
+def table(blocks: Sequence[Block], spectra: Sequence[Spectrum], samples: int, classes: Mapping[str, int]) -> str:
+    """Return the table that is printed, one row per block; a dash for what was not asked for.
+
+    Args:
+        blocks: what was computed.
+        spectra: the results.
+        samples: their number.
+        classes: number of samples of each class; empty if the table needs no column for them.
+    """
+    head = ("parameters", "largest", "second", "smallest", "-smallest/largest", "trace", "+-", "smallest node")
+    rows = [("matrix", "layer", *(("class", "samples") if classes else ()), *head)]
     for block, spectrum in zip(blocks, spectra, strict=True):
         values, trace, density = spectrum.values, spectrum.trace, spectrum.density
         rows.append(
             (
                 block.matrix,
                 block.layer,
+                *((block.group, f"{classes.get(block.group, samples):,}") if classes else ()),
                 f"{block.size:,}",
                 f"{values[0]:.5g}" if len(values) else "-",
                 f"{values[1]:.5g}" if len(values) > 1 else "-",
+                f"{spectrum.smallest[0]:.5g}" if len(spectrum.smallest) else "-",
+                "-" if np.isnan(spectrum.ratio) else f"{spectrum.ratio:.4g}",
                 f"{trace.value:.5g}" if trace else "-",
                 f"{trace.error:.2g}" if trace else "-",
                 f"{density.nodes[0]:.4g}" if density else "-",
@@ -44,9 +56,10 @@ def suffixes(blocks: Sequence[Block], format_: str, *, along: bool) -> list[str]
     names = {
         figure: any(DENSITY in block.kinds for block in blocks if block.layer == WHOLE),
         ".h5": bool(blocks),
-        "-eigenvalues.csv": EIGENVALUES in kinds,
+        "-eigenvalues.csv": bool(kinds & {EIGENVALUES, SMALLEST}),
         "-traces.csv": TRACE in kinds,
         "-density.csv": DENSITY in kinds,
+        f"-classes{figure}": any(block.group != ALL for block in blocks),
         f"-layers{figure}": _in_layers(blocks, EIGENVALUES) or _in_layers(blocks, TRACE),
         f"-edge{figure}": along,
         "-edge.csv": along,
@@ -70,9 +83,11 @@ def write(
     _write_tables(out, each)
     arrays: dict[str, Any] = {}
     for b, s in each:
-        at = f"{b.matrix}/{b.layer}"
+        at = f"{b.matrix}/{b.layer}" if b.group == ALL else f"{b.matrix}/class {b.group}"
         if len(s.values):
             arrays[f"{at}/eigenvalues"] = s.values
+        if len(s.smallest):
+            arrays[f"{at}/smallest"] = s.smallest
         if s.trace:
             arrays |= {f"{at}/trace": s.trace.value, f"{at}/trace_error": s.trace.error}
         if s.density:
@@ -85,8 +100,11 @@ def write(
             arrays[f"{at}/eigenvectors"] = s.vectors
     write_arrays(out[".h5"], arrays, notes)
     if (figure := f".{format_}") in out:
-        whole = {b.matrix: (s.values, s.density) for b, s in each if b.layer == WHOLE and s.density}
+        whole = {b.matrix: (s.values, s.density) for b, s in each if b.layer == WHOLE and b.group == ALL and s.density}
         draw_spectra(whole, out[figure], notes["at"])
+    if (figure := f"-classes.{format_}") in out:
+        of_classes = [(b, s) for b, s in each if b.group != ALL]
+        draw_classes([(b.matrix, b.group, s) for b, s in of_classes], out[figure], notes["at"])
     if (figure := f"-layers.{format_}") in out:
         inner = [(b, s) for b, s in each if b.layer != WHOLE]
         matrices = list(dict.fromkeys(b.matrix for b, _ in inner))
@@ -108,20 +126,28 @@ def _in_layers(blocks: Sequence[Block], kind: str) -> bool:
     return any(kind in block.kinds for block in blocks if block.layer != WHOLE)
 
 
+def _numbered(block: Block, spectrum: Spectrum) -> list[tuple[int, float]]:
+    """Return the eigenvalues with their places in descending order, from 1 to the number of parameters."""
+    places = {i + 1: float(value) for i, value in enumerate(spectrum.values)}
+    for i, value in enumerate(spectrum.smallest):
+        places.setdefault(block.size - i, float(value))
+    return sorted(places.items())
+
+
 def _write_tables(out: dict[str, Path], each: Sequence[tuple[Block, Spectrum]]) -> None:
     rows: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         "-eigenvalues.csv": (
-            ("matrix", "layer", "number", "eigenvalue"),
-            [(b.matrix, b.layer, i + 1, value) for b, s in each for i, value in enumerate(s.values)],
+            ("matrix", "layer", "class", "number", "eigenvalue"),
+            [(b.matrix, b.layer, b.group, *pair) for b, s in each for pair in _numbered(b, s)],
         ),
         "-traces.csv": (
-            ("matrix", "layer", "parameters", "trace", "standard_error"),
-            [(b.matrix, b.layer, b.size, s.trace.value, s.trace.error) for b, s in each if s.trace],
+            ("matrix", "layer", "class", "parameters", "trace", "standard_error"),
+            [(b.matrix, b.layer, b.group, b.size, s.trace.value, s.trace.error) for b, s in each if s.trace],
         ),
         "-density.csv": (
-            ("matrix", "layer", "node", "weight"),
+            ("matrix", "layer", "class", "node", "weight"),
             [
-                (b.matrix, b.layer, node, weight)
+                (b.matrix, b.layer, b.group, node, weight)
                 for b, s in each
                 if s.density
                 for node, weight in zip(s.density.nodes, s.density.weights, strict=True)

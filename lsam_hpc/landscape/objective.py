@@ -68,6 +68,27 @@ class Objective:
         # cuDNN's recurrent layers have no derivative in eval mode, and no second derivative in any.
         self._recurs = any(isinstance(module, nn.RNNBase) for module in model.modules())
         self._at = FlatVector(self.params)
+        self._statistics = self.batches  # from which BatchNorm's statistics are recomputed
+
+    def of_classes(self) -> dict[str, Objective]:
+        """Return the mean loss over each class's samples, by the class's number, ascending.
+
+        Their means, weighted by the numbers of samples, are f; so are those of their derivatives. BatchNorm's
+        statistics are those of all samples.
+
+        Raises:
+            InputError: the targets are not classes.
+        """
+        targets = [y for _, y in self.batches]
+        if any(y.ndim != 1 or y.is_floating_point() for y in targets):
+            raise InputError(f"data: expected targets that are classes, found shape {tuple(targets[0].shape)}")
+        parts = {}
+        for name in sorted({int(value) for y in targets for value in y.unique()}):
+            chosen = [(x[y == name], y[y == name]) for x, y in self.batches if bool((y == name).any())]
+            part = Objective(self.model, chosen, self.loss, "recalibrate" if self.recalibrates else "keep")
+            part._statistics = self._statistics
+            parts[str(name)] = part
+        return parts
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,7 +126,7 @@ class Objective:
                 self._at.vector.copy_(self.vector(x))
                 self._at.scatter(self.params)
                 if self.recalibrates:
-                    recalibrate(self.model, (inputs for inputs, _ in self.batches))
+                    recalibrate(self.model, (inputs for inputs, _ in self._statistics))
                 yield self.model
             finally:
                 with torch.no_grad():

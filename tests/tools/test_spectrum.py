@@ -13,7 +13,7 @@ from lsam_hpc import InputError
 from lsam_hpc.cli import main
 from lsam_hpc.landscape.curvature import blocks, products, spectrum
 from lsam_hpc.landscape.curvature.directional import directional_sharpness
-from lsam_hpc.landscape.curvature.products import Operator
+from lsam_hpc.landscape.curvature.products import Operator, curvature, dense
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
 from tests.helpers.logs import make_run
@@ -37,6 +37,8 @@ def test_spectrum(setting, tmp_path, capsys):
         "parameters",
         "largest",
         "second",
+        "smallest",
+        "-smallest/largest",
         "trace",
         "+-",
         "smallest",
@@ -103,9 +105,15 @@ def test_bad_input(setting, tmp_path, capsys):
         ([str(path), *options, "--products", "4"], "--products: expected a multiple of 3, found 4"),
         (
             [str(path), *options, "--kinds", "norm"],
-            "--kinds: expected some of eigenvalues, trace, density, found 'norm",
+            "--kinds: expected some of eigenvalues, smallest, trace, density, found 'norm",
         ),
         ([str(path), *options, "--kinds", "trace", "--vectors"], "--vectors: expected eigenvalues among --kinds"),
+        ([str(path), *options, "--smallest", "0"], "--smallest: expected 1 or more, found 0"),
+        (
+            [str(path), *options, "--kinds", "smallest", "--matrix", "ggn"],
+            "--kinds: expected --matrix hessian for smallest, found ggn",
+        ),
+        ([str(path), *options, "--class", "0,7"], "--class: expected all, or some of 0, 1, 2, 3, found '7'"),
         ([str(bare), *options, "--along", "sample"], "expected snapshots of the sample, found none: train with --snap"),
     ):
         assert main(["spectrum", *words, "--out", str(tmp_path / "out"), "--quiet"]) == 2
@@ -113,6 +121,36 @@ def test_bad_input(setting, tmp_path, capsys):
         assert err.startswith("lsam spectrum: ")
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_classes_and_smallest_eigenvalues(setting, tmp_path, capsys):
+    path, options, states = setting
+    words = ["--class", "all", "--smallest", "2", "--eigenvalues", "3", "--steps", "5", "--repeats", "2", "--quiet"]
+    assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path), "--double"]) == 0
+    import spectrum_model
+
+    f = Objective(spectrum_model.model().double(), [(x.double(), y) for x, y in spectrum_model.loader()])
+    at = f.vector(states[0, 2] / 2)
+    parts = {"all": f, **f.of_classes()}
+    rows = read(tmp_path / "spectrum-center-eigenvalues.csv")
+    lines = {
+        words[2]: words for words in map(str.split, capsys.readouterr().out.splitlines()) if words[:1] == ["hessian"]
+    }
+    assert list(lines) == ["all", "0", "1", "2", "3"]
+    for name, part in parts.items():
+        with curvature(part, at) as operator:
+            values = np.linalg.eigvalsh(dense(operator).numpy())[::-1]
+        chosen = [(int(row["number"]), float(row["eigenvalue"])) for row in rows if row["class"] == name]
+        found = dict(chosen[:5])  # of the Hessian
+        assert list(found) == [1, 2, 3, 51, 52]
+        np.testing.assert_allclose(list(found.values()), values[[0, 1, 2, 50, 51]], rtol=1e-6)
+        assert [number for number, _ in chosen[5:]] == [1, 2, 3]  # of the GGN
+        assert lines[name][7:9] == [f"{values[-1]:.5g}", f"{-values[-1] / values[0]:.4g}"]
+        assert lines[name][3] == str(part.samples)
+        with h5py.File(tmp_path / "spectrum-center.h5") as file:
+            group = file["hessian/all" if name == "all" else f"hessian/class {name}"]
+            np.testing.assert_allclose(group["smallest"][:], values[[51, 50]], rtol=1e-6)
+    assert (tmp_path / "spectrum-center-classes.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_missing_package(setting, tmp_path, capsys, monkeypatch):
@@ -127,6 +165,8 @@ def test_a_missing_package(setting, tmp_path, capsys, monkeypatch):
     [
         (["--along", "sample"], ["-edge.csv", "-edge.png"]),
         (["--kinds", "trace"], ["-traces.csv", ".h5"]),
+        (["--kinds", "smallest"], ["-eigenvalues.csv", ".h5"]),
+        (["--kinds", "smallest", "--class", "2"], ["-classes.png", "-eigenvalues.csv", ".h5"]),
         (
             ["--along", "sample", "--at", "center", "--matrix", "ggn"],
             ["-density.csv", "-edge.csv", "-edge.png", "-eigenvalues.csv", "-traces.csv", ".h5", ".png"],

@@ -170,7 +170,7 @@ def measured(run: Run) -> Edge:
     rows = [(rank, int(step)) for rank, table in tables.items() for step in table["iteration"]]
     if not rows:
         raise InputError(f"{run.path}: expected a measured curvature, found none: train with --curvature-every 100")
-    values = dict.fromkeys(_VALUES, np.full(len(rows), np.nan))
+    values: dict[str, Any] = dict.fromkeys(_VALUES, np.full(len(rows), np.nan))
     values["sharpness"] = np.concatenate([t["eigenvalue"] for t in tables.values()])
     return Edge(**values, **_around(run, rows))
 

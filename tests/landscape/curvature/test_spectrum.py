@@ -13,6 +13,7 @@ from lsam_hpc.landscape.curvature.spectral_density import Density, density, lanc
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.curvature.trace import trace
 from lsam_hpc.landscape.objective import Objective
+from tests.helpers.landscapes import function
 
 
 def half_square(outputs, targets):
@@ -98,6 +99,28 @@ def test_eigenvalues_of_a_network(net, matrix):
     np.testing.assert_allclose(top, values[:-11:-1], rtol=1e-6)
     np.testing.assert_allclose(np.abs((vectors * columns[:, :-11:-1].T).sum(1)), 1, atol=1e-6)
     np.testing.assert_array_equal(eigenpairs(f, x, 10, matrix)[1], vectors)
+
+
+def test_smallest_eigenvalues_of_a_network(net):
+    f, x, expected = net
+    low, vectors = eigenpairs(f, x, 3, end="smallest")
+    values = np.linalg.eigvalsh(expected["hessian"])
+    np.testing.assert_allclose(low, values[:3], rtol=1e-6)
+    np.testing.assert_allclose(expected["hessian"] @ vectors.T, vectors.T * low, atol=1e-5 * values[-1])
+    # Many eigenvalues of the Gauss-Newton matrix are 0.
+    np.testing.assert_allclose(eigenpairs(f, x, 1, "ggn", end="smallest")[0], 0, atol=1e-6 * values[-1])
+
+
+@pytest.mark.parametrize("size", [5, 200])  # dense decomposition, and Lanczos
+def test_smallest_eigenvalues_of_a_saddle(size):
+    values = np.linspace(-2, 3, size) ** 3
+    h = torch.from_numpy(np.random.default_rng(0).permutation(values))
+    f = function(lambda x: 0.5 * x @ (h * x), size)
+    x = torch.ones(size, dtype=torch.float64)
+    np.testing.assert_allclose(eigenpairs(f, x, 2, end="smallest")[0], values[:2], rtol=1e-8)
+    np.testing.assert_allclose(eigenpairs(f, x, 2)[0], values[:-3:-1], rtol=1e-8)
+    negative = function(lambda x: -0.5 * x @ (h.abs() * x), size)
+    np.testing.assert_allclose(eigenpairs(negative, x, 1, end="smallest")[0], -27, rtol=1e-8)
 
 
 @pytest.mark.parametrize("matrix", ["hessian", "ggn"])
@@ -207,6 +230,7 @@ def test_bad_input(monkeypatch):
     for call, message in (
         (lambda: eigenpairs(f, x, 5), "eigenvalues: expected 1 to 4, found 5"),
         (lambda: eigenpairs(f, x, 1, "fisher"), "matrix: expected one of hessian, ggn, found 'fisher'"),
+        (lambda: eigenpairs(f, x, 1, end="low"), "end: expected one of largest, smallest, found 'low'"),
         (lambda: eigenpairs(f, x * torch.nan, 1), "loss: expected a finite number at the given state, found nan"),
         (lambda: trace(f, x, products=10), "products: expected a multiple of 3, found 10"),
         (lambda: trace(f, x, repeats=1), "repeats: expected 2 or more, found 1"),
