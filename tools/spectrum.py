@@ -5,24 +5,28 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.curvature.blocks import ALL, EIGENVALUES, KINDS, SMALLEST, TRACE, Block, Settings, Spectrum
 from lsam_hpc.landscape.curvature.blocks import spectra as compute
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, measured, snapshots
+from lsam_hpc.landscape.curvature.gradient_flow import GRADIENTS, TOLERANCE, Flow, check_flow, gradient_flow
 from lsam_hpc.landscape.curvature.products import MATRICES, curvature, layers
+from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
-from lsam_hpc.tools.spectrum_files import WHOLE, suffixes, table, write, write_edge
+from lsam_hpc.tools.spectrum_files import WHOLE, suffixes, table, write, write_edge, write_flow
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 
@@ -36,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     args, run, objective, settings = ranks.raise_on_all(lambda: _begin(argv))
     name = args.name or f"spectrum-{source.state_label(args.at)}"
     classes = {} if objective is None else ranks.raise_on_all(lambda: _classes(args, objective))
-    blocks = [] if objective is None or args.only_along else _blocks(args, objective, classes)
-    names = suffixes(blocks, args.format, along=bool(args.along))
+    blocks = [] if objective is None or args.only_others else _blocks(args, objective, classes)
+    names = suffixes(blocks, args.format, along=bool(args.along), flow=args.flow_at)
     folder = ranks.on_first(lambda: source.folder(args, run))
     out = ranks.on_first(lambda: places(folder, name, names, overwrite=args.overwrite))
     title = None if args.quiet else "lsam spectrum"
@@ -56,14 +60,19 @@ def main(argv: Sequence[str]) -> int:
             "title": title,
         }
         spectra = compute(objective, x, blocks, settings, **shared)
+    limits = {"gradients": args.flow_gradients, "tolerance": args.flow_tolerance}
+    reached: tuple[Flow, float] | None = None
+    if objective is not None and args.flow_at:
+        reached = ranks.on_first(lambda: _flow(args, objective, state(run, args.at), limits))
     along: Edge | None = None
     if args.along == MEASURED:
         along = ranks.raise_on_all(lambda: measured(run))
     elif objective is not None and args.along:
         rows = ranks.raise_on_all(lambda: snapshots(run, args.along))
         options = {**of_run, "along": args.along, "matrix": args.matrix[0], "snapshots": rows}
+        options["flow"] = flow = limits if args.flow else None
         shared = {"folder": parts[1], "options": options, "comm": ranks.comm, "title": title and f"{title}, snapshots"}
-        along = edge(run, objective, rows, args.along, matrix=args.matrix[0], seed=args.seed, **shared)
+        along = edge(run, objective, rows, args.along, matrix=args.matrix[0], seed=args.seed, flow=flow, **shared)
     if ranks.is_first:
         if objective is not None and blocks:
             print(table(blocks, spectra, objective.samples, {name: part.samples for name, part in classes.items()}))
@@ -73,7 +82,12 @@ def main(argv: Sequence[str]) -> int:
             title = f"{args.matrix[0]}, snapshots of the {args.along}"
             title = "hessian, measured in training" if args.along == MEASURED else title
             beside = measured(run) if args.along == "sample" and _has_measured(run) else None
-            write_edge(out, along, title, format_=args.format, measured=beside)
+            write_edge(out, along, title, format_=args.format, measured=beside, flow=args.flow)
+            if args.flow:
+                known = np.isfinite(along.flow_sharpness)
+                print(f"gradient flow: converged from {known.sum()} of {len(known)} snapshots")
+        if reached:
+            print(write_flow(out, *reached))
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
         print("\n" + "\n".join(str(path) for path in out.values()))
@@ -85,7 +99,10 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
     args = source.parse(_parser(), argv, "scipy")
     if not args.quiet:
         require("tqdm")
-    args.only_along = bool(args.along) and not (args.at or args.kinds or args.layers or args.vectors or args.classes)
+    named = bool(args.kinds or args.layers or args.vectors or args.classes)
+    args.only_others = not named and bool(args.flow or (args.along and not args.at))
+    args.flow_at = args.flow and not (args.along and not args.at)
+    args.double = args.double or args.flow
     args.at = args.at or "center"
     args.matrix = args.matrix.split(",")
     for name in args.matrix:
@@ -107,11 +124,16 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
     run = Run(args.run, partial=args.partial)
     if args.along == MEASURED:
         measured(run)
-        if args.only_along:
+        if args.flow:
+            raise InputError("--flow: expected snapshots or one state, found --along measured: use --along sample")
+        if args.only_others:
             return args, run, None, settings
     elif args.along:
         snapshots(run, args.along)
-    return args, run, source.objective(args, run), settings
+    objective = source.objective(args, run)
+    if args.flow:
+        check_flow(objective, args.flow_gradients, args.flow_tolerance)
+    return args, run, objective, settings
 
 
 def _has_measured(run: Run) -> bool:
@@ -144,6 +166,8 @@ def _parser() -> Parser:
         "what lsam train --curvature-every logged, without computing"
     )
     parser.add_argument("--along", choices=("sample", "center", MEASURED), help=along)
+    flow = "integrate the gradient flow from the state, or with --along from every snapshot, and report the solution's "
+    parser.add_argument("--flow", action="store_true", help=f"{flow}sharpness; in float64")
     parser.add_argument("--vectors", action="store_true", help="also write the eigenvectors into the HDF5 file")
     group = parser.add_argument_group("estimates")
     group.add_argument("--steps", type=int, default=80, help="Lanczos steps for the density (default: 80)")
@@ -152,12 +176,37 @@ def _parser() -> Parser:
     )
     products = "matrix-vector products for a trace estimate, a multiple of 3 (default: 30)"
     group.add_argument("--products", type=int, default=30, help=products)
+    most = f"most gradients of a flow, after which it has not converged (default: {GRADIENTS})"
+    group.add_argument("--flow-gradients", type=int, default=GRADIENTS, metavar="N", help=most)
+    error = f"error of a flow's step / length of the parameters (default: {TOLERANCE})"
+    group.add_argument("--flow-tolerance", type=float, default=TOLERANCE, metavar="T", help=error)
     group.add_argument("--seed", type=int, default=0, help="seed of random vectors (default: 0)")
     parser.add_argument("--name", help="base name of the files (default: spectrum-STATE)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     source.add_objective(parser)
     add_ranks(parser)
     return parser
+
+
+def _flow(
+    args: argparse.Namespace, objective: Objective, start: NDArray[np.float32], limits: Mapping[str, Any]
+) -> tuple[Flow, float]:
+    """Return the gradient flow from a state, and the sharpness there; show the progress."""
+    x = objective.vector(start)
+    before = float(eigenpairs(objective, x, 1, seed=args.seed)[0][0])
+    if args.quiet:
+        return gradient_flow(objective, x, seed=args.seed, **limits), before
+    from tqdm import tqdm
+
+    every = 0.1 if sys.stderr.isatty() else 10.0
+    title = "lsam spectrum, gradient flow"
+    with tqdm(total=args.flow_gradients, desc=title, unit="gradient", mininterval=every) as bar:
+
+        def show(used: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            bar.update(used - bar.n)
+
+        return gradient_flow(objective, x, seed=args.seed, progress=show, **limits), before
 
 
 def _check(objective: Objective, x: Tensor, matrices: Sequence[str]) -> None:

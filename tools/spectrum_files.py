@@ -10,6 +10,7 @@ import numpy as np
 
 from lsam_hpc.landscape.curvature.blocks import ALL, DENSITY, EIGENVALUES, SMALLEST, TRACE, Block, Spectrum
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge
+from lsam_hpc.landscape.curvature.gradient_flow import Flow
 from lsam_hpc.landscape.figures.draw_classes import draw_classes
 from lsam_hpc.landscape.figures.draw_curvature import draw_edge, draw_layers, draw_spectra
 from lsam_hpc.landscape.report.tables import write_arrays, write_csv
@@ -49,7 +50,7 @@ def table(blocks: Sequence[Block], spectra: Sequence[Spectrum], samples: int, cl
     return columns(rows)
 
 
-def suffixes(blocks: Sequence[Block], format_: str, *, along: bool) -> list[str]:
+def suffixes(blocks: Sequence[Block], format_: str, *, along: bool, flow: bool) -> list[str]:
     """Return the suffixes of the files for what was asked for."""
     kinds = {kind for block in blocks for kind in block.kinds}
     figure = f".{format_}"
@@ -63,6 +64,7 @@ def suffixes(blocks: Sequence[Block], format_: str, *, along: bool) -> list[str]
         f"-layers{figure}": _in_layers(blocks, EIGENVALUES) or _in_layers(blocks, TRACE),
         f"-edge{figure}": along,
         "-edge.csv": along,
+        "-flow.csv": flow,
     }
     return [name for name, written in names.items() if written]
 
@@ -114,12 +116,38 @@ def write(
         draw_layers(names, tops, means, out[figure])
 
 
-def write_edge(out: dict[str, Path], along: Edge, title: str, *, format_: str, measured: Edge | None = None) -> None:
-    """Write and draw the sharpness of the snapshots; draw that of training beside it."""
+def write_edge(
+    out: dict[str, Path], along: Edge, title: str, *, format_: str, flow: bool, measured: Edge | None = None
+) -> None:
+    """Write and draw the sharpness of the snapshots, with `flow` also of the solutions; draw that of training."""
     names = ["rank", "iteration", "total_iteration", "sharpness", "update_sharpness", "gradient_sharpness"]
+    names += ["flow_sharpness"] if flow else []
     names += ["lr", "limit", "momentum_limit", "ratio", "sam_limit"]
     write_csv(out["-edge.csv"], {name: getattr(along, name) for name in names})
     draw_edge(along, out[f"-edge.{format_}"], title, measured)
+
+
+def write_flow(out: dict[str, Path], flow: Flow, before: float) -> str:
+    """Write the gradient flow's steps; return the line that is printed.
+
+    Args:
+        out: the files by their suffixes.
+        flow: the result.
+        before: sharpness at the flow's start.
+    """
+    sharpness = np.full(len(flow.times), np.nan)
+    sharpness[-1], sharpness[0] = flow.sharpness, before if len(flow.times) > 1 else flow.sharpness
+    steps = {"time": flow.times, "loss": flow.losses, "gradient_norm": flow.norms, "sharpness": sharpness}
+    write_csv(out["-flow.csv"], steps)
+    loss = f"loss {flow.losses[0]:.5g} -> {flow.losses[-1]:.5g}"
+    if flow.converged:
+        effort = f"time {flow.times[-1]:.4g}, {flow.gradients:,} gradients"
+        values = f"sharpness of the solution {flow.sharpness:.6g}, at the state {before:.6g}"
+        return f"gradient flow: {values}; {loss}, {effort}"
+    return (
+        f"gradient flow: not converged in {flow.gradients:,} gradients (--flow-gradients): {loss}, |g| "
+        f"{flow.norms[-1]:.3g}, about {flow.remaining:.3g} from its solution, whose sharpness is unknown"
+    )
 
 
 def _in_layers(blocks: Sequence[Block], kind: str) -> bool:

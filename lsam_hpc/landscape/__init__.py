@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lsam_hpc.landscape.chains.timeline import write_timeline
     from lsam_hpc.landscape.curvature.directional import directional_sharpness
     from lsam_hpc.landscape.curvature.edge_of_stability import Edge, Limits, edge, snapshots
+    from lsam_hpc.landscape.curvature.gradient_flow import gradient_flow
     from lsam_hpc.landscape.curvature.opposing_signals import Outliers, outliers
     from lsam_hpc.landscape.curvature.products import layers
     from lsam_hpc.landscape.curvature.sharpness import sharpness
@@ -60,6 +61,7 @@ _HOMES = {
     "directional_sharpness": "curvature.directional",
     "eigenpairs": "curvature.spectrum",
     "diagnose": "chains.diagnosis",
+    "gradient_flow": "curvature.gradient_flow",
     "layers": "curvature.products",
     **dict.fromkeys(("LearningCoefficient", "learning_coefficient"), "chains.learning_coefficient"),
     "mixing": "chains.mcmc",
@@ -102,6 +104,7 @@ __all__ = [
     "fixed_batches",
     "from_sketches",
     "from_snapshots",
+    "gradient_flow",
     "layers",
     "learning_coefficient",
     "lines",

@@ -27,6 +27,18 @@ DATA = data()
 def loader():
     return DATA
 
+def product(outputs, targets):
+    # (w1 w2 - 1)^2 / 2 for the model Scalar
+    return 0.5 * (outputs - 1).square().mean()
+
+class Scalar(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return self.w.prod().expand(len(x))
+
 def nothing():
     return []
 """

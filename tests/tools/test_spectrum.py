@@ -16,7 +16,8 @@ from lsam_hpc.landscape.curvature.directional import directional_sharpness
 from lsam_hpc.landscape.curvature.products import Operator, curvature, dense
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
-from tests.helpers.logs import make_run
+from lsam_hpc.trajectory import Snapshots, TrajectoryWriter
+from tests.helpers.logs import attributes, make_run, step_row
 from tests.helpers.small_model import LAYOUT, read, setting
 
 __all__ = ["setting"]  # a fixture
@@ -151,6 +152,51 @@ def test_classes_and_smallest_eigenvalues(setting, tmp_path, capsys):
             group = file["hessian/all" if name == "all" else f"hessian/class {name}"]
             np.testing.assert_allclose(group["smallest"][:], values[[51, 50]], rtol=1e-6)
     assert (tmp_path / "spectrum-center-classes.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_gradient_flow(setting, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    starts = np.array([[3, 0.5], [2, 1], [-1, -4]], np.float32)
+    with TrajectoryWriter(folder, 0, [("w", (2,))], attributes(), snapshots=Snapshots()) as writer:
+        for i, start in enumerate(starts):
+            writer.step(**{**step_row(i), "lr": 0.1})
+            writer.snapshot("sample", start, i)
+    model = ["--make-model", "spectrum_model:Scalar", "--make-batches", "spectrum_model:loader"]
+    words = ["spectrum", str(folder), *model, "--loss", "spectrum_model:product", "--flow"]
+    out = ["--out", str(tmp_path / "out")]
+    truth = np.sqrt(np.diff(starts.astype(np.float64) ** 2)[:, 0] ** 2 + 4)  # of the solutions
+    at_start = np.linalg.eigvalsh([[[b * b, 2 * a * b - 1], [2 * a * b - 1, a * a]] for a, b in starts])[:, 1]
+    assert main([*words, "--at", "0@0", "--flow-tolerance", "1e-5", *out]) == 0
+    printed, err = capsys.readouterr()
+    numbers = re.search(r"sharpness of the solution (\S+), at the state (\S+); loss 0.125 -> ", printed)
+    np.testing.assert_allclose([float(number) for number in numbers.groups()], [truth[0], at_start[0]], rtol=1e-4)
+    assert "gradient flow: " in err
+    rows = read(tmp_path / "out/spectrum-0@0-flow.csv")
+    assert float(rows[0]["sharpness"]) == pytest.approx(at_start[0])
+    assert float(rows[-1]["sharpness"]) == pytest.approx(truth[0], rel=1e-4)
+    assert {row["sharpness"] for row in rows[1:-1]} == {""}
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["spectrum-0@0-flow.csv"]
+
+    assert main([*words, "--along", "sample", "--flow-tolerance", "1e-5", "--quiet", *out]) == 0
+    assert "gradient flow: converged from 3 of 3 snapshots" in capsys.readouterr().out
+    edges = read(tmp_path / "out/spectrum-center-edge.csv")
+    np.testing.assert_allclose([float(row["flow_sharpness"]) for row in edges], truth, rtol=1e-4)
+    np.testing.assert_allclose([float(row["sharpness"]) for row in edges], at_start, rtol=1e-6)
+
+    assert main([*words, "--at", "0@0", "--flow-gradients", "50", "--name", "few", "--quiet", *out]) == 0
+    assert re.search(
+        r"not converged in \d+ gradients \(--flow-gradients\): loss 0.125 -> .*, \|g\| .*", capsys.readouterr().out
+    )
+    assert read(tmp_path / "out/few-flow.csv")[-1]["sharpness"] == ""
+    for more, message in (
+        (["--flow-gradients", "0"], "gradient flow: expected 1 gradient or more, found 0"),
+        (["--along", "measured"], "{}: expected a measured curvature, found none: train with --curvature-every 100"),
+        (["--flow-tolerance", "2"], "gradient flow: expected a tolerance between 0 and 1, found 2.0"),
+    ):
+        assert main([*words, *more, "--quiet", *out]) == 2
+        assert capsys.readouterr().err == f"lsam spectrum: {message.format(folder)}\n"
 
 
 def test_a_missing_package(setting, tmp_path, capsys, monkeypatch):

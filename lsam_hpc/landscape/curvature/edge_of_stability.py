@@ -7,6 +7,7 @@ dynamical phenomenon" (arXiv 2302.08692).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.curvature.directional import directional_sharpness
+from lsam_hpc.landscape.curvature.gradient_flow import gradient_flow
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.workqueue import evaluate
@@ -27,7 +29,7 @@ from lsam_hpc.trajectory.rows import Columns
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_VALUES = ("sharpness", "update_sharpness", "gradient_sharpness")  # of a snapshot
+_VALUES = ("sharpness", "update_sharpness", "gradient_sharpness", "flow_sharpness")  # of a snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,8 @@ class Edge(Limits):
         update_sharpness: directional sharpness of the update to the rank's next snapshot; NaN if there is none, or the
             state did not move.
         gradient_sharpness: directional sharpness of the gradient of f over all data; NaN if it is 0.
+        flow_sharpness: that of the gradient flow's solution from the snapshot, see `gradient_flow`; NaN if it did not
+            converge, or was not asked for.
         logged: limits at the logged steps of these ranks, in the order of all ranks' steps.
     """
 
@@ -88,6 +92,7 @@ class Edge(Limits):
     sharpness: NDArray[np.float64]
     update_sharpness: NDArray[np.float64]
     gradient_sharpness: NDArray[np.float64]
+    flow_sharpness: NDArray[np.float64]
     logged: Limits
 
 
@@ -118,6 +123,7 @@ def edge(
     *,
     matrix: str = "hessian",
     seed: int = 0,
+    flow: Mapping[str, Any] | None = None,
     folder: Path | None = None,
     options: Mapping[str, Any] | None = None,
     comm: MPI.Intracomm | None = None,
@@ -132,6 +138,7 @@ def edge(
         state: `"sample"` (default) or `"center"`.
         matrix: `"hessian"` (default) or `"ggn"`.
         seed: of the start vectors.
+        flow: options of `gradient_flow`. Default: the flow is not integrated.
         folder: see `workqueue.evaluate`, also for the arguments that follow.
         options: see there.
         comm: see there.
@@ -150,7 +157,8 @@ def edge(
             later = next((later for its_rank, later in rows[index + 1 :] if its_rank == rank), row)
             update = objective.vector(run.snapshot(rank, later, state)) - x
             along = torch.stack([update, objective.gradient(x)[1]])
-            return [top, *directional_sharpness(objective, x, along, matrix, check=False)]
+            reached = math.nan if flow is None else gradient_flow(objective, x, seed=seed, **flow).sharpness
+            return [top, *directional_sharpness(objective, x, along, matrix, check=False), reached]
         except InputError as error:
             raise InputError(f"{run.path}: {state} of rank {rank} at step {steps[index]}: {error}") from error
 

@@ -126,12 +126,13 @@ def _draw_measured(ax: Any, measured: Edge) -> None:  # noqa: ANN401 (matplotlib
 
 
 def _draw_directional(ax: Any, edge: Edge) -> None:  # noqa: ANN401 (matplotlib's objects)
-    """Draw the directional sharpness of each rank, in its colour."""
+    """Draw each rank's directional sharpness and that of its gradient flow's solution, in its colour."""
     for values, mark, label in (
         (edge.update_sharpness, "x", "along the update"),
         (edge.gradient_sharpness, "+", "along -grad f"),
+        (edge.flow_sharpness, "D", "at the gradient flow's solution"),
     ):
-        shown = np.where(values > 0, values, np.nan)  # also NaN, which is no update
+        shown = np.where(values > 0, values, np.nan)
         for i, rank in enumerate(np.unique(edge.rank)):
             at, colour = edge.rank == rank, COLOURS[i % len(COLOURS)]
             ax.plot(edge.total_iteration[at], shown[at], mark + ":", markersize=4, linewidth=0.5, color=colour)
