@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lsam_hpc.landscape.chains.diagnosis import CheckResult, are_samples, diagnose
 from lsam_hpc.landscape.chains.statistics import Chains, chains
+from lsam_hpc.landscape.compare.chains import compare_chains
+from lsam_hpc.landscape.compare.comparison import run_labels
 from lsam_hpc.landscape.figures.draw_chains import draw_chains
+from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.tools import source
+from lsam_hpc.tools.several import DEFAULT_OUT, new_files
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.text import columns
 
@@ -30,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
         "diagnose",
         "Check whether a run's chains can be used as samples (R-hat, effective sample size, temperature) and how the "
         "exchanges went (staleness, waits, slow and failed ranks, rejected exchanges); say what to change.",
+        several=True,
     )
     parser.add_argument(
         "--from",
@@ -43,7 +50,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print numbers and verdicts as JSON")
     parser.add_argument("--name", default="diagnose", help="base name of the files (default: diagnose)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    args = source.parse(parser, argv, "arviz")
+    args = parser.parse_args(argv)
+    if len(args.run) > 1:
+        return _compare(args)
+    args.run = args.run[0]
+    source.parse(parser, args, "arviz")
     run = Run(args.run, partial=args.partial)
     out = places(source.folder(args, run), args.name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
     statistics = chains(run, args.start, args.components)
@@ -67,6 +78,28 @@ def main(argv: Sequence[str]) -> int:
     draw_chains(statistics, out[f".{args.format}"])
     if not args.json:
         print("\n" + "\n".join(str(path) for path in out.values()))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Print and draw the diagnoses of several runs."""
+    require(*source.FIGURES, "arviz")
+    paths = [Path(run) for run in args.run]
+    labels = run_labels(paths)
+    folder = Path(args.out or DEFAULT_OUT)
+    out = new_files(folder, f"compare-{args.name}", (f".{args.format}", ".csv"), overwrite=args.overwrite)
+    runs = {label: Run(path, partial=args.partial) for label, path in zip(labels, paths, strict=True)}
+    statistics = {label: chains(run, args.start, args.components) for label, run in runs.items()}
+    for line in (line for run in runs.values() for line in run.problems):
+        print(line, file=sys.stderr)
+    comparison = compare_chains(statistics)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(out[".csv"], comparison.columns)
+    comparison.draw(out[f".{args.format}"])
+    if args.json:
+        print(json.dumps({label: summary(of_run, diagnose(of_run)) for label, of_run in statistics.items()}, indent=1))
+    else:
+        print(comparison.table, *out.values(), sep="\n")
     return 0
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.compare.comparison import Comparison
+from lsam_hpc.landscape.compare.paths import compare_matrices, compare_profiles
 from lsam_hpc.landscape.figures.draw_path import draw_matrix, draw_profiles
 from lsam_hpc.landscape.geometry.axes import check_states
 from lsam_hpc.landscape.geometry.path import Matrix, Profile, curve, find_curve, line, lines, rounding
@@ -22,22 +24,28 @@ from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
+from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
+from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.text import columns
 
 MOST_PRINTED = 12  # largest number of states for which the matrix is printed
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate the paths and draw them; return the exit code."""
+    """Evaluate the paths and draw them, for one run or to compare several; return the exit code."""
+    return each_run(argv, Verb(_parser(), _one, _prepare, _name, lambda _: (".h5",), _compare, _between_centers))
+
+
+def _one(options_of_run: argparse.Namespace) -> int:
     ranks = Ranks()
-    args, run, objective = ranks.raise_on_all(lambda: _begin(argv))
+    args, run, objective = ranks.raise_on_all(lambda: _begin(options_of_run))
     names = ranks.raise_on_all(lambda: _names(args, run))
     states = ranks.raise_on_all(lambda: _states(run, names))
     folder = ranks.on_first(lambda: source.folder(args, run))
-    words = ["path", *map(source.state_label, names)] if args.between else ["path", "matrix"]
-    name = args.name or source.file_name("-".join(words))
+    name = _name(args)
     out = ranks.on_first(lambda: places(folder, name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite))
     options = {
         **objective_options(args, objective),
@@ -79,12 +87,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
+def _parser() -> Parser:
     parser = source.parser(
         "path",
         "Evaluate the loss on straight lines: between all ranks and the center, with a matrix of barrier heights, or "
         "between two states, with a curve of low loss on request. A barrier is the largest f(t) - ((1 - t) f(0) + "
         "t f(1)); rounding is none. Under mpirun the ranks share the points; after a kill the same command resumes.",
+        several=True,
     )
     between = f"two states: {SYNTAX} (default: all pairs of the ranks and the center)"
     parser.add_argument("--between", metavar="STATE,STATE", help=between)
@@ -98,7 +107,7 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
     parser.add_argument("--curve-lr", type=float, default=0.05, help="their initial learning rate (default: 0.05)")
     parser.add_argument("--name", help="base name of the files (default: path and the states)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    source.add_objective(parser)
+    source.add_objective(parser, both=True)
     parser.set_defaults(double=True)
     parser.add_argument(
         "--single",
@@ -107,7 +116,11 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
         help="compute in float32, in which rounding hides barriers up to 1e-5 (default: in float64)",
     )
     add_ranks(parser)
-    args = source.parse(parser, argv)
+    return parser
+
+
+def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective]:
+    source.parse(_parser(), args)
     if args.curve and not args.between:
         raise InputError("--curve: expected two states in --between, found none")
     if args.points < 3:
@@ -117,6 +130,53 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
     set_threads(args)
     run = Run(args.run, partial=args.partial)
     return args, run, source.objective(args, run)
+
+
+def _name(args: argparse.Namespace) -> str:
+    words = map(source.state_label, args.between.split(",")) if args.between else ["matrix"]
+    return str(args.name or source.file_name("-".join(["path", *words])))
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    args, run, objective = _begin(args)
+    if not args.between and len(run.ranks) == 1 and args.runs > 1:
+        return Prepared(run, objective, [state(run, "center")], alone=False)
+    return Prepared(run, objective, _states(run, _names(args, run)))
+
+
+def _between_centers(runs: Runs, ranks: Ranks, part: Path) -> list[Matrix | None]:
+    """Return the lines between the centers of all runs, a matrix for each split; none if their models differ."""
+    if runs.args.between or len(runs.args.run) == 1:
+        return []
+    ranks.on_first(lambda: part.mkdir(exist_ok=True))
+    matrices: list[Matrix | None] = []
+    for split in dict.fromkeys(case.split for case in runs.cases):
+        of_split = [i for i, case in enumerate(runs.cases) if case.split == split]
+        opened = [Run(runs.each[i].run, partial=runs.each[i].partial) for i in of_split]
+        if any(run.layout != opened[0].layout for run in opened):
+            matrices.append(None)
+            continue
+        names = [runs.cases[i].run for i in of_split]
+        states = [state(run, "center") for run in opened]
+        check_states(states, names)
+        args, _, objective = _begin(argparse.Namespace(**vars(runs.each[of_split[0]])))
+        options = {
+            **objective_options(args, objective),
+            "runs": names,
+            "digest": digest(*states),
+            "points": args.points,
+        }
+        shared: dict[str, Any] = {"folder": part / split, "options": options}
+        title = None if args.quiet else "lsam path, centers"
+        matrices.append(lines(objective, states, names, args.points, comm=ranks.comm, title=title, **shared))
+    return matrices
+
+
+def _compare(runs: Runs) -> Comparison:
+    if runs.args.between:
+        first, second = runs.args.between.split(",")
+        return compare_profiles(runs.cases, (first, second), runs.about)
+    return compare_matrices(runs.cases, runs.together, runs.about)
 
 
 def _names(args: argparse.Namespace, run: Run) -> list[str]:

@@ -13,14 +13,18 @@ import numpy as np
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.compare.comparison import Comparison
+from lsam_hpc.landscape.compare.sharpness import compare_sharpness
 from lsam_hpc.landscape.curvature.sharpness import CASES, NORMS, RHOS, SAMPLES, STEPS, M, Sharpness, sharpness
 from lsam_hpc.landscape.figures.draw_curvature import draw_sharpness
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
+from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.jobs import share
 from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
+from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.text import columns
@@ -30,9 +34,13 @@ SETTINGS = ("adaptive", "normalise", "m", "steps", "restarts", "seed")  # option
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compute, print, write and draw; return the exit code."""
+    """Compute, print, write and draw, for one run or to compare several; return the exit code."""
+    return each_run(argv, Verb(_parser(), _one, _prepare, lambda args: str(args.name), lambda _: (".csv",), _compare))
+
+
+def _one(options_of_run: argparse.Namespace) -> int:
     ranks = Ranks()
-    args, run, objective = ranks.raise_on_all(lambda: _begin(argv))
+    args, run, objective = ranks.raise_on_all(lambda: _begin(options_of_run))
     figure = f".{args.format}"
     out = ranks.on_first(
         lambda: places(source.folder(args, run), args.name, [figure, ".h5", ".csv"], overwrite=args.overwrite)
@@ -61,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective]:
-    args = source.parse(_parser(), argv)
+def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective]:
+    source.parse(_parser(), args)
     args.adaptive, args.normalise = not args.plain, not args.raw_logits
     args.at = args.at.split(",")
     for name, known in (("case", CASES), ("norm", NORMS)):
@@ -90,6 +98,7 @@ def _parser() -> Parser:
         "Compute the rise of the loss within a ball around states, on average or at worst, in the L2 or the "
         "L-infinity norm. Defaults are those of Andriushchenko et al. 2023: adaptive, with normalised logits, 128 "
         "samples at a time.",
+        several=True,
     )
     parser.add_argument("--at", default="center", metavar="STATE,...", help=f"each {SYNTAX} (default: center)")
     parser.add_argument("--case", default=",".join(CASES), help="some of average, worst (default: both)")
@@ -104,9 +113,18 @@ def _parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="seed of draws and restarts (default: 0)")
     parser.add_argument("--name", default="sharpness", help="base name of the files (default: sharpness)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    source.add_objective(parser, SAMPLES)
+    source.add_objective(parser, SAMPLES, both=True)
     add_ranks(parser)
     return parser
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    args, run, objective = _begin(args)
+    return Prepared(run, objective, [state(run, name) for name in args.at])
+
+
+def _compare(runs: Runs) -> Comparison:
+    return compare_sharpness(runs.cases, adaptive=not runs.args.plain)
 
 
 def _job(

@@ -24,22 +24,32 @@ from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 
 SPLITS = ("train", "test")
+BOTH = "both"  # value of --split
 FIGURES = ("matplotlib", "matplotlib.figure")  # the second one imports what matplotlib needs
 BATCH = 512  # images in a batch of the built-in data sets
 
 
-def parser(verb: str, description: str, **more: Any) -> Parser:  # noqa: ANN401
-    """Return a parser with the options of all landscape programs."""
+def parser(verb: str, description: str, *, several: bool = False, **more: Any) -> Parser:  # noqa: ANN401
+    """Return a parser with the options of all landscape programs; `several` allows several runs."""
     verb_parser = Parser(prog=f"lsam {verb}", description=description, allow_abbrev=False, **more)
-    verb_parser.add_argument("run", metavar="RUN", help="the run directory, one rank's file, or a merged file")
-    verb_parser.add_argument("--out", metavar="DIR", help="folder for figures and numbers (default: RUN/figures)")
+    of_run, where = "the run directory, one rank's file, or a merged file", "RUN/figures"
+    if several:
+        of_run += "; several are compared in one figure and table"
+        where += "; of a comparison: ./figures, and RUN/figures for each run's own files"
+    verb_parser.add_argument("run", metavar="RUN", nargs="+" if several else None, help=of_run)
+    verb_parser.add_argument("--out", metavar="DIR", help=f"folder for figures and numbers (default: {where})")
     verb_parser.add_argument("--format", choices=FORMATS, default="png", help="format of figures (default: png)")
     verb_parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows")
     return verb_parser
 
 
 def add_objective(
-    verb_parser: argparse.ArgumentParser, images: int = 1000, split: str = "train", *, loss: bool = True
+    verb_parser: argparse.ArgumentParser,
+    images: int = 1000,
+    split: str = "train",
+    *,
+    loss: bool = True,
+    both: bool = False,
 ) -> None:
     """Add the options that choose model and data.
 
@@ -48,6 +58,7 @@ def add_objective(
         images: default number of samples; 0: all.
         split: default split.
         loss: whether the program evaluates a loss that can be chosen.
+        both: whether it shows both splits side by side.
     """
     group = verb_parser.add_argument_group("model and data (default: the run's own)")
     group.add_argument("--model", metavar="NAME", help="as in lsam train: a built-in model, or your MODULE:FUNCTION")
@@ -61,34 +72,36 @@ def add_objective(
             "--loss", metavar="MODULE:FUNCTION", help="mean loss of (outputs, targets) (default: cross-entropy)"
         )
     group.add_argument("--data-dir", metavar="DIR", help="directory of the run's data set, if it has moved")
-    which = f"split of the run's data set (default: {split})"
-    group.add_argument("--split", choices=SPLITS, default=split, help=which)
+    which = f"split of the run's data set{'; both: side by side' if both else ''} (default: {split})"
+    group.add_argument("--split", choices=(*SPLITS, BOTH) if both else SPLITS, default=split, help=which)
     group.add_argument("--images", type=int, default=images, help=f"number of samples; 0: all (default: {images})")
     group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, xpu, ...")
     group.add_argument("--double", action="store_true", help="compute in float64")
 
 
-def parse(verb_parser: Parser, argv: Sequence[str], *packages: str, figures: str = "figures") -> argparse.Namespace:
+def parse(
+    verb_parser: Parser, argv: Sequence[str] | argparse.Namespace, *packages: str, figures: str = "figures"
+) -> argparse.Namespace:
     """Parse the options; check what the program needs at its end, before it computes anything.
 
     Args:
         verb_parser: of `parser`.
-        argv: the words of the command line.
+        argv: the words of the command line, or options that are parsed already.
         packages: optional packages that the program imports, besides matplotlib.
         figures: folder in RUN that the program writes to without `--out`.
 
     Raises:
         InputError: the options are wrong, a package is missing, or the folder cannot be written.
     """
-    args = verb_parser.parse_args(argv)
+    args = argv if isinstance(argv, argparse.Namespace) else verb_parser.parse_args(argv)
     require(*FIGURES, *packages)
     run = Path(args.run)
     if run.exists():  # otherwise `Run` says what is wrong
-        _check_writable(Path(args.out) if args.out else (run if run.is_dir() else run.parent) / figures)
+        check_writable(Path(args.out) if args.out else (run if run.is_dir() else run.parent) / figures)
     return args
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raise InputError if no file can be made in a folder, or in the first parent of it that exists."""
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     try:

@@ -14,18 +14,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.compare.comparison import Comparison
+from lsam_hpc.landscape.compare.spectra import EDGE, FILE, compare_edges, compare_spectra
 from lsam_hpc.landscape.curvature.blocks import ALL, EIGENVALUES, KINDS, SMALLEST, TRACE, Block, Settings, Spectrum
 from lsam_hpc.landscape.curvature.blocks import spectra as compute
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, measured, snapshots
 from lsam_hpc.landscape.curvature.gradient_flow import GRADIENTS, TOLERANCE, Flow, check_flow, gradient_flow
 from lsam_hpc.landscape.curvature.products import MATRICES, curvature, layers
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
+from lsam_hpc.landscape.figures.draw_curvature import NAMES
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
+from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
+from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.tools.spectrum_files import WHOLE, suffixes, table, write, write_edge, write_flow
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
@@ -35,10 +40,14 @@ NUMBERS = ("eigenvalues", "smallest", "steps", "repeats", "products", "seed", "v
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compute, print, write and draw; return the exit code."""
+    """Compute, print, write and draw, for one run or to compare several; return the exit code."""
+    return each_run(argv, Verb(_parser(), _one, _prepare, _name, _suffixes, _compare))
+
+
+def _one(options_of_run: argparse.Namespace) -> int:
     ranks = Ranks()
-    args, run, objective, settings = ranks.raise_on_all(lambda: _begin(argv))
-    name = args.name or f"spectrum-{source.state_label(args.at)}"
+    args, run, objective, settings = ranks.raise_on_all(lambda: _begin(options_of_run))
+    name = _name(args)
     classes = {} if objective is None else ranks.raise_on_all(lambda: _classes(args, objective))
     blocks = [] if objective is None or args.only_others else _blocks(args, objective, classes)
     names = suffixes(blocks, args.format, along=bool(args.along), flow=args.flow_at)
@@ -94,9 +103,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | None, Settings]:
+def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective | None, Settings]:
     """Return options, run, the loss (None if nothing is computed), and settings."""
-    args = source.parse(_parser(), argv, "scipy")
+    source.parse(_parser(), args, "scipy")
     if not args.quiet:
         require("tqdm")
     named = bool(args.kinds or args.layers or args.vectors or args.classes)
@@ -146,6 +155,7 @@ def _parser() -> Parser:
         "Compute the largest and smallest eigenvalues, the trace and the spectral density of the Hessian and the "
         "Gauss-Newton matrix of the loss at a state; with --along the sharpness at every snapshot, beside 2 / lr. "
         "Under mpirun the ranks share the work; after a kill the same command resumes.",
+        several=True,
     )
     parser.add_argument("--at", metavar="STATE", help=f"{SYNTAX} (default: center)")
     parser.add_argument("--matrix", default="hessian,ggn", help="some of hessian, ggn (default: both)")
@@ -183,7 +193,7 @@ def _parser() -> Parser:
     group.add_argument("--seed", type=int, default=0, help="seed of random vectors (default: 0)")
     parser.add_argument("--name", help="base name of the files (default: spectrum-STATE)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    source.add_objective(parser)
+    source.add_objective(parser, both=True)
     add_ranks(parser)
     return parser
 
@@ -245,6 +255,37 @@ def _blocks(args: argparse.Namespace, objective: Objective, classes: Iterable[st
 def _options(blocks: Sequence[Block], settings: Settings) -> dict[str, Any]:
     """Return what the jobs' results depend on, beside the point and the data."""
     return {**asdict(settings), "blocks": [[block.matrix, block.layer, block.group, *block.kinds] for block in blocks]}
+
+
+def _name(args: argparse.Namespace) -> str:
+    return str(args.name or f"spectrum-{source.state_label(args.at or 'center')}")
+
+
+def _suffixes(args: argparse.Namespace) -> Sequence[str]:
+    return (EDGE,) if args.along else (FILE,)
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    args, run, objective, _ = _begin(args)
+    if args.flow:
+        raise InputError("--flow: expected one run, and one split of its data")
+    if args.along and not args.only_others:
+        raise InputError("--along: of several runs it excludes --at, --kinds, --layers, --class and --vectors")
+    if objective is None:
+        return Prepared(run)
+    if args.along:
+        _, row = snapshots(run, args.along)[-1]
+        return Prepared(run, objective, [run.snapshot(run.ranks[0], row, args.along)])
+    return Prepared(run, objective, [state(run, args.at)])
+
+
+def _compare(runs: Runs) -> Comparison:
+    if runs.args.along == MEASURED:
+        return compare_edges(runs.cases, f"{NAMES['hessian']}, measured in training")
+    if runs.args.along:
+        matrix = NAMES[runs.args.matrix.split(",")[0]]
+        return compare_edges(runs.cases, f"{matrix}, snapshots of the {runs.args.along}, {runs.about}")
+    return compare_spectra(runs.cases, f"At {runs.args.at or 'center'}, {runs.about}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +13,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.compare.comparison import Comparison
+from lsam_hpc.landscape.compare.surfaces import compare_surfaces
 from lsam_hpc.landscape.figures.draw_surface import draw_surface
 from lsam_hpc.landscape.formats import loss_landscape as li2018
 from lsam_hpc.landscape.geometry import surface as landscape
-from lsam_hpc.landscape.geometry.axes import Axes, directed, line, random_axes, ranges, through
+from lsam_hpc.landscape.geometry.axes import Axes
 from lsam_hpc.landscape.geometry.directions import NORMALISATIONS, SMALL
-from lsam_hpc.landscape.geometry.projection import plane
-from lsam_hpc.landscape.geometry.tracks import principal
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import note, places, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
+from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
+from lsam_hpc.tools.several import Runs, Verb, each_run
+from lsam_hpc.tools.surface_axes import POINTS, grid, state_axes, towards
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 
 DIRECTIONS = ("random", "pca", "eigenvector")
-POINTS = 25
 FEW = 4.0  # effective samples below which the smoothed loss is reported as an upper bound
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate the surface and draw it; return the exit code."""
+    """Evaluate the surface and draw it, or those of several runs; return the exit code."""
+    return each_run(argv, Verb(_parser(), _one, _prepare, _name, lambda _: (".h5",), _compare))
+
+
+def _one(options_of_run: argparse.Namespace) -> int:
     ranks = Ranks()
-    args, run, objective, settings = ranks.raise_on_all(lambda: _begin(argv))
+    args, run, objective, settings = ranks.raise_on_all(lambda: _begin(options_of_run))
     folder = ranks.on_first(lambda: source.folder(args, run))
     name = _name(args)
     out = ranks.on_first(lambda: places(folder, name, _suffixes(args), overwrite=args.overwrite))
     part = folder / f"{name}.part"
     options = {**objective_options(args, objective), **_options(args, run, settings)}
-    axes, cover = ranks.on_first(lambda: _axes(args, run, objective))
-    x, y = ranks.raise_on_all(lambda: _grid(args, axes, cover))
+    axes, cover = ranks.on_first(lambda: state_axes(args, run, objective))
+    x, y = ranks.raise_on_all(lambda: grid(args, axes, cover))
     options |= {"axes": digest(axes.origin, axes.directions), "x": list(x), "y": None if y is None else list(y)}
     ranks.on_first(lambda: objective.check(objective.vector(axes.origin)))
     title = None if args.quiet else "lsam surface"
@@ -58,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective, landscape.Settings]:
-    args = source.parse(_parser(), argv)
+def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective, landscape.Settings]:
+    source.parse(_parser(), args)
     require(*(["scipy"] if args.directions == "eigenvector" else []), *([] if args.quiet else ["tqdm"]))
     set_threads(args)
     run = Run(args.run, partial=args.partial)
@@ -72,6 +77,7 @@ def _parser() -> Parser:
         "Evaluate the landscape around a state on a line or a plane: the loss f and the error, the SAM loss, f with a "
         "gradient penalty, and the smoothed loss F that LSAM descends. Under mpirun the ranks share the points; after "
         "a kill the same command resumes.",
+        several=True,
     )
     parser.add_argument("--at", default="center", metavar="STATE", help=f"{SYNTAX} (default: center)")
     group = parser.add_argument_group("where")
@@ -121,7 +127,7 @@ def _parser() -> Parser:
     group.add_argument("--samples", type=int, default=16, help="Monte Carlo samples of F at each point (default: 16)")
     parser.add_argument("--name", help="base name of the files (default: surface, state and directions)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    source.add_objective(parser)
+    source.add_objective(parser, both=True)
     add_ranks(parser)
     return parser
 
@@ -150,78 +156,6 @@ def _distance(run: Run) -> float:
             "estimate it from"
         )
     return float(np.median(distances))
-
-
-def _axes(args: argparse.Namespace, run: Run, objective: Objective) -> tuple[Axes, NDArray[np.float64] | None]:
-    """Return the line or plane, and the coordinates that the grid must cover; None: [-1, 1]."""
-    origin = state(run, args.at)
-    if args.to:
-        axes = _towards(args, run, origin)
-        return axes, np.stack(list(axes.marks.values()))
-    axes, cover = _around(args, run, objective, origin)
-    return replace(axes, marks={args.at: np.zeros(len(axes.directions))}), cover
-
-
-def _around(
-    args: argparse.Namespace, run: Run, objective: Objective, origin: NDArray[np.float32]
-) -> tuple[Axes, NDArray[np.float64] | None]:
-    layout = [(name, shape) for name, shape, _ in run.layout]
-    count = 1 if args.line else 2
-    kind = args.directions or "random"
-    how = args.normalise or ("filter" if kind == "random" else "none")
-    if kind == "random":
-        return random_axes(origin, layout, count, args.seed, how=how, small=args.small), None
-    if kind == "pca":
-        fitted = plane(run)
-        if how != "none":
-            along = fitted.directions[:count]
-            return directed(origin, along, layout, how=how, small=args.small, name="principal component"), None
-        labels = principal(fitted.explained)[:count]
-        axes = Axes(origin, fitted.directions[:count], labels, explained=fitted.explained)
-        at, _ = axes.coordinates(fitted.origin[None])
-        return axes, np.concatenate([track[:, :count] for track in fitted.coordinates.values()]) + at
-    from lsam_hpc.landscape.curvature.spectrum import eigenpairs
-
-    eigenvalues, vectors = eigenpairs(objective, objective.vector(origin), count, seed=args.seed)
-    axes = directed(origin, vectors, layout, how=how, small=args.small, name="eigenvector")
-    labels = tuple(f"{label}, eigenvalue {w:.3g}" for label, w in zip(axes.labels, eigenvalues, strict=True))
-    return replace(axes, labels=labels), None
-
-
-def _towards(args: argparse.Namespace, run: Run, origin: NDArray[np.float32]) -> Axes:
-    if args.directions or args.normalise:
-        raise InputError("--to excludes --directions and --normalise")
-    names = args.to.split(",")
-    if len(names) > 2 or (args.line and len(names) > 1):
-        raise InputError(f"--to: expected one state for a line or two for a plane, found {args.to}")
-    others = [state(run, name) for name in names]
-    if len(others) == 1:
-        return line(origin, others[0], (args.at, names[0]))
-    return through([origin, *others], [args.at, *names])
-
-
-def _grid(
-    args: argparse.Namespace, axes: Axes, cover: NDArray[np.float64] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    flat = len(axes.directions) == 1
-    if flat and args.y:
-        raise InputError("--y: a line has no second axis")
-    default = [np.linspace(-1, 1, POINTS)] * 2 if cover is None else ranges(cover, POINTS)
-    x = _coordinates("--x", args.x) if args.x else default[0]
-    if flat:
-        return x, None
-    return x, _coordinates("--y", args.y) if args.y else (x if args.x else default[1])
-
-
-def _coordinates(option: str, text: str) -> NDArray[np.float64]:
-    try:
-        start, stop, count = text.split(":")
-        coordinates = np.linspace(float(start), float(stop), int(count))
-    except ValueError as error:
-        raise InputError(f"{option}: expected FROM:TO:POINTS as in {option}=-1:1:51, found {text!r}") from error
-    if len(coordinates) < 2 or not np.isfinite(coordinates).all() or coordinates[0] >= coordinates[-1]:
-        raise InputError(f"{option}: expected two points or more from a smaller to a larger number, found {text!r}")
-    return coordinates
 
 
 def _name(args: argparse.Namespace) -> str:
@@ -290,6 +224,35 @@ def _title(args: argparse.Namespace, run: Run, settings: landscape.Settings) -> 
     if "smoothed" in settings.kinds:
         words.append(f"T {settings.temperature:.3g}, lambda {settings.stiffness:.3g}")
     return ", ".join(words)
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    args, run, objective, settings = _begin(args)
+    if args.with_both and args.directions == "eigenvector":
+        raise InputError("--split both: expected --directions random or pca, found eigenvector: splits have their own")
+    quick = {} if args.directions != "eigenvector" else {"directions": "random"}
+    grid(args, *state_axes(argparse.Namespace(**{**vars(args), **quick}), run, objective))
+    others = [state(run, name) for name in (args.to or "").split(",") if name]
+    own = {name: getattr(settings, name) for name in ("rho", "temperature", "stiffness")}
+    if "smoothed" not in settings.kinds:
+        own = {"rho": settings.rho} if set(settings.kinds) & landscape.WITH_RHO else {}
+    return Prepared(run, objective, [state(run, args.at), *others], own)
+
+
+def _compare(runs: Runs) -> Comparison:
+    args = runs.args
+    kind, flat = args.directions or "random", args.line
+    marks: list[dict[str, NDArray[np.float64]]] = [{args.at: np.zeros(1 if flat else 2)} for _ in runs.cases]
+    unit = {"none": "distance", "model": "in norms of the model"}
+    how = args.normalise or ("filter" if kind == "random" else "none")
+    names = {"random": "random direction", "pca": "principal component", "eigenvector": "eigenvector"}
+    labels = [f"{names[kind]} {i} ({unit.get(how, f'in norms of each {how}')})" for i in (1, 2)]
+    if args.to:
+        opened = [Run(options.run, partial=options.partial) for options in runs.each]
+        axes = [towards(args, run, state(run, args.at)) for run in opened]
+        marks = [dict(of_run.marks) for of_run in axes]
+        labels = [label.partition(" (distance ")[0] for label in axes[0].labels]
+    return compare_surfaces(runs.cases, labels, marks, f"Around {args.at}, {runs.about}")
 
 
 def _report(out: dict[str, Path], surface: li2018.Surface, settings: landscape.Settings) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.compare.comparison import Comparison
+from lsam_hpc.landscape.compare.tracks import compare_tracks
 from lsam_hpc.landscape.figures.draw_tracks import Losses, draw_tracks
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import surface as landscape
@@ -24,18 +26,25 @@ from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.landscape.workqueue import evaluate
 from lsam_hpc.tools import source
+from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
+from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.arguments import Parser
 
 PARTS = ("surface", "losses")  # kinds of points; each has a folder of finished ones
 
 
 def main(argv: Sequence[str]) -> int:
-    """Find the tracks and draw them; return the exit code."""
+    """Find the tracks and draw them, for one run or to compare several; return the exit code."""
+    return each_run(argv, Verb(_parser(), _one, _prepare, _name, lambda _: (".h5",), _compare))
+
+
+def _one(options_of_run: argparse.Namespace) -> int:
     ranks = Ranks()
-    args, run, objective = ranks.raise_on_all(lambda: _begin(argv))
+    args, run, objective = ranks.raise_on_all(lambda: _begin(options_of_run))
     folder = ranks.on_first(lambda: source.folder(args, run))
-    name = args.name or "trajectory"
+    name = _name(args)
     out = ranks.on_first(lambda: places(folder, name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite))
     tracks: Tracks = ranks.on_first(lambda: _tracks(args, run))
     background, losses = None, None
@@ -64,12 +73,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | None]:
+def _parser() -> Parser:
     parser = source.parser(
         "trajectory",
         "Draw the ranks' samples and the center over training, on the plane of the samples' principal components or "
         "through three states, with the loss along the paths and the distance from the plane. Under mpirun the ranks "
         "share the points of --surface and --losses; after a kill the same command resumes.",
+        several=True,
     )
     parser.add_argument("--from", dest="renamed", help=argparse.SUPPRESS)  # elsewhere a share of the run
     parser.add_argument(
@@ -95,7 +105,11 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     source.add_objective(parser)
     add_ranks(parser)
-    args = source.parse(parser, argv)
+    return parser
+
+
+def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective | None]:
+    source.parse(_parser(), args)
     if args.renamed is not None:
         raise InputError(f"--from: expected --source {args.renamed}, found --from {args.renamed}")
     if args.surface is not None and args.surface < 2:
@@ -110,6 +124,23 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective | No
         whole = args.surface or args.losses or args.through
         args.source = "snapshots" if whole or _count(run, "snapshot/sample") > 2 else "sketches"
     return args, run, source.objective(args, run) if args.surface or args.losses else None
+
+
+def _name(args: argparse.Namespace) -> str:
+    return args.name or "trajectory"
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    args, run, objective = _begin(args)
+    tracks = _tracks(args, run)
+    states = [] if objective is None or tracks.axes is None else [tracks.axes.origin]
+    return Prepared(run, objective, states)
+
+
+def _compare(runs: Runs) -> Comparison:
+    opened = [Run(options.run, partial=options.partial) for options in runs.each]
+    one_center = [run.config.get("topology", "center") == "center" for run in opened]
+    return compare_tracks(runs.cases, one_center, runs.about)
 
 
 def _count(run: Run, table: str) -> int:

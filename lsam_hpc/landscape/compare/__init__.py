@@ -1,0 +1,1 @@
+"""Comparisons of runs: one figure on one scale, and one table."""
