@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.compare.comparison import cell, run_labels
 from lsam_hpc.trajectory import Run, schema, verify
 from lsam_hpc.trajectory.rows import Columns
 from lsam_hpc.util.arguments import Parser
@@ -45,12 +49,15 @@ DROPPED = [c.name for c in schema.DROPPED if c.name != "time"]
 def main(argv: Sequence[str]) -> int:
     """Print the summary; return the exit code: 1 if --verify finds damaged or missing data, else 0."""
     parser = Parser(prog="lsam inspect", description="Print a summary of a run.")
-    parser.add_argument("run", help="the run directory, one rank's file, or a merged file")
+    of_run = "the run directory, one rank's file, or a merged file; several are compared in one table"
+    parser.add_argument("run", nargs="+", help=of_run)
     parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows, and list them")
     parser.add_argument("--verify", action="store_true", help="check every row; exit with 1 if anything is wrong")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
-    with Run(args.run, partial=args.partial or args.verify) as run:
+    if len(args.run) > 1:
+        return _compare(args)
+    with Run(args.run[0], partial=args.partial or args.verify) as run:
         problems = verify(run) if args.verify else []
         try:
             info = summary(run)
@@ -69,6 +76,51 @@ def main(argv: Sequence[str]) -> int:
             shown.append("verified: every row is whole and consistent")
         print("\n\n".join(shown))
     return int(args.verify and bool(problems))
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Print a table with a column for each run, and the options that differ."""
+    if args.verify:
+        raise InputError(f"--verify: expected one run, found {len(args.run)}")
+    paths = [Path(run) for run in args.run]
+    infos, problems = {}, []
+    for label, path in zip(run_labels(paths), paths, strict=True):
+        with Run(path, partial=args.partial) as run:
+            infos[label] = summary(run)
+            problems += run.problems
+    print(json.dumps(infos, indent=2) if args.json else comparison(infos))
+    print(*problems, sep="\n", end="\n" * bool(problems), file=sys.stderr)
+    return 0
+
+
+def comparison(infos: dict[str, dict[str, Any]]) -> str:
+    """Return the summaries of several runs as a table: a row for each number and each option that differs."""
+    rows = [["", *infos]]
+    for name, values in (
+        ("parameters", [info["parameters"] for info in infos.values()]),
+        ("ranks", [len(info["ranks"]) for info in infos.values()]),
+        ("ended", ["yes" if info["ended"] else "no" for info in infos.values()]),
+        ("steps of all ranks", [sum(rank["steps"] for rank in info["ranks"]) for info in infos.values()]),
+        ("time s", [_over(max, info, "seconds") for info in infos.values()]),
+        ("last loss, mean of ranks", [_over(fmean, info, "loss") for info in infos.values()]),
+        ("train loss of the center", [info["center"]["train_loss"] for info in infos.values()]),
+        ("test error of the center %", [info["center"]["test_error"] for info in infos.values()]),
+        ("staleness, mean", [_over(fmean, info, "staleness_mean") for info in infos.values()]),
+        ("distance from the center, mean", [_over(fmean, info, "distance") for info in infos.values()]),
+    ):
+        rows.append([name, *(cell(value) for value in values)])
+    options = [info["config"] for info in infos.values()]
+    for name in dict.fromkeys(name for config in options for name in config):
+        values = [config.get(name) for config in options]
+        if name != "out" and any(value != values[0] for value in values):
+            rows.append([f"option {name}", *(_printable(str(value)) for value in values)])
+    return columns(rows)
+
+
+def _over(combine: Callable[[list[float]], float], info: dict[str, Any], name: str) -> float | None:
+    """Return a number of all ranks, from those that have it."""
+    known = [rank[name] for rank in info["ranks"] if rank[name] is not None]
+    return combine(known) if known else None
 
 
 def summary(run: Run) -> dict[str, Any]:

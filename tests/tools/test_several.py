@@ -316,6 +316,23 @@ def test_diagnoses(runs, drawn, capsys):
     assert list(json.loads(capsys.readouterr().out)) == ["sgd", "sam"]
 
 
+def test_summaries(runs, tmp_path, capsys):
+    write(tmp_path / "runs" / "third", 2, ranks=3, rho=0.2)
+    assert main(["inspect", *map(str, runs), str(tmp_path / "runs" / "third")]) == 0
+    lines = [re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["sgd", "sam", "third"]
+    printed = {line[0]: line[1:] for line in lines[1:]}
+    assert printed["steps of all ranks"] == ["120", "120", "180"]
+    last = [np.mean([Run(run).steps(rank)["loss"][-1] for rank in (0, 1)]) for run in runs]
+    assert printed["last loss, mean of ranks"][:2] == [f"{loss:.5g}" for loss in last]
+    assert printed["option rho"] == ["0.1", "0.1", "0.2"]
+    assert "option data" not in printed
+    assert main(["inspect", *map(str, runs), "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["sgd", "sam"]
+    assert main(["inspect", *map(str, runs), "--verify"]) == 2
+    assert "--verify: expected one run, found 2" in capsys.readouterr().err
+
+
 def refused(capsys, verb, *words):
     capsys.readouterr()
     assert lsam(verb, *words) == 2
