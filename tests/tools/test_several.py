@@ -53,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("torch_threads")
 def write(path, seed, layout=LAYOUT, ranks=2, snapshots=True, **config):
     """Write a run whose samples walk around twice the teacher's parameters; its center is half of rank 0's sample.
 
-    For an odd seed the signs of all hidden units are changed, which does not change the teacher's function.
+    The signs of all hidden units differ between ranks and seeds, which does not change the teacher's function.
     """
     import compared
 
@@ -64,7 +64,8 @@ def write(path, seed, layout=LAYOUT, ranks=2, snapshots=True, **config):
     random = np.random.default_rng(seed)
     walk = random.standard_normal((STATES, ranks, size)).cumsum(0).astype(np.float32) / 10
     if layout is LAYOUT:
-        walk += 2 * compared.TEACHER * np.where(np.arange(size) < 40, (-1) ** seed, 1)
+        signs = np.where(np.arange(size) < 40, (-1) ** (seed + np.arange(ranks)[:, None]), 1)
+        walk += 2 * compared.TEACHER * signs
     for rank in range(ranks):
         more = {"snapshots": Snapshots()} if snapshots else {}
         sketch = CountSketch(size, buckets=16)
@@ -143,6 +144,8 @@ def test_lines_of_train_and_test_data(runs, drawn, tmp_path, capsys):
             assert (float(row["smallest"]), float(row["largest"])) == (of_split.min(), of_split.max())
             assert float(row["mean_rise"]) == pytest.approx(of_split.mean() - of_split[2])
             assert f"{of_split[2]:.5g}" in printed
+    losses = np.concatenate([v for of_case in expected.values() for n, v in of_case.items() if "acc" not in n])
+    assert loss.get_ylim()[0] <= losses.min() < losses.max() <= loss.get_ylim()[1]
     for axis, name in ((loss, "loss"), (sam, "loss_sam")):
         curves = {line.get_label(): line.get_ydata() for line in axis.lines if line.get_label() in expected}
         assert list(curves) == list(expected)
@@ -240,6 +243,7 @@ def test_barriers_inside_runs_and_between_centers(runs, drawn, tmp_path, capsys)
         own = [float(r["barrier"]) for r in rows(tmp_path / run.name / "path-matrix.csv")]
         assert float(row["highest_barrier"]) == max(own)
         assert float(row["mean_barrier"]) == pytest.approx(np.mean(own))
+        assert min(own) < np.mean(own) < max(own)
     import compared
 
     x, y, *_ = compared.load(None)
@@ -291,6 +295,9 @@ def test_trajectories_have_equal_scales(runs, drawn, words):
 
         filled = [next(c for c in axis.collections if isinstance(c, QuadContourSet)) for axis in planes]
         np.testing.assert_array_equal(filled[0].levels, filled[1].levels)
+        files = [h5py.File(run / "figures" / "trajectory.h5") for run in runs]
+        values = np.concatenate([file["surface/loss"][()] for file in files])
+        assert (filled[1].norm.vmin, filled[1].norm.vmax) == pytest.approx((values.min(), values.max()))
         losses = drawn[0].axes[2:4]
         assert losses[0].get_ylim() == losses[1].get_ylim()
 
@@ -424,14 +431,14 @@ def test_all_files_go_to_the_folder_that_out_names(runs, tmp_path, rendered):
 
 
 @pytest.mark.slow("a job of two ranks for each of two programs")
-def test_the_same_numbers_on_two_ranks(runs, mpi):
-    for verb, name, words in (
-        ("surface", "surface-center-random-line", ["--line", "--x=-1:1:5"]),
-        ("path", "path-matrix", []),
-    ):
+def test_the_same_numbers_on_two_ranks(runs, tmp_path, mpi):
+    names = {"surface": "surface-center-random-line", "path": "path-matrix"}
+    for verb, words in (("surface", ["--line", "--x=-1:1:5"]), ("path", [])):
         assert lsam(verb, *runs, *words) == 0
-        expected = (runs[0].parent.parent / "figures" / f"compare-{name}.csv").read_bytes()
-        command = mpi.command(2, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", verb, *map(str, runs), *words, "--quiet")
-        done = run_command([*command, "--out", str(runs[0].parent.parent / verb)], timeout=200)
+        expected = (tmp_path / "figures" / f"compare-{names[verb]}.csv").read_bytes()
+        words = [*map(str, runs), *words, "--quiet", "--out", str(tmp_path / verb)]
+        command = mpi.command(2, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", verb, *words)
+        done = run_command(command, timeout=200, PYTHONPATH=str(tmp_path))
         assert done.returncode == 0, done.stderr
-        assert (runs[0].parent.parent / verb / f"compare-{name}.csv").read_bytes() == expected
+        assert done.stdout.count(f"compare-{names[verb]}.csv") == 1
+        assert (tmp_path / verb / f"compare-{names[verb]}.csv").read_bytes() == expected

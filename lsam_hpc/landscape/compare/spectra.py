@@ -43,7 +43,8 @@ def _read(path: Path) -> dict[str, Block]:
         if isinstance(stored, h5py.Dataset):
             matrix, _, rest = name.partition("/")
             layer, _, kind = rest.partition("/")
-            blocks.setdefault(f"{matrix}/{layer}", {})[kind] = np.asarray(stored[()], np.float64)
+            if kind != "eigenvectors":
+                blocks.setdefault(f"{matrix}/{layer}", {})[kind] = np.asarray(stored[()], np.float64)
 
     with h5py.File(path) as file:
         file.visititems(visit)
