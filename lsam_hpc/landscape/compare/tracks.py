@@ -22,7 +22,7 @@ from lsam_hpc.landscape.geometry.tracks import Track, Tracks, center_tracks
 from lsam_hpc.landscape.report.tables import NOTES
 
 MARGIN = 0.08  # around the tracks, as a share of their extent
-LEAST = 0.4  # smallest extent of the tracks that is drawn, as a share of the largest
+LEAST = 0.7  # smallest extent of the tracks that is drawn, as a share of the largest
 FIELDS = ("iteration", "total_iteration", "center_version", "off_plane", "center_off_plane")
 
 
@@ -73,6 +73,17 @@ def _read(path: Path, *, one_center: bool) -> Stored:
         if "surface/loss" in file:
             x, y, loss = (np.asarray(file[f"surface/{name}"][()]) for name in ("x", "y", "loss"))
             background = Surface(x, y, {s.LOSS: loss})
+    explained = None if notes["explained"] is None else np.array(notes["explained"])
+    if explained is not None:
+        signs = _signs(np.stack([columns["x"], columns["y"]], 1), columns["total_iteration"])
+        for axis, sign in zip("xy", signs, strict=True):
+            columns[axis], columns[f"center_{axis}"] = sign * columns[axis], sign * columns[f"center_{axis}"]
+        places = places * signs
+        if background is not None and background.y is not None:
+            steps = [int(sign) for sign in signs]
+            loss = background.values[s.LOSS][:: steps[1], :: steps[0]]
+            x, y = signs[0] * background.x[:: steps[0]], signs[1] * background.y[:: steps[1]]
+            background = Surface(x, y, {s.LOSS: loss})
     ranks, losses = {}, {}
     for rank in np.unique(columns["rank"]):
         row = columns["rank"] == rank
@@ -82,10 +93,16 @@ def _read(path: Path, *, one_center: bool) -> Stored:
         ranks[int(rank)] = Track(iteration, total, version, sample, off, center, center_off)
         if along:
             losses[int(rank)] = (along[0][row], along[1][row])
-    explained = None if notes["explained"] is None else np.array(notes["explained"])
     at = dict(zip(marks, places, strict=True))
     of_run = Tracks(notes["source"], ranks, tuple(notes["labels"]), explained, None, {}, at, one_center=one_center)
     return Stored(of_run, losses, background)
+
+
+def _signs(at: NDArray[np.float64], total: NDArray[Any]) -> NDArray[np.float64]:
+    """Return signs of principal components, which are arbitrary, so that runs start on the left and turn upwards."""
+    first, last = at[total == total.min()].mean(0), at[total == total.max()].mean(0)
+    turn = at[:, 1].mean() - (first[1] + last[1]) / 2
+    return np.array([1.0 if first[0] <= last[0] else -1.0, 1.0 if turn >= 0 else -1.0])
 
 
 def _numbers(case: Case, stored: Stored) -> dict[str, Any]:
@@ -130,7 +147,7 @@ def _draw(stored: Sequence[tuple[Case, Stored]], about: str, path: Path) -> Path
             axis.locator_params(nbins=5)
             axis.set_title(case.run, fontweight="bold")
             for name, label in zip("xy", of_run.tracks.labels, strict=True):
-                axis.set(**{f"{name}label": label.replace(" (", "\n(")})
+                getattr(axis, f"set_{name}label")(label.replace(" (", "\n("), fontsize=8)
         if surfaces:
             text = f"loss on the plane{', log scale' if logarithmic else ''}"
             drawn = next(axis.collections[0] for axis in grid[0] if axis.collections)
