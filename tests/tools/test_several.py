@@ -69,8 +69,11 @@ def write(path, seed, layout=LAYOUT, ranks=2, snapshots=True, **config):
     for rank in range(ranks):
         more = {"snapshots": Snapshots()} if snapshots else {}
         sketch = CountSketch(size, buckets=16)
-        with TrajectoryWriter(path, rank, layout, attributes(ranks), sketch=sketch, **more) as writer:
+        with TrajectoryWriter(path, rank, layout, attributes(ranks), sketch=sketch, curvature=True, **more) as writer:
             for i in range(60):
+                if i % 20 == 0:
+                    numbers = {"eigenvalue": 1 + random.random(), "residual": 0.1, "products": 3, "seconds": 0.1}
+                    writer.curvature(iteration=i, total_iteration=ranks * i + rank, **numbers)
                 writer.step(iteration=i, total_iteration=ranks * i + rank, loss=1 + random.random(), lr=0.1)
                 numbers = {"version_read": i, "version_added": i, "staleness": i % 2, "accepted": 1, "blocked": 1e-9}
                 writer.exchange(began=float(i), iteration=i, center_distance=1 + random.random(), **numbers)
@@ -217,6 +220,16 @@ def test_sharpness_while_training(runs, drawn, tmp_path):
         ratios = [float(r["sharpness"]) / float(r["momentum_limit"]) for r in edge]
         assert float(row["most_of_limit"]) == pytest.approx(max(ratios))
         np.testing.assert_array_equal(line.get_ydata(), tops)
+
+
+def test_sharpness_that_was_measured_while_training(runs, drawn):
+    assert lsam("spectrum", *runs, "--along", "measured") == 0
+    curves = iter(line for line in drawn[0].axes[0].lines if line.get_marker() == "o")
+    for run, row in zip(runs, rows("figures/compare-spectrum-center-edge.csv"), strict=True):
+        values = [Run(run).log(rank).table("curvature")["eigenvalue"] for rank in (0, 1)]
+        assert float(row["largest"]) == np.max(values)
+        for of_rank in values:
+            np.testing.assert_array_equal(next(curves).get_ydata(), of_rank)
 
 
 def test_sharpness(runs, tmp_path, capsys):
@@ -432,15 +445,13 @@ def test_all_files_go_to_the_folder_that_out_names(runs, tmp_path, rendered):
     }
 
 
-@pytest.mark.slow("a job of two ranks for each of two programs")
+@pytest.mark.slow("a job of two ranks")
 def test_the_same_numbers_on_two_ranks(runs, tmp_path, mpi):
-    names = {"surface": "surface-center-random-line", "path": "path-matrix"}
-    for verb, words in (("surface", ["--line", "--x=-1:1:5"]), ("path", [])):
-        assert lsam(verb, *runs, *words) == 0
-        expected = (tmp_path / "figures" / f"compare-{names[verb]}.csv").read_bytes()
-        words = [*map(str, runs), *words, "--quiet", "--out", str(tmp_path / verb)]
-        command = mpi.command(2, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", verb, *words)
-        done = run_command(command, timeout=200, PYTHONPATH=str(tmp_path))
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(f"compare-{names[verb]}.csv") == 1
-        assert (tmp_path / verb / f"compare-{names[verb]}.csv").read_bytes() == expected
+    assert lsam("path", *runs, "--points", 5) == 0
+    words = ["path", *map(str, runs), "--points", "5", "--quiet", "--out", str(tmp_path / "job")]
+    command = mpi.command(2, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *words)
+    done = run_command(command, timeout=200, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("compare-path-matrix.csv") == 1
+    name = "compare-path-matrix.csv"
+    assert (tmp_path / "job" / name).read_bytes() == (tmp_path / "figures" / name).read_bytes()

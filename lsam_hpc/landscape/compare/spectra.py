@@ -150,7 +150,7 @@ def compare_edges(cases: Sequence[Case], title: str) -> Comparison:
     rows = []
     for case, edge in zip(cases, edges, strict=True):
         top, ratio = edge["sharpness"], edge["sharpness"] / edge["momentum_limit"]
-        last = np.flatnonzero(edge["total_iteration"] == edge["total_iteration"].max())[0]
+        after = edge["total_iteration"]
         rows.append(
             {
                 "run": case.run,
@@ -158,8 +158,8 @@ def compare_edges(cases: Sequence[Case], title: str) -> Comparison:
                 "snapshots": len(top),
                 "first": float(top[0]),
                 "largest": float(top.max()),
-                "after_steps": int(edge["total_iteration"][top.argmax()]),
-                "last": float(top[last]),
+                "after_steps": float(after[top.argmax()]),
+                "last": float(top[np.flatnonzero(after == np.nanmax(after))[0]]),
                 "most_of_limit": float(np.nanmax(ratio)) if np.isfinite(ratio).any() else np.nan,
             }
         )
