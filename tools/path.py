@@ -147,7 +147,7 @@ def _prepare(args: argparse.Namespace) -> Prepared:
 def _between_centers(runs: Runs, ranks: Ranks, part: Path) -> list[Matrix | None]:
     """Return the lines between the centers of all runs, a matrix for each split; none if their models differ."""
     if runs.args.between or len(runs.args.run) == 1:
-        return []
+        return [None for _ in dict.fromkeys(case.split for case in runs.cases)]
     ranks.on_first(lambda: part.mkdir(exist_ok=True))
     matrices: list[Matrix | None] = []
     for split in dict.fromkeys(case.split for case in runs.cases):

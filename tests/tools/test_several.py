@@ -158,6 +158,13 @@ def test_lines_of_train_and_test_data(runs, drawn, tmp_path, capsys):
     assert (expected["sgd, train"]["train_loss"] != expected["sgd, test"]["test_loss"]).all()
 
 
+def test_both_splits_of_one_run(runs, drawn):
+    assert lsam("surface", runs[0], "--line", "--x=-1:1:3", "--split", "both") == 0
+    assert [line.get_label() for line in drawn[0].axes[0].lines[:2]] == ["sgd, train", "sgd, test"]
+    assert lsam("path", runs[0], "--points", 3, "--split", "both") == 0
+    assert [row["split"] for row in rows("figures/compare-path-matrix-both.csv")] == ["train", "test"]
+
+
 def test_planes_have_common_levels(runs, drawn):
     assert lsam("surface", *runs, "--x=-1:1:4", "--y=-1:1:3") == 0
     from matplotlib.contour import QuadContourSet
