@@ -208,6 +208,8 @@ def test_spectra(runs, drawn, tmp_path):
                     row = next(r for r in table if (r["run"], r["matrix"], r["layer"]) == (run.name, matrix, layer))
                     values = file[f"{matrix}/{layer}/eigenvalues"][()]
                     assert (float(row["largest"]), float(row["second"])) == tuple(values[:2])
+                    if "smallest" in file[f"{matrix}/{layer}"]:
+                        assert float(row["smallest"]) == file[f"{matrix}/{layer}/smallest"][0]
                     assert float(row["trace"]) == file[f"{matrix}/{layer}/trace"][()]
                 assert float(row["+-"]) == file[f"{matrix}/3/trace_error"][()]
                 ticks = axis.lines[len(runs) + number]
@@ -387,6 +389,7 @@ def test_runs_that_cannot_be_compared(runs, tmp_path, capsys):
     )
     line = refused(capsys, "surface", sgd, "--split", "both", "--make-batches", "a:b", "--make-model", "a:b")
     assert "expected a data set with two splits" in line
+    assert "--flow: expected one run" in refused(capsys, "spectrum", sgd, sam, "--flow")
     assert "excludes --at, --kinds" in refused(capsys, "spectrum", sgd, sam, "--along", "center", "--at", "0")
     assert refused(capsys, "surface", sgd, sam, "--at", "centre").startswith(f"lsam surface: {sgd}: state: expected ")
     assert "lsam surface: --x: expected FROM:TO:POINTS" in refused(capsys, "surface", sgd, sam, "--x", "1")
