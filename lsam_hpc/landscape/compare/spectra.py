@@ -83,7 +83,7 @@ def _draw(spectra: Sequence[tuple[Case, Mapping[str, Block]]], title: str, path:
         for axis in grid[1:, 1:].reshape(-1):
             axis.tick_params(labelleft=False)
         if layers:
-            grid[1, 0].set_ylabel("layer")
+            grid[1, 0].set_ylabel("layer or class" if any("class " in name for name in layers) else "layer")
         for row, low in zip(grid, ("y", "x"), strict=False):
             limits = [getattr(axis, f"get_{low}lim")() for axis in row]
             for axis in row:
@@ -129,7 +129,7 @@ def _layers(
     matrix: str,
     layers: Sequence[str],
 ) -> None:
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     at = np.arange(len(layers))[::-1]
     for case, blocks in spectra:
@@ -138,9 +138,9 @@ def _layers(
     axis.set_yticks(at, layers)
     axis.set_ylim(-0.6, len(layers) - 0.4)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
-    low, high = axis.get_xlim()
-    axis.xaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("largest eigenvalue of the block, log scale")
 
 
