@@ -1,4 +1,7 @@
-"""Code shared by the landscape programs: options, the run's model and data, and names of output files."""
+"""Code shared by the landscape programs: options, the run's model and data, and names of output files.
+
+Torch is imported by what needs model or data, so that logs can be diagnosed and reported without torch.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,20 @@ import inspect
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures.figures import FORMATS
-from lsam_hpc.landscape.objective import Batch, Objective, fixed_batches
 from lsam_hpc.landscape.packages import require
-from lsam_hpc.train import data
-from lsam_hpc.train.models import MODELS, build
-from lsam_hpc.train.selection import OPTIONS
 from lsam_hpc.train.user_code import call_function, import_function
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lsam_hpc.landscape.objective import Batch, Objective
+    from lsam_hpc.train.data import Dataset
 
 SPLITS = ("train", "test")
 BOTH = "both"  # value of --split
@@ -133,6 +135,11 @@ def objective(args: argparse.Namespace, run: Run) -> Objective:
     Raises:
         InputError: model or data cannot be loaded, do not fit the run, or are not deterministic.
     """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from lsam_hpc.landscape.objective import Objective
+
     for make, name in (("make_model", "model"), ("make_batches", "data")):
         if getattr(args, make) and getattr(args, name):
             raise InputError(f"--{make.replace('_', '-')} excludes --{name}")
@@ -153,7 +160,7 @@ def objective(args: argparse.Namespace, run: Run) -> Objective:
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
     on_device = [(moved(x), moved(y)) for x, y in batches]
-    loss = import_function("--loss", args.loss) if args.loss else nn.functional.cross_entropy
+    loss = import_function("--loss", args.loss) if args.loss else cross_entropy
     f = Objective(model, on_device, loss)
     layout = [(name, tuple(shape)) for name, shape, _ in run.layout]
     if f.layout != layout:
@@ -176,8 +183,12 @@ def file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-@." else "-" for c in text)
 
 
-def _data(args: argparse.Namespace, run: Run) -> tuple[list[Batch], data.Dataset | None]:
+def _data(args: argparse.Namespace, run: Run) -> tuple[list[Batch], Dataset | None]:
     """Return the batches, and the data set that they are from; None for those of `--make-batches`."""
+    from lsam_hpc.landscape.objective import fixed_batches
+    from lsam_hpc.train import data
+    from lsam_hpc.train.selection import OPTIONS
+
     at_most = args.images or None
     if args.make_batches:
         made: Iterable[Batch] = call_function("--make-batches", args.make_batches)
@@ -195,7 +206,11 @@ def _data(args: argparse.Namespace, run: Run) -> tuple[list[Batch], data.Dataset
     return list(zip(x.split(BATCH), y.split(BATCH), strict=True)), dataset
 
 
-def _model(args: argparse.Namespace, run: Run, dataset: data.Dataset | None) -> nn.Module:
+def _model(args: argparse.Namespace, run: Run, dataset: Dataset | None) -> nn.Module:
+    from torch import nn
+
+    from lsam_hpc.train.models import MODELS, build
+
     if args.make_model:
         model = call_function("--make-model", args.make_model)
         if not isinstance(model, nn.Module):

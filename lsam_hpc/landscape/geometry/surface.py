@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.formats.loss_landscape import Surface
-from lsam_hpc.landscape.geometry.smoothing import smoothed
-from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.workqueue import evaluate
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+    from torch import Tensor
+
+    from lsam_hpc.landscape.objective import Objective
 
 KINDS = ("loss", "sam", "regularised", "smoothed")
 LOSS, ERROR, SAM, REGULARISED, SMOOTHED, SMOOTHED_ERROR, EFFECTIVE = (
@@ -90,6 +90,7 @@ class Settings:
 
 def values(objective: Objective, x: Tensor, settings: Settings) -> list[float]:
     """Return the values of `settings.columns` at a point x of shape (P,)."""
+    from lsam_hpc.landscape.geometry.smoothing import smoothed  # needs torch, which figures of a surface do not
 
     def f_sam(at: Tensor) -> float:
         return objective(objective.ascent(at, settings.rho)).loss
