@@ -22,6 +22,7 @@ from lsam_hpc.landscape.geometry.axes import Axes, ranges, through
 from lsam_hpc.landscape.geometry.tracks import SOURCES, Tracks, from_sketches, from_snapshots
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import require
+from lsam_hpc.landscape.report.stored import OBJECTIVE
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.landscape.workqueue import evaluate
@@ -47,7 +48,7 @@ def _one(options_of_run: argparse.Namespace) -> int:
     name = _name(args)
     out = ranks.on_first(lambda: places(folder, name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite))
     tracks: Tracks = ranks.on_first(lambda: _tracks(args, run))
-    background, losses = None, None
+    background, losses, of = None, None, None
     parts = {part: folder / f"{name}-{part}.part" for part in PARTS}
     if objective is not None and tracks.axes is not None:
         options = {
@@ -56,12 +57,13 @@ def _one(options_of_run: argparse.Namespace) -> int:
             "split": args.split,
             "plane": digest(tracks.axes.origin, tracks.axes.directions),
         }
+        of = {**objective_options(args, objective), "split": args.split}
         if args.surface:
             background = _background(args, ranks, objective, tracks, part=parts["surface"], options=options)
         if args.losses:
             losses = _losses(args, ranks, run, objective, tracks, part=parts["losses"], options=options)
     if ranks.is_first:
-        _write(out, tracks, losses, background)
+        _write(out, tracks, losses, background, of=of)
         logged = {rank: (steps["total_iteration"], steps["loss"]) for rank in run.ranks for steps in [run.steps(rank)]}
         title = f"{run.path.resolve().name}: {len(tracks.ranks)} ranks, from {tracks.source}"
         draw_tracks(tracks, out[f".{args.format}"], logged, losses, background, title=title)
@@ -210,7 +212,14 @@ def _plane(tracks: Tracks) -> Axes:
     return tracks.axes
 
 
-def _write(out: dict[str, Path], tracks: Tracks, losses: dict[int, Losses] | None, background: Surface | None) -> None:
+def _write(
+    out: dict[str, Path],
+    tracks: Tracks,
+    losses: dict[int, Losses] | None,
+    background: Surface | None,
+    *,
+    of: dict[str, Any] | None,
+) -> None:
     table: dict[str, list[NDArray[Any]]] = {}
     for rank, track in tracks.ranks.items():
         columns = {
@@ -244,7 +253,8 @@ def _write(out: dict[str, Path], tracks: Tracks, losses: dict[int, Losses] | Non
     if background is not None:
         arrays |= {"surface/x": background.x, "surface/y": background.y, "surface/loss": background.values["loss"]}
     explained = None if tracks.explained is None else list(tracks.explained)
-    write_arrays(out[".h5"], arrays, {"source": tracks.source, "labels": tracks.labels, "explained": explained})
+    notes = {"source": tracks.source, "labels": tracks.labels, "explained": explained, OBJECTIVE: of}
+    write_arrays(out[".h5"], arrays, notes)
 
 
 def _report(tracks: Tracks, losses: dict[int, Losses] | None, background: Surface | None) -> None:

@@ -120,6 +120,10 @@ def square_images() -> list[tuple[Tensor, Tensor]]:
     return [(x.reshape(-1, 1, 2, 2), y) for x, y in images()]
 
 
+def other_images() -> list[tuple[Tensor, Tensor]]:
+    return [(x + 1, y) for x, y in images()]
+
+
 def nothing() -> list[tuple[Tensor, Tensor]]:
     return []
 

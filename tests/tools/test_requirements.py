@@ -26,11 +26,10 @@ DRAWS = (
     "surface",
     "trajectory",
 )  # write into RUN
-OBJECTIVE = tuple(word for word in WORDS if word != "--quiet")
 OPTIONS = {
-    **dict.fromkeys(("learning-coefficient", "outliers", "path", "predict", "sharpness", "spectrum", "surface"), WORDS),
+    **dict.fromkeys(("learning-coefficient", "outliers", "path", "predict", "report"), WORDS),
+    **dict.fromkeys(("sharpness", "spectrum", "surface"), WORDS),
     "trajectory": (*WORDS, "--losses"),
-    "report": OBJECTIVE,
     "diagnose": ("--from", "0"),
 }
 COMPUTING = {
@@ -44,7 +43,7 @@ MISSING = [
     *(("report", name, "landscape") for name in ("arviz", "jinja2", "plotly")),
     ("spectrum", "scipy", "landscape"),
     ("surface", "scipy", "landscape"),  # with --directions eigenvector
-    *((verb, "tqdm", "train") for verb in ("path", "spectrum", "surface", "trajectory")),  # without --quiet
+    *((verb, "tqdm", "train") for verb in ("path", "report", "spectrum", "surface", "trajectory")),  # without --quiet
 ]
 
 

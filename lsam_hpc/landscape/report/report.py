@@ -5,23 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.chains.diagnosis import CheckResult
-from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, SURFACE
-from lsam_hpc.landscape.formats.loss_landscape import Surface
-from lsam_hpc.landscape.geometry.surface import LOSS
-from lsam_hpc.landscape.geometry.tracks import Tracks, center_tracks
 from lsam_hpc.util.files import atomic_path
 
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
+DPI = 150.0  # of a PNG image that does not say it
 
 
 @dataclass(frozen=True)
@@ -32,11 +27,13 @@ class Picture:
         source: the image as a data URI.
         alt: description for people who cannot see the figure.
         caption: text below the figure.
+        width: of the figure in points, 1/72 inch. At as many pixels, text of 9 points is 9 pixels high.
     """
 
     source: str
     alt: str
     caption: str
+    width: int = 600
 
 
 @dataclass(frozen=True)
@@ -52,14 +49,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: text, check results, figures, tables, and a surface to rotate, each of them optional."""
+    """A part of the page; all but id and title are optional, and are shown in this order."""
 
     id: str
     title: str
     text: str = ""
+    facts: Sequence[tuple[str, str]] = ()  # names and values
     verdicts: Sequence[CheckResult] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
+    terms: Mapping[str, str] = field(default_factory=dict)  # definitions
     space: Mapping[str, Any] | None = None  # traces and layout of Plotly
     names: Sequence[str] = ()  # names of the chains in `space`
     label: str = ""
@@ -70,7 +69,6 @@ class Report:
     """The report of a run."""
 
     title: str
-    subtitle: str
     sections: Sequence[Section]
 
     def write(self, out: Path) -> None:
@@ -90,11 +88,12 @@ class Report:
                 f"report: expected the package {error.name}, found none: pip install 'lsam-hpc[landscape]'"
             ) from error
         text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-        template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(text)
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+        environment.filters["unbroken"] = lambda words: words.replace(" %", "\u00a0%")
+        template = environment.from_string(text)
         space = next((section.space for section in self.sections if section.space), None)
         page = template.render(
             title=self.title,
-            subtitle=self.subtitle,
             sections=self.sections,
             plotly=get_plotlyjs() if space else "",
             # "</" in the data could end the script element; JSON allows this escape.
@@ -107,75 +106,21 @@ class Report:
 
 def picture(path: Path, alt: str, caption: str) -> Picture:
     """Return a PNG or SVG file as a figure of the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return Picture(f"data:{KINDS[path.suffix]};base64,{data}", alt, caption)
+    data = path.read_bytes()
+    text = base64.b64encode(data).decode()
+    return Picture(f"data:{KINDS[path.suffix]};base64,{text}", alt, caption, _width(data))
 
 
-def space(tracks: Tracks, background: Surface, title: str) -> dict[str, Any]:
-    """Return a surface of the loss on the tracks' plane that can be rotated, with the chains and the center on it.
-
-    Args:
-        tracks: samples and center on a plane.
-        background: loss on that plane, around the tracks.
-        title: of the loss axis.
-
-    Returns:
-        Traces and layout for Plotly; the "meta" of a chain's trace is the chain's name.
-    """
-    loss = background.values[LOSS]
-    assert background.y is not None
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "surface",
-            "x": _plain(background.x),
-            "y": _plain(background.y),
-            "z": _plain(loss),
-            "colorscale": SURFACE.capitalize(),
-            "opacity": 0.9,
-            "colorbar": {"title": {"text": title}, "len": 0.7},
-            "contours": {"z": {"show": True, "usecolormap": True}},
-            "name": "loss",
-            "showlegend": False,
-        }
-    ]
-    lift = 0.01 * float(np.nanmax(loss) - np.nanmin(loss))
-    for i, (rank, track) in enumerate(tracks.ranks.items()):
-        height = on_surface(background, track.sample) + lift
-        traces.append(_line(f"rank {rank}", COLOURS[i % 6], track.sample, height, f"rank {rank}"))
-    for center in center_tracks(tracks):
-        traces.append(_line("center", CENTER, center.at, on_surface(background, center.at) + 2 * lift, None))
-    x, y = (label.partition(" (")[0] for label in tracks.labels[:2])
-    layout = {
-        "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
-        "paper_bgcolor": "#fff",
-        "legend": {"x": 0, "y": 1},
-        "scene": {
-            "xaxis": {"title": {"text": x}},
-            "yaxis": {"title": {"text": y}},
-            "zaxis": {"title": {"text": title}},
-            "aspectmode": "cube",
-        },
-    }
-    return {"traces": traces, "layout": layout}
-
-
-def on_surface(background: Surface, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the loss at places on the plane, by linear interpolation on the grid, shape (n,).
-
-    Args:
-        background: loss on a grid.
-        places: coordinates, shape (n, 2); a place outside gets the loss at the nearest point of the grid's edge.
-    """
-    assert background.y is not None
-    x, y, values = background.x, background.y, background.values[LOSS]
-    i = np.clip(np.searchsorted(x, places[:, 0]) - 1, 0, len(x) - 2)
-    j = np.clip(np.searchsorted(y, places[:, 1]) - 1, 0, len(y) - 2)
-    s = np.clip((places[:, 0] - x[i]) / (x[i + 1] - x[i]), 0, 1)
-    t = np.clip((places[:, 1] - y[j]) / (y[j + 1] - y[j]), 0, 1)
-    low = (1 - s) * values[j, i] + s * values[j, i + 1]
-    high = (1 - s) * values[j + 1, i] + s * values[j + 1, i + 1]
-    losses: NDArray[np.float64] = (1 - t) * low + t * high
-    return losses
+def _width(image: bytes) -> int:
+    """Return the width of an SVG or PNG image in points; 600 for one that does not say it."""
+    if svg := re.search(rb"<svg[^>]*?\bwidth=\"([0-9.]+)(pt|px|)\"", image[:4000]):
+        return round(float(svg[1]) * (1 if svg[2] == b"pt" else 0.75))
+    if not image.startswith(b"\x89PNG"):
+        return 600
+    pixels = int.from_bytes(image[16:20], "big")
+    at = image.find(b"pHYs", 0, 4000)  # pixels per meter
+    per_inch = int.from_bytes(image[at + 4 : at + 8], "big") * 0.0254 if at > 0 else DPI
+    return round(72 * pixels / (per_inch or DPI))
 
 
 def cell(value: object, spec: str = ".4g") -> str:
@@ -183,25 +128,3 @@ def cell(value: object, spec: str = ".4g") -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return format(value, spec) if isinstance(value, float) else str(value)
-
-
-def _line(
-    name: str, colour: str, places: NDArray[np.float64], height: NDArray[np.float64], meta: str | None
-) -> dict[str, Any]:
-    return {
-        "type": "scatter3d",
-        "mode": "lines+markers",
-        "name": name,
-        "meta": meta,
-        "x": _plain(places[:, 0]),
-        "y": _plain(places[:, 1]),
-        "z": _plain(height),
-        "line": {"color": colour, "width": 5},
-        "marker": {"size": 3, "color": colour},
-    }
-
-
-def _plain(values: NDArray[np.float64]) -> list[Any]:
-    """Return numbers as lists for JSON, with None for numbers that are not finite."""
-    lists: list[Any] = np.where(np.isfinite(values), values.astype(object), None).tolist()  # type: ignore[call-overload]
-    return lists

@@ -1,0 +1,137 @@
+"""The figures in a run's folder, with captions from the numbers beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.report.captions import losses_of
+from lsam_hpc.landscape.report.report import KINDS, Picture, picture
+from lsam_hpc.landscape.report.tables import NOTES
+from lsam_hpc.trajectory.openfile import DAMAGE, opened
+
+
+def pictures(folder: Path, drawn: Sequence[str] = ()) -> list[Picture]:
+    """Return the figures in a folder, in the order of their names.
+
+    Args:
+        folder: RUN/figures; it need not exist.
+        drawn: names of figures without suffix that the page has drawn itself.
+    """
+    files = sorted(f for f in folder.iterdir() if f.suffix in KINDS) if folder.is_dir() else []
+    made: dict[str, Picture] = {}
+    for file in files:
+        if file.stem not in drawn and file.stem not in made:  # .png before .svg
+            text = caption(file)
+            made[file.stem] = picture(file, f"Figure {file.stem}. {text}", text)
+    return list(made.values())
+
+
+def notes(path: Path) -> dict[str, Any]:
+    """Return how a figure's numbers were made, from its HDF5 file; empty if it does not exist or say so."""
+    try:
+        with opened(path) as (file, _):
+            kept: dict[str, Any] = json.loads(str(file.attrs.get(NOTES, "{}")))
+            return kept
+    except (InputError, *DAMAGE):
+        return {}
+
+
+def caption(figure: Path) -> str:
+    """Return what a figure shows, from the HDF5 file beside it, and the names of its files."""
+    numbers = next((path for path in _beside(figure) if path.exists()), None)
+    said = ""
+    if numbers is not None:
+        try:
+            with opened(numbers) as (file, _):
+                said = _said(file, json.loads(str(file.attrs.get(NOTES, "{}"))))
+        except (InputError, *DAMAGE):
+            said = f"{numbers.name} is damaged."
+    tables = sorted(path.name for path in figure.parent.glob(f"{figure.stem}*.csv"))
+    at = f"Numbers: figures/{', figures/'.join(tables)}." if tables else ""
+    return " ".join(part for part in (f"{figure.stem}.", said, at) if part)
+
+
+def _beside(figure: Path) -> list[Path]:
+    stem = figure.stem
+    return [figure.with_name(f"{name}.h5") for name in (stem, stem.removesuffix("-layers"))]
+
+
+def _said(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    """Return what the numbers say, by what kind they are; empty for unknown kinds."""
+    for name, say in (
+        ("xcoordinates", _surface),
+        ("hessian/all/eigenvalues", _spectrum),
+        ("sharpness", _sharpness),
+        ("barrier", _barriers),
+        ("off_plane", _tracks),
+    ):
+        if name in file:
+            return say(file, notes)
+    return ""
+
+
+def _surface(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    where = f"around the state {notes['at']}" if "at" in notes else "around a state"
+    parts = []
+    for name in sorted(file):
+        if name.endswith(("_loss", "_loss_sam", "_loss_smoothed")):
+            values = file[name][()]
+            known = values[values != -1]
+            kind = {"loss": "loss", "sam": "SAM loss", "smoothed": "smoothed loss"}[name.rpartition("_")[2]]
+            if len(known):
+                parts.append(f"{kind} from {known.min():.3g} to {known.max():.3g}")
+    grid = " x ".join(str(len(file[name])) for name in ("xcoordinates", "ycoordinates") if name in file)
+    along = {"random": "random", "pca": "principal", "eigenvector": "eigenvector"}.get(str(notes.get("directions")))
+    directions = f", {along} directions" if along else ""
+    return f"The landscape {where} at {grid} points{directions}: {', '.join(parts)} ({losses_of(notes)})."
+
+
+def _spectrum(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    values = file["hessian/all/eigenvalues"][()]
+    shown = ", ".join(f"{value:.3g}" for value in values[:3])
+    text = f"Curvature at the state {notes.get('at', 'center')}: largest eigenvalues of the Hessian {shown}"
+    if "hessian/all/trace" in file:
+        trace, error = (float(file[f"hessian/all/{name}"][()]) for name in ("trace", "trace_error"))
+        text += f", trace {trace:.3g} ± {error:.1g}"
+    return f"{text} ({losses_of(notes)})."
+
+
+def _sharpness(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    table = {name: file[name].asstr()[()] for name in ("state", "case", "norm")}
+    rho, rise = file["rho"][()], file["sharpness"][()]
+    texts = []
+    for case, norm in dict.fromkeys(zip(table["case"], table["norm"], strict=True)):
+        of_kind = (table["case"] == case) & (table["norm"] == norm)
+        radius = rho[of_kind].max()
+        chosen = np.flatnonzero(of_kind & (rho == radius))
+        rises = ", ".join(f"{rise[i]:.3g} at {table['state'][i]}" for i in chosen)
+        texts.append(f"{case} case, {norm} norm, radius {radius:.3g}: {rises}")
+    return f"Rise of the loss when the parameters move within a ball. {'; '.join(texts)} ({losses_of(notes)})."
+
+
+def _barriers(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    barrier, names = np.asarray(file["barrier"][()], float), list(file["names"].asstr()[()])
+    if barrier.ndim != 2:
+        return f"The loss between states ({losses_of(notes)})."
+    highest = np.nanmax(barrier)
+    i, j = np.unravel_index(np.nanargmax(barrier), barrier.shape)
+    if highest > 0:
+        between = f"the highest is {highest:.3g}, between {names[i]} and {names[j]}"
+    else:
+        between = "none between any two of them"
+    return f"Loss barriers between {', '.join(names)}: {between} ({losses_of(notes)})."
+
+
+def _tracks(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    off = file["off_plane"][()]
+    return (
+        f"Samples and center on the axes {', '.join(map(str, notes.get('labels', [])[:2]))}; the states are "
+        f"{np.median(off):.3g} off this plane (median)."
+    )
