@@ -168,9 +168,10 @@ def test_what_other_verbs_stored_is_used_and_shown_once(tmp_path):
     assert main([str(path), *WORDS]) == 0
     body = (path / "report.html").read_text()
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", body)
-    assert [text.split(".")[0] for text in captions[2:]] == ["later", "sharpness"]
-    assert "Rise of the loss when the parameters move" in captions[3]
-    assert "figures/sharpness.csv" in captions[3]
+    assert captions[2] == "File: figures/later.png; numbers: figures/later.csv."
+    assert captions[3].startswith("Rise of the loss when the parameters move within a ball: ")
+    assert captions[3].endswith(" File: figures/sharpness.png; numbers: figures/sharpness.csv.")
+    assert len(captions) == 4
     assert "(cross-entropy of 30 samples of the train data; read from figures/trajectory.h5, not computed" in body
     with h5py.File(path / "figures" / "trajectory.h5") as file:
         loss = file["surface/loss"][()]

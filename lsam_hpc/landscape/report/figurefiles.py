@@ -54,8 +54,8 @@ def caption(figure: Path) -> str:
         except (InputError, *DAMAGE):
             said = f"{numbers.name} is damaged."
     tables = sorted(path.name for path in figure.parent.glob(f"{figure.stem}*.csv"))
-    at = f"Numbers: figures/{', figures/'.join(tables)}." if tables else ""
-    return " ".join(part for part in (f"{figure.stem}.", said, at) if part)
+    numbered = f"; numbers: figures/{', figures/'.join(tables)}" if tables else ""
+    return " ".join(part for part in (said, f"File: figures/{figure.name}{numbered}.") if part)
 
 
 def _beside(figure: Path) -> list[Path]:
@@ -112,8 +112,8 @@ def _sharpness(file: h5py.File, notes: Mapping[str, Any]) -> str:
         radius = rho[of_kind].max()
         chosen = np.flatnonzero(of_kind & (rho == radius))
         rises = ", ".join(f"{rise[i]:.3g} at {table['state'][i]}" for i in chosen)
-        texts.append(f"{case} case, {norm} norm, radius {radius:.3g}: {rises}")
-    return f"Rise of the loss when the parameters move within a ball. {'; '.join(texts)} ({losses_of(notes)})."
+        texts.append(f"{rises} ({case} case, {norm} norm, radius {radius:.3g})")
+    return f"Rise of the loss when the parameters move within a ball: {'; '.join(texts)}; {losses_of(notes)}."
 
 
 def _barriers(file: h5py.File, notes: Mapping[str, Any]) -> str:
