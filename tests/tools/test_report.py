@@ -132,7 +132,7 @@ def test_a_run_that_names_no_data_has_all_but_the_surface(tmp_path, capsys):
 FACTS = ["Data", "Model", "Ranks", "Result", "Time", "Verdict", "Software"]
 
 
-def test_the_facts_come_first(run, page):
+def test_the_facts_come_first(page):
     body = page.read_text().partition("<main")[2]
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", body.partition("</dl>")[0]))
     assert [name for name in facts if name in FACTS] == FACTS
@@ -141,7 +141,13 @@ def test_the_facts_come_first(run, page):
     assert facts["Model"].startswith("mlp, ")
     assert re.match(r"2 on here; 800 steps \(400 to 400 each\), 200 exchanges$", facts["Ranks"])
     assert "last mini-batch loss " in facts["Result"]
-    assert facts["Verdict"].startswith("The chains are not samples: ")
+    verdict, _, others = facts["Verdict"].partition("; other problems: ")
+    assert verdict.startswith("The chains are not samples: ")
+    told = [name for part in (verdict[28:-7], others) for name in re.split(r", | and ", part) if name]
+    assert told == re.findall(r"Problem: (.*?)\.", body)
+    captions = "".join(re.findall(r"<figcaption>.*?</figcaption>", body))
+    assert "\u00a0%" in captions
+    assert " %" not in captions
     for term in ("R-hat", "ESS", "staleness", "autocorrelation time"):
         assert f"<dt>{term}</dt>" in body
 
@@ -268,11 +274,11 @@ def test_in_a_browser_every_control_works_and_nothing_leaves_the_machine(browser
     assert [option.text for option in chains.options] == ["all", "rank 0", "rank 1"]
     chains.select_by_visible_text("rank 1")
     shown = "return document.getElementById('space').data.map(t => [t.meta, t.visible])"
-    wait(browser, "return document.getElementById('space').data[1].visible == 'legendonly'")
+    wait(browser, "return document.getElementById('space').data.find(t => t.meta).visible == 'legendonly'")
     for meta, visible in browser.execute_script(shown):
         assert visible == ("legendonly" if meta == "rank 0" else True)
     chains.select_by_visible_text("all")
-    wait(browser, "return document.getElementById('space').data[1].visible === true")
+    wait(browser, "return document.getElementById('space').data.find(t => t.meta).visible === true")
     paper = "return getComputedStyle(document.body).backgroundColor"
     light = browser.execute_script(paper)
     theme = browser.find_element(By.ID, "theme")

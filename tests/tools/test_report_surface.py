@@ -54,11 +54,14 @@ def test_a_stored_surface_of_the_same_states_and_data_is_not_computed_again(tmp_
         found, text = made(path, "--quiet")
         assert found.where.startswith("figures/")
         assert text.startswith(f"The surface was stored, and is not checked: {why}")
+        assert made(path, "--images", "7", "--quiet")[0] is None  # none of the stored ones is of 7 samples
         monkeypatch.setitem(sys.modules, "torch", None)
     assert len(scans) == 2
 
 
-@pytest.mark.parametrize("other", ["images", "data", "loss", "states", "values", "damaged", "plane", "narrow"])
+@pytest.mark.parametrize(
+    "other", ["images", "data", "loss", "states", "values", "damaged", "plane", "narrow", "precision"]
+)
 def test_a_stored_surface_of_something_else_is_computed_again(tmp_path, scans, capsys, other):
     path = write_run(tmp_path / "run")
     made(path, "--surface", "4", *WORDS)
@@ -69,6 +72,8 @@ def test_a_stored_surface_of_something_else_is_computed_again(tmp_path, scans, c
         words[words.index(f"{MODULE}:images")] = f"{MODULE}:other_images"
     elif other == "loss":
         words += ["--loss", f"{MODULE}:wrong"]
+    elif other == "precision":
+        words.append("--double")
     elif other == "states":
         path = write_run(tmp_path / "longer", states=7)
         (path / "figures").mkdir()
@@ -82,7 +87,8 @@ def test_a_stored_surface_of_something_else_is_computed_again(tmp_path, scans, c
             elif other == "plane":
                 opened["off_plane"][...] += 0.1
             else:
-                opened["surface/x"][...] *= 0.5
+                x = opened["surface/x"][()]
+                opened["surface/x"][...] = x[2] + 0.5 * (x - x[2])  # the point whose loss is compared stays
     capsys.readouterr()
     found, text = made(path, *words)
     assert (found.where, text, len(scans)) == ("", "", 2)

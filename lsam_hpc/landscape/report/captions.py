@@ -115,10 +115,10 @@ def of_space(tracks: Tracks, background: Surface, words: str, *, where: str) -> 
     grid = f"{len(background.x)} x {len(background.y)}"
     origin = f"read from {where}, not computed again" if where else "computed for this page"
     return (
-        f"The loss at {grid} points of the same plane ({words}; {origin}). Lines are the ranks' samples and the center "
-        "(black), laid on the surface: a white point is a rank's first state, a square its last. "
-        "A sample's own loss differs where the sample is off the plane. Turn the surface with the mouse, a finger, or "
-        "the buttons."
+        f"The loss at {grid} points of the same plane ({words}; {origin}). Coloured lines are the ranks' samples, the "
+        "broad grey line below them is the center, and all lie on the surface: a white point is a rank's first state, "
+        "a square its last. A sample's own loss differs where the sample is off the plane. Turn the surface with the "
+        "mouse, a finger, or the buttons."
     )
 
 

@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.landscape.figures.draw_surface import levels
-from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, SURFACE
+from lsam_hpc.landscape.figures.figures import COLOURS, SURFACE
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry.surface import LOSS
 from lsam_hpc.landscape.geometry.tracks import Tracks, center_tracks
 
 LIFT = 0.012  # height of the tracks above the surface, as a share of the losses' range
 MOST_NAMED = 8  # largest number of ranks for which the legend names each rank
-CASING = "#ffffff"  # colour of the border of the tracks, as in the figure of the tracks
+CASING = "#ffffff"  # colour of the border of the ranks' lines
+GREY = "#a6a6a6"  # colour of the center: as CENTER in the figure of the tracks, where a third of it covers the surface
+PALE = 0.5  # share of white in the surface's colours, so that lines on it are seen
 
 
 def space(tracks: Tracks, background: Surface, title: str) -> dict[str, Any]:
@@ -48,43 +50,37 @@ def space(tracks: Tracks, background: Surface, title: str) -> dict[str, Any]:
             "z": _plain(heights.values[LOSS]),
             "text": [[f"loss {value:.4g}" for value in row] for row in loss],
             "hoverinfo": "text",
-            "colorscale": SURFACE.capitalize(),
+            "colorscale": _colours(),
             "cmin": low,
             "cmax": high,
             "colorbar": {"title": {"text": name}, **ticks},
-            "contours": {
-                "z": {
-                    "show": True,
-                    "start": low,
-                    "end": high,
-                    "size": (high - low) / (len(at) - 1),
-                    "color": "rgba(255,255,255,0.55)",
-                    "width": 1,
-                    "highlight": False,
-                },
-                "x": {"highlight": False},
-                "y": {"highlight": False},
-            },
+            "contours": {axis: {"highlight": False} for axis in "xyz"},
             "lighting": {"ambient": 0.85, "diffuse": 0.25, "specular": 0.02, "fresnel": 0.0, "roughness": 1.0},
             "name": "loss",
             "showlegend": False,
         }
     ]
     lift = LIFT * (high - low)
+    traces.append(_contours(heights, _height(at, logarithmic=logarithmic), 0.3 * lift))
+    for i, center in enumerate(center_tracks(tracks)):  # broad, so that it is seen below the ranks
+        traces.append(_line("center", GREY, center.at, heights=heights, lift=lift, width=14, legend=not i))
     named = len(tracks.ranks) <= MOST_NAMED
     for i, (rank, track) in enumerate(tracks.ranks.items()):
         texts = [
             f"rank {rank} after {step:,} steps<br>loss on the plane {value:.4g}"
             for step, value in zip(track.iteration, on_surface(background, track.sample), strict=True)
         ]
-        line: dict[str, Any] = {"heights": heights, "lift": lift, "width": 8, "legend": named, "chain": f"rank {rank}"}
-        traces += _line(f"rank {rank}", COLOURS[i % 6], track.sample, **line)
+        of_rank = {"name": f"rank {rank}", "meta": f"rank {rank}", "legendgroup": f"rank {rank}"}
+        for colour, width, up in ((CASING, 8, 1.4), (COLOURS[i % 6], 5, 1.6)):
+            legend = named and colour != CASING
+            line = _line(
+                f"rank {rank}", colour, track.sample, heights=heights, lift=up * lift, width=width, legend=legend
+            )
+            traces.append({**line, **of_rank})
         states = _points(track.sample, _roof(heights, track.sample) + 2 * lift, COLOURS[i % 6], texts)
-        traces.append({**states, "name": f"rank {rank}", "meta": f"rank {rank}", "legendgroup": f"rank {rank}"})
-    for i, center in enumerate(center_tracks(tracks)):  # thinner, so that ranks below it are seen
-        traces += _line("center", CENTER, center.at, heights=heights, lift=2 * lift, width=3, legend=not i)
+        traces.append({**states, **of_rank})
     layout = _layout(tracks, background, name, ticks)
-    layout["scene"]["camera"] = {"eye": _eye(heights), "center": {"x": 0, "y": 0, "z": -0.12}}
+    layout["scene"]["camera"] = {"eye": _eye(heights), "center": {"x": 0, "y": 0, "z": -0.2}}
     return {"traces": traces, "layout": layout}
 
 
@@ -215,7 +211,7 @@ def _eye(heights: Surface) -> dict[str, float]:
     known = np.isfinite(z)
     rise = [float((axis[known] * (z[known] - z[known].mean())).sum()) if known.any() else 0.0 for axis in grid]
     side = math.atan2(-rise[1], -rise[0]) + math.radians(25)
-    return {"x": 1.65 * math.cos(side), "y": 1.65 * math.sin(side), "z": 1.25}
+    return {"x": 1.75 * math.cos(side), "y": 1.75 * math.sin(side), "z": 1.35}
 
 
 def _line(
@@ -226,25 +222,44 @@ def _line(
     heights: Surface,
     lift: float,
     width: float,
-    legend: bool,
-    chain: str | None = None,
-) -> list[dict[str, Any]]:
-    """Return a line above the surface, and its border below it."""
+    legend: bool = False,
+) -> dict[str, Any]:
+    """Return a line above the surface."""
     points, above = path_above(heights, places)
-    common = {
+    return {
         "type": "scatter3d",
         "mode": "lines",
         "name": name,
-        "meta": chain,
-        "legendgroup": name,
+        "meta": None,
         "x": _plain(points[:, 0]),
         "y": _plain(points[:, 1]),
+        "z": _plain(above + lift),
+        "line": {"color": colour, "width": width},
         "hoverinfo": "skip",
+        "showlegend": legend,
     }
-    border = {"z": _plain(above + 0.75 * lift), "line": {"color": CASING, "width": width + 3}, "showlegend": False}
+
+
+def _contours(heights: Surface, at: NDArray[np.float64], lift: float) -> dict[str, Any]:
+    """Return the lines on the surface at the levels of the figure of the tracks."""
+    from contourpy import contour_generator  # a part of matplotlib that draws nothing
+
+    values = heights.values[LOSS]
+    lines = contour_generator(heights.x, heights.y, np.ma.masked_invalid(values))
+    gap = np.full((1, 2), np.nan)
+    parts = [part for level in at for line in lines.lines(float(level)) for part in (np.asarray(line), gap)]
+    points = np.concatenate([gap, *parts])
+    return _line("contours", "#55555599", points, heights=heights, lift=lift, width=1.5)
+
+
+def _colours() -> list[tuple[float, str]]:
+    """Return the colours of the figure of the tracks as a scale of Plotly."""
+    import matplotlib as mpl
+
+    shares = np.linspace(0, 1, 17)
+    colours = 255 * (PALE + (1 - PALE) * mpl.colormaps[SURFACE](shares)[:, :3])
     return [
-        {**common, **border},
-        {**common, "z": _plain(above + lift), "line": {"color": colour, "width": width}, "showlegend": legend},
+        (float(share), "rgb({:.0f},{:.0f},{:.0f})".format(*rgb)) for share, rgb in zip(shares, colours, strict=True)
     ]
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from lsam_hpc.landscape.figures.draw_surface import levels
-from lsam_hpc.landscape.figures.figures import CENTER, COLOURS
+from lsam_hpc.landscape.figures.figures import COLOURS
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry.tracks import Track, Tracks
-from lsam_hpc.landscape.report.space import on_surface, path_above, space
+from lsam_hpc.landscape.report.space import GREY, on_surface, path_above, space
 
 X, Y = np.linspace(-2, 3, 6), np.linspace(0, 4, 5)
 
@@ -82,15 +82,25 @@ def test_tracks_lie_above_the_surface_in_the_colours_of_the_figure(logarithmic):
     unit = np.log10 if logarithmic else np.asarray
     np.testing.assert_allclose(shown.values["loss"], unit(surface.values["loss"]))
     np.testing.assert_allclose([first["cmin"], first["cmax"]], unit(at[[0, -1]]))
-    lines = first["contours"]["z"]
-    np.testing.assert_allclose(lines["start"] + lines["size"] * np.arange(len(at)), unit(at))
     for trace in rest:
-        points, heights = np.stack([trace["x"], trace["y"]], 1), np.array(trace["z"])
+        points, heights = np.array([trace["x"], trace["y"]], float).T, np.array(trace["z"], float)
         places, z = fine(points, heights) if trace["mode"] == "lines" else (points, heights)
-        assert (z > triangles(shown, places).max(0) + 1e-3 * (first["cmax"] - first["cmin"])).all()
-    coloured = {trace["name"]: trace["line"]["color"] for trace in rest if trace.get("showlegend")}
-    assert coloured == {"rank 0": COLOURS[0], "rank 1": COLOURS[1], "center": CENTER}
+        known = np.isfinite(z)
+        assert known.sum() > 3
+        assert (z[known] - triangles(shown, places[known]).max(0)).min() > 1e-3 * (first["cmax"] - first["cmin"])
+    coloured = {trace["name"]: trace["line"]["color"] for trace in rest if trace["showlegend"]}
+    assert coloured == {"rank 0": COLOURS[0], "rank 1": COLOURS[1], "center": GREY}
     assert {trace["meta"] for trace in rest} == {"rank 0", "rank 1", None}
+    assert first["colorscale"][0] == (0, "rgb(162,128,170)")  # viridis (68, 1, 84), half of it white
+    # Lines are where the figure has them: where they cross the grid, the loss is one of its levels.
+    (lines,) = (trace for trace in rest if trace["name"] == "contours")
+    points = np.array([lines["x"], lines["y"]], float).T
+    on_grid = [np.isclose(points[:, [i]], axis[None]).any(1) for i, axis in enumerate((X, Y))]
+    points = points[on_grid[0] | on_grid[1]]
+    height = np.array(first["z"])
+    assert len(points) > 20
+    off = np.abs(on_surface(shown, points)[:, None] - unit(at)[None]).min(1)
+    assert off.max() < 1e-9 * np.ptp(height)
     ratio = drawn["layout"]["scene"]["aspectratio"]
     assert ratio["x"] / ratio["y"] == pytest.approx(5 / 4)  # equal units along both axes
 
