@@ -357,17 +357,26 @@ CONTRAST = """
 @pytest.mark.parametrize("width", [400, 1200])
 def test_the_page_is_readable_on_any_screen_and_in_the_dark(page, browser, width, scheme):
     browser.get_log("browser")
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    size = {"height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 1600 - width, **size})
     chosen = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", chosen)
     browser.get(page.as_uri())
     wait(browser, "return !!document.querySelector('#space canvas')")
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, **size})  # as if turned
+    wait(
+        browser,
+        "const plot = document.getElementById('space'), bar = document.querySelector('#space .cbfills'); "
+        "if (!bar || plot._fullLayout.width !== plot.clientWidth) return false; "
+        "const box = bar.getBoundingClientRect(); "
+        f"return {'box.width > box.height' if width == 400 else 'box.width < box.height'}",
+    )
     ratios = browser.execute_script(CONTRAST)
     assert len(ratios) > 60
     assert [(ratio, text) for ratio, text in ratios if ratio < 4.5] == []
     seen = browser.execute_script("""
         const root = document.documentElement, plot = document.getElementById("space").getBoundingClientRect();
+        const bar = document.querySelector("#space .colorbar").getBoundingClientRect();
         return {across: root.scrollWidth - root.clientWidth,
                 heads: [...document.querySelectorAll("h1, h2, h3")].map(h => h.textContent),
                 paper: getComputedStyle(document.body).backgroundColor,
@@ -375,7 +384,9 @@ def test_the_page_is_readable_on_any_screen_and_in_the_dark(page, browser, width
                 legible: [...document.images].every(
                     i => i.clientWidth >= parseFloat(i.style.getPropertyValue("--width"))),
                 hints: [...document.querySelectorAll(".paper.wide + .hint")].length,
-                inside: plot.left >= 0 && plot.right <= root.clientWidth + 1};
+                inside: plot.left >= 0 && plot.right <= root.clientWidth + 1,
+                bar: bar.left >= plot.left && bar.right <= plot.right + 1 && bar.top >= plot.top
+                    && bar.bottom <= plot.bottom + 1};
     """)
     assert seen["across"] == 0
     assert len(set(seen["heads"])) == len(seen["heads"])
@@ -383,6 +394,7 @@ def test_the_page_is_readable_on_any_screen_and_in_the_dark(page, browser, width
     assert set(seen["images"]) == {"rgb(255, 255, 255)"}
     assert seen["legible"]
     assert seen["inside"]
+    assert seen["bar"]
     assert (seen["hints"] > 0) == (width == 400)
     problems = [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "ERROR")]
     assert problems == []

@@ -61,9 +61,9 @@ def space(tracks: Tracks, background: Surface, title: str) -> dict[str, Any]:
         }
     ]
     lift = LIFT * (high - low)
-    traces.append(_contours(heights, _height(at, logarithmic=logarithmic), 0.3 * lift))
+    traces.append(_contours(heights, _height(at, logarithmic=logarithmic), 0.8 * lift))
     for i, center in enumerate(center_tracks(tracks)):  # broad, so that it is seen below the ranks
-        traces.append(_line("center", GREY, center.at, heights=heights, lift=lift, width=14, legend=not i))
+        traces.append(_line("center", GREY, center.at, heights=heights, lift=1.2 * lift, width=14, legend=not i))
     named = len(tracks.ranks) <= MOST_NAMED
     for i, (rank, track) in enumerate(tracks.ranks.items()):
         texts = [
@@ -71,13 +71,13 @@ def space(tracks: Tracks, background: Surface, title: str) -> dict[str, Any]:
             for step, value in zip(track.iteration, on_surface(background, track.sample), strict=True)
         ]
         of_rank = {"name": f"rank {rank}", "meta": f"rank {rank}", "legendgroup": f"rank {rank}"}
-        for colour, width, up in ((CASING, 8, 1.4), (COLOURS[i % 6], 5, 1.6)):
+        for colour, width, up in ((CASING, 8, 1.6), (COLOURS[i % 6], 5, 1.8)):
             legend = named and colour != CASING
             line = _line(
                 f"rank {rank}", colour, track.sample, heights=heights, lift=up * lift, width=width, legend=legend
             )
             traces.append({**line, **of_rank})
-        states = _points(track.sample, _roof(heights, track.sample) + 2 * lift, COLOURS[i % 6], texts)
+        states = _points(track.sample, _roof(heights, track.sample) + 2.2 * lift, COLOURS[i % 6], texts)
         traces.append({**states, **of_rank})
     layout = _layout(tracks, background, name, ticks)
     layout["scene"]["camera"] = {"eye": _eye(heights), "center": {"x": 0, "y": 0, "z": -0.2}}
@@ -249,7 +249,7 @@ def _contours(heights: Surface, at: NDArray[np.float64], lift: float) -> dict[st
     gap = np.full((1, 2), np.nan)
     parts = [part for level in at for line in lines.lines(float(level)) for part in (np.asarray(line), gap)]
     points = np.concatenate([gap, *parts])
-    return _line("contours", "#55555599", points, heights=heights, lift=lift, width=1.5)
+    return _line("contours", "#666666", points, heights=heights, lift=lift, width=2)
 
 
 def _colours() -> list[tuple[float, str]]:
