@@ -169,7 +169,7 @@ def _ticks(low: float, high: float) -> dict[str, Any]:
     decades = np.arange(math.floor(low), math.ceil(high) + 1)
     steps = (1,) if high - low >= 2 else (1, 2, 5)
     values = [float(step * 10.0**decade) for decade in decades for step in steps]
-    shown = [value for value in values if low <= math.log10(value) <= high]
+    shown = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]
     return {"tickvals": [math.log10(value) for value in shown], "ticktext": [_short(value) for value in shown]}
 
 

@@ -106,11 +106,11 @@ def test_tracks_lie_above_the_surface_in_the_colours_of_the_figure(logarithmic):
 
 
 def test_ticks_of_a_logarithmic_axis_are_powers_of_ten():
-    losses = np.broadcast_to(np.geomspace(2e-3, 20, len(X)), (len(Y), len(X)))
+    losses = np.broadcast_to(np.geomspace(1e-3, 10, len(X)), (len(Y), len(X)))
     axis = space(tracks(), Surface(X, Y, {"loss": losses}), "train loss")["layout"]["scene"]["zaxis"]
     assert axis["title"]["text"] == "train loss, log scale"
-    assert axis["ticktext"] == ["1e-2", "0.1", "1", "10"]
-    np.testing.assert_allclose(axis["tickvals"], [-2, -1, 0, 1])
+    assert axis["ticktext"] == ["1e-3", "1e-2", "0.1", "1", "10"]
+    np.testing.assert_allclose(axis["tickvals"], [-3, -2, -1, 0, 1])
 
 
 def test_the_view_is_from_the_low_side():
