@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
@@ -90,7 +89,9 @@ class Settings:
 
 def values(objective: Objective, x: Tensor, settings: Settings) -> list[float]:
     """Return the values of `settings.columns` at a point x of shape (P,)."""
-    from lsam_hpc.landscape.geometry.smoothing import smoothed  # needs torch, which figures of a surface do not
+    import torch  # here, because figures of a surface do not need it
+
+    from lsam_hpc.landscape.geometry.smoothing import smoothed
 
     def f_sam(at: Tensor) -> float:
         return objective(objective.ascent(at, settings.rho)).loss

@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.figures.draw_surface import TITLES
+from lsam_hpc.landscape.geometry.surface import LOSSES
 from lsam_hpc.landscape.report.captions import losses_of
 from lsam_hpc.landscape.report.report import KINDS, Picture, picture
 from lsam_hpc.landscape.report.tables import NOTES
@@ -81,12 +83,12 @@ def _surface(file: h5py.File, notes: Mapping[str, Any]) -> str:
     where = f"around the state {notes['at']}" if "at" in notes else "around a state"
     parts = []
     for name in sorted(file):
-        if name.endswith(("_loss", "_loss_sam", "_loss_smoothed")):
+        column = name.partition("_")[2]  # after the split
+        if column in LOSSES:
             values = file[name][()]
             known = values[values != -1]
-            kind = {"loss": "loss", "sam": "SAM loss", "smoothed": "smoothed loss"}[name.rpartition("_")[2]]
             if len(known):
-                parts.append(f"{kind} from {known.min():.3g} to {known.max():.3g}")
+                parts.append(f"{TITLES[column]} from {known.min():.3g} to {known.max():.3g}")
     grid = " x ".join(str(len(file[name])) for name in ("xcoordinates", "ycoordinates") if name in file)
     along = {"random": "random", "pca": "principal", "eigenvector": "eigenvector"}.get(str(notes.get("directions")))
     directions = f", {along} directions" if along else ""
