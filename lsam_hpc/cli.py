@@ -39,6 +39,7 @@ VERBS = {
     ),
     "predict": ("lsam_hpc.tools.predict", "compare the predictions of the center, of chains and of ensembles"),
     "diagnose": ("lsam_hpc.tools.diagnose", "check whether the chains sample well, and suggest changes"),
+    "redraw": ("lsam_hpc.tools.redraw", "draw a figure again, in another format or on another scale"),
     "timeline": ("lsam_hpc.tools.timeline", "write steps, exchanges and waits as a trace for Perfetto"),
     "report": ("lsam_hpc.tools.report", "write one HTML file about a run"),
 }

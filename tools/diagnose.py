@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     for line in run.problems:
         print(line, file=sys.stderr)
     print(json.dumps(summary(statistics, verdicts), indent=1) if args.json else table(statistics, verdicts))
+    title = f"{run.path.resolve().name}, {len(statistics.used)} chains, from {100 * args.start:g} % of the run on"
     write_csv(
         out[".csv"],
         {
@@ -73,9 +74,9 @@ def main(argv: Sequence[str]) -> int:
     write_arrays(
         out[".h5"],
         {**draws, "staleness": statistics.staleness, "waits": statistics.waits, "explained": statistics.explained},
-        summary(statistics, verdicts),
+        {**summary(statistics, verdicts), "figure": {"kind": "diagnose", "title": title}},
     )
-    draw_chains(statistics, out[f".{args.format}"])
+    draw_chains(statistics, out[f".{args.format}"], title)
     if not args.json:
         print("\n" + "\n".join(str(path) for path in out.values()))
     return 0

@@ -58,11 +58,12 @@ def _one(options_of_run: argparse.Namespace) -> int:
     ranks.on_first(lambda: _check(args, objective, states[0]))
     part = folder / f"{name}.part"
     title = None if args.quiet else "lsam path"
-    heading = f"{run.path.resolve().name}, {args.split} data"
+    heading = source.heading(args, run, objective)
     if args.between:
         profiles = _between(args, ranks, objective, states, part=part, options=options, title=title)
         if ranks.is_first:
-            _write_profiles(out, profiles, options)
+            figure = {"kind": "path", "title": heading, "paths": list(profiles)}
+            _write_profiles(out, profiles, {**options, "figure": figure})
             draw_profiles(profiles, out[f".{args.format}"], (names[0], names[1]), heading)
             for label, profile in profiles.items():
                 print(
@@ -75,7 +76,7 @@ def _one(options_of_run: argparse.Namespace) -> int:
             objective, states, names, args.points, folder=part, options=options, comm=ranks.comm, title=title
         )
         if ranks.is_first:
-            _write_matrix(out, matrix, options)
+            _write_matrix(out, matrix, {**options, "figure": {"kind": "path", "title": heading}})
             draw_matrix(matrix, out[f".{args.format}"], heading)
             _print_matrix(matrix)
             _report_not_finite(matrix.loss)

@@ -29,6 +29,7 @@ from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.text import columns
 
+NORM_NAMES = {"l2": "L2", "linf": "L-infinity"}
 HEAD = ("state", "case", "norm", "rho", "sharpness", "standard_error", "loss")
 SETTINGS = ("adaptive", "normalise", "m", "steps", "restarts", "seed")  # options that are arguments of `sharpness`
 
@@ -41,10 +42,8 @@ def main(argv: Sequence[str]) -> int:
 def _one(options_of_run: argparse.Namespace) -> int:
     ranks = Ranks()
     args, run, objective = ranks.raise_on_all(lambda: _begin(options_of_run))
-    figure = f".{args.format}"
-    out = ranks.on_first(
-        lambda: places(source.folder(args, run), args.name, [figure, ".h5", ".csv"], overwrite=args.overwrite)
-    )
+    ends = [f".{args.format}", ".h5", ".csv"]
+    out = ranks.on_first(lambda: places(source.folder(args, run), args.name, ends, overwrite=args.overwrite))
     points = ranks.raise_on_all(lambda: {name: objective.vector(state(run, name)) for name in args.at})
     for x in points.values():
         ranks.raise_on_all(partial(objective.check, x))
@@ -61,10 +60,13 @@ def _one(options_of_run: argparse.Namespace) -> int:
         rows = [(*case, *result) for case, result in zip(cases, results, strict=True)]
         print(columns([HEAD, *(tuple(map(_cell, row)) for row in rows)]))
         table = dict(zip(HEAD, map(list, zip(*rows, strict=True)), strict=True))
-        notes = {name: getattr(args, name) for name in SETTINGS}
+        panels = _panels(args, cases, results)
+        heading = source.heading(args, run, objective)
+        figure = {"kind": "sharpness", "title": heading, "panels": [_panel(args, *case[1:3]) for case in cases]}
+        notes = {"figure": figure, **{name: getattr(args, name) for name in SETTINGS}}
         write_csv(out[".csv"], table)
         write_arrays(out[".h5"], table, notes | objective_options(args, objective))
-        draw_sharpness(_panels(args, cases, results), out[figure])
+        draw_sharpness(panels, out[f".{args.format}"], heading)
         print("\n" + "\n".join(str(path) for path in out.values()))
     return 0
 
@@ -134,13 +136,17 @@ def _job(
     return lambda: sharpness(objective, x, rho, case, norm, **options)
 
 
+def _panel(args: argparse.Namespace, case: str, norm: str) -> str:
+    return f"{case} case, {NORM_NAMES[norm]}{', adaptive' if args.adaptive else ''}"
+
+
 def _panels(
     args: argparse.Namespace, cases: Sequence[tuple[str, str, str, float]], results: Sequence[Sharpness]
 ) -> dict[str, dict[str, Any]]:
     panels: dict[str, dict[str, Any]] = {}
     for case in args.case:
         for norm in args.norm:
-            states = panels.setdefault(f"{case} case, {norm}{', adaptive' if args.adaptive else ''}", {})
+            states = panels.setdefault(_panel(args, case, norm), {})
             for name in args.at:
                 rows = [
                     (c[3], s.value, s.error) for c, s in zip(cases, results, strict=True) if c[:3] == (name, case, norm)

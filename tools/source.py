@@ -173,6 +173,16 @@ def objective(args: argparse.Namespace, run: Run) -> Objective:
     return f
 
 
+def heading(args: argparse.Namespace, run: Run, f: Objective, *words: str) -> str:
+    """Return a figure's title: the run, what is drawn, and the data and the number of images that it is computed on."""
+    data_words = (
+        ["other data", f"{f.samples:,} samples"]
+        if args.make_batches
+        else [f"{args.split} data", f"{f.samples:,} images"]
+    )
+    return ", ".join([run.path.resolve().name, *words, *data_words])
+
+
 def state_label(name: str) -> str:
     """Return a state's name for use in file names: a checkpoint's without folder and suffix."""
     return Path(name).stem if name.endswith((".pt", ".pth")) else name

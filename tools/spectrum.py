@@ -85,13 +85,16 @@ def _one(options_of_run: argparse.Namespace) -> int:
     if ranks.is_first:
         if objective is not None and blocks:
             print(table(blocks, spectra, objective.samples, {name: part.samples for name, part in classes.items()}))
-            notes = {"at": args.at, **asdict(settings), **objective_options(args, objective)}
+            heading = source.heading(args, run, objective, f"at {args.at}")
+            notes = {"at": args.at, "title": heading, **asdict(settings), **objective_options(args, objective)}
             write(out, blocks, spectra, notes, format_=args.format)
         if along is not None:
-            title = f"{args.matrix[0]}, snapshots of the {args.along}"
-            title = "hessian, measured in training" if args.along == MEASURED else title
+            heading = f"{run.path.resolve().name}, {NAMES['hessian']}, measured in training"
+            if objective is not None and args.along != MEASURED:
+                words = (NAMES[args.matrix[0]], f"snapshots of the {args.along}")
+                heading = source.heading(args, run, objective, *words)
             beside = measured(run) if args.along == "sample" and _has_measured(run) else None
-            write_edge(out, along, title, format_=args.format, measured=beside, flow=args.flow)
+            write_edge(out, along, heading, format_=args.format, measured=beside, flow=args.flow)
             if args.flow:
                 known = np.isfinite(along.flow_sharpness)
                 print(f"gradient flow: converged from {known.sum()} of {len(known)} snapshots")

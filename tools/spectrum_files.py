@@ -63,6 +63,7 @@ def suffixes(blocks: Sequence[Block], format_: str, *, along: bool, flow: bool) 
         f"-classes{figure}": any(block.group != ALL for block in blocks),
         f"-layers{figure}": _in_layers(blocks, EIGENVALUES) or _in_layers(blocks, TRACE),
         f"-edge{figure}": along,
+        "-edge.h5": along,
         "-edge.csv": along,
         "-flow.csv": flow,
     }
@@ -86,6 +87,7 @@ def write(
     arrays: dict[str, Any] = {}
     for b, s in each:
         at = f"{b.matrix}/{b.layer}" if b.group == ALL else f"{b.matrix}/class {b.group}"
+        arrays[f"{at}/parameters"] = b.size
         if len(s.values):
             arrays[f"{at}/eigenvalues"] = s.values
         if len(s.smallest):
@@ -100,20 +102,21 @@ def write(
             }
         if s.vectors.size:
             arrays[f"{at}/eigenvectors"] = s.vectors
-    write_arrays(out[".h5"], arrays, notes)
+    title, matrices = notes["title"], list(dict.fromkeys(b.matrix for b in blocks))
+    layers = list(dict.fromkeys(b.layer for b in blocks if b.layer != WHOLE))
+    figure_notes = {"kind": "spectrum", "title": title, "matrices": matrices, "layers": layers}
+    write_arrays(out[".h5"], arrays, {**notes, "figure": figure_notes})
     if (figure := f".{format_}") in out:
         whole = {b.matrix: (s.values, s.density) for b, s in each if b.layer == WHOLE and b.group == ALL and s.density}
-        draw_spectra(whole, out[figure], notes["at"])
+        draw_spectra(whole, out[figure], title)
     if (figure := f"-classes.{format_}") in out:
         of_classes = [(b, s) for b, s in each if b.group != ALL]
-        draw_classes([(b.matrix, b.group, s) for b, s in of_classes], out[figure], notes["at"])
+        draw_classes([(b.matrix, b.group, s) for b, s in of_classes], out[figure], title)
     if (figure := f"-layers.{format_}") in out:
         inner = [(b, s) for b, s in each if b.layer != WHOLE]
-        matrices = list(dict.fromkeys(b.matrix for b, _ in inner))
-        names = list(dict.fromkeys(b.layer for b, _ in inner))
         tops = {m: np.array([s.values[0] for b, s in inner if b.matrix == m and len(s.values)]) for m in matrices}
         means = {m: np.array([s.trace.value / b.size for b, s in inner if b.matrix == m and s.trace]) for m in matrices}
-        draw_layers(names, tops, means, out[figure])
+        draw_layers(layers, tops, means, out[figure], title)
 
 
 def write_edge(
@@ -124,6 +127,14 @@ def write_edge(
     names += ["flow_sharpness"] if flow else []
     names += ["lr", "limit", "momentum_limit", "ratio", "sam_limit"]
     write_csv(out["-edge.csv"], {name: getattr(along, name) for name in names})
+    own = ("rank", "iteration", "sharpness", "update_sharpness", "gradient_sharpness", "flow_sharpness")
+    limits = ("total_iteration", "lr", "ratio")
+    arrays = {name: getattr(along, name) for name in (*own, *limits)}
+    arrays |= {f"logged/{name}": getattr(along.logged, name) for name in limits}
+    if measured is not None:
+        arrays |= {f"measured/{name}": getattr(measured, name) for name in (*own, *limits)}
+    figure = {"kind": "edge", "title": title, "momentum": along.momentum}
+    write_arrays(out["-edge.h5"], arrays, {"figure": figure})
     draw_edge(along, out[f"-edge.{format_}"], title, measured)
 
 

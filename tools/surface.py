@@ -57,7 +57,8 @@ def _one(options_of_run: argparse.Namespace) -> int:
     shared: dict[str, Any] = {"settings": settings, "folder": part, "options": options, "comm": ranks.comm}
     surface = landscape.scan(objective, axes.origin, axes.directions, x, y, title=title, **shared)
     if ranks.is_first:
-        _write(args, run, out, axes, surface, settings=settings, options=options)
+        heading = _title(args, run, objective, settings)
+        _write(args, run, out, axes, surface, title=heading, options=options)
         shutil.rmtree(part)
         _report(out, surface, settings)
     return 0
@@ -195,7 +196,7 @@ def _write(
     axes: Axes,
     surface: li2018.Surface,
     *,
-    settings: landscape.Settings,
+    title: str,
     options: dict[str, Any],
 ) -> None:
     for path in out.values():
@@ -213,12 +214,14 @@ def _write(
         named[f"{args.split}_acc"] = 100 - surface.values[landscape.ERROR]
     with_accuracy = li2018.Surface(surface.x, surface.y, named, out["-directions.h5"].name)
     li2018.write_surface(out[".h5"], with_accuracy)
-    note(out[".h5"], options)
-    draw_surface(surface, out[f".{args.format}"], axes.labels, axes.marks, _title(args, run, settings))
+    marks = {name: list(map(float, place)) for name, place in axes.marks.items()}
+    figure = {"kind": "surface", "title": title, "labels": list(axes.labels), "marks": marks}
+    note(out[".h5"], {**options, "figure": figure})
+    draw_surface(surface, out[f".{args.format}"], axes.labels, axes.marks, title)
 
 
-def _title(args: argparse.Namespace, run: Run, settings: landscape.Settings) -> str:
-    words = [f"{run.path.resolve().name}, around {args.at}, {args.split} data"]
+def _title(args: argparse.Namespace, run: Run, objective: Objective, settings: landscape.Settings) -> str:
+    words = [source.heading(args, run, objective, f"around {args.at}")]
     if set(settings.kinds) & landscape.WITH_RHO:
         words.append(f"rho {settings.rho:.3g}")
     if "smoothed" in settings.kinds:

@@ -63,9 +63,12 @@ def _one(options_of_run: argparse.Namespace) -> int:
         if args.losses:
             losses = _losses(args, ranks, run, objective, tracks, part=parts["losses"], options=options)
     if ranks.is_first:
-        _write(out, tracks, losses, background, of=of)
         logged = {rank: (steps["total_iteration"], steps["loss"]) for rank in run.ranks for steps in [run.steps(rank)]}
-        title = f"{run.path.resolve().name}: {len(tracks.ranks)} ranks, from {tracks.source}"
+        words = [f"{len(tracks.ranks)} ranks", f"from {tracks.source}"]
+        title = ", ".join([run.path.resolve().name, *words])
+        if background is not None or losses:
+            title = source.heading(args, run, objective, *words)  # type: ignore[arg-type]
+        _write(out, tracks, losses, background, of=of, logged=logged, title=title)
         draw_tracks(tracks, out[f".{args.format}"], logged, losses, background, title=title)
         for part in parts.values():
             shutil.rmtree(part, ignore_errors=True)
@@ -219,6 +222,8 @@ def _write(
     background: Surface | None,
     *,
     of: dict[str, Any] | None,
+    logged: dict[int, tuple[NDArray[np.int64], NDArray[Any]]],
+    title: str,
 ) -> None:
     table: dict[str, list[NDArray[Any]]] = {}
     for rank, track in tracks.ranks.items():
@@ -252,8 +257,14 @@ def _write(
         arrays |= {"origin": tracks.axes.origin, "directions": tracks.axes.directions}
     if background is not None:
         arrays |= {"surface/x": background.x, "surface/y": background.y, "surface/loss": background.values["loss"]}
+    arrays |= {
+        "logged/rank": np.repeat(list(logged), [len(steps) for steps, _ in logged.values()]),
+        "logged/total_iteration": np.concatenate([steps for steps, _ in logged.values()]),
+        "logged/loss": np.concatenate([values for _, values in logged.values()]),
+    }
     explained = None if tracks.explained is None else list(tracks.explained)
-    notes = {"source": tracks.source, "labels": tracks.labels, "explained": explained, OBJECTIVE: of}
+    figure = {"kind": "trajectory", "title": title, "one_center": tracks.one_center}
+    notes = {"source": tracks.source, "labels": tracks.labels, "explained": explained, OBJECTIVE: of, "figure": figure}
     write_arrays(out[".h5"], arrays, notes)
 
 

@@ -51,6 +51,7 @@ def test_diagnose(path, capsys):
     with h5py.File(figures / "diagnose.h5") as file:
         assert file["draws/component 1"].shape == (2, 150)
         notes = json.loads(file.attrs["lsam_hpc"])
+    assert notes.pop("figure")["title"] == "run, 2 chains, from 50 % of the run on"
     assert main(["diagnose", str(path), "--json", "--overwrite", "--format", "svg"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary == notes

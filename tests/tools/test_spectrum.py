@@ -209,13 +209,13 @@ def test_a_missing_package(setting, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "files"),
     [
-        (["--along", "sample"], ["-edge.csv", "-edge.png"]),
+        (["--along", "sample"], ["-edge.csv", "-edge.h5", "-edge.png"]),
         (["--kinds", "trace"], ["-traces.csv", ".h5"]),
         (["--kinds", "smallest"], ["-eigenvalues.csv", ".h5"]),
         (["--kinds", "smallest", "--class", "2"], ["-classes.png", "-eigenvalues.csv", ".h5"]),
         (
             ["--along", "sample", "--at", "center", "--matrix", "ggn"],
-            ["-density.csv", "-edge.csv", "-edge.png", "-eigenvalues.csv", "-traces.csv", ".h5", ".png"],
+            ["-density.csv", "-edge.csv", "-edge.h5", "-edge.png", "-eigenvalues.csv", "-traces.csv", ".h5", ".png"],
         ),
         (["--kinds", "density", "--matrix", "ggn"], ["-density.csv", ".h5", ".png"]),
         (["--kinds", "trace", "--layers"], ["-layers.png", "-traces.csv", ".h5"]),

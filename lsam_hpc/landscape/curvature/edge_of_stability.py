@@ -14,20 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.curvature.directional import directional_sharpness
-from lsam_hpc.landscape.curvature.gradient_flow import gradient_flow
-from lsam_hpc.landscape.curvature.spectrum import eigenpairs
-from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.workqueue import evaluate
 from lsam_hpc.trajectory import Run
 from lsam_hpc.trajectory.rows import Columns
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from lsam_hpc.landscape.objective import Objective
 
 _VALUES = ("sharpness", "update_sharpness", "gradient_sharpness", "flow_sharpness")  # of a snapshot
 
@@ -147,6 +144,13 @@ def edge(
     Raises:
         InputError: a snapshot is damaged, the folder holds values of other options, or `eigenpairs` raises it.
     """
+
+    # These import torch, which `Edge` and its figure do not need.
+    import torch
+
+    from lsam_hpc.landscape.curvature.directional import directional_sharpness
+    from lsam_hpc.landscape.curvature.gradient_flow import gradient_flow
+    from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 
     def work(index: int) -> list[float]:
         """Return the values of a snapshot, in the order of `_VALUES`."""

@@ -11,103 +11,133 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge, Limits
-from lsam_hpc.landscape.curvature.spectral_density import Density
-from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
+from lsam_hpc.landscape.curvature.smoothed_density import Density
+from lsam_hpc.landscape.figures.draw_surface import value_axis
+from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, heading, legend, save
+from lsam_hpc.landscape.figures.scales import AUTOMATIC, Scale, log_axis, log_ticks
 
 MOST_POINTS = 2000  # logged steps drawn
 MEDIAN_OF = 21  # drawn steps in the running median of SAM's limit
+MOST_NAMED = 8  # ranks that the legend names one by one
+POINTS = 2048  # of a drawn density
+MOST_MARKED = 40  # largest number of values of a rank at which each gets a marker
+LEAST = 1e-7  # share of the largest weight below which a node is rounding
 NAMES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
 
 
-def draw_spectra(spectra: Mapping[str, tuple[NDArray[np.float64], Density]], path: Path, title: str = "") -> Path:
+def draw_spectra(
+    spectra: Mapping[str, tuple[NDArray[np.float64], Density]], path: Path, title: str = "", *, scale: Scale = AUTOMATIC
+) -> Path:
     """Draw the spectral density of each matrix, with its largest eigenvalues as ticks.
 
     Args:
         spectra: name of the matrix -> (largest eigenvalues, or none; density).
         path: of the figure.
         title: of the figure.
+        scale: of the density. Default: logarithmic.
     """
-    with figure(5.5 * len(spectra), 3.6, 1, len(spectra)) as (drawing, axes):
+    logarithmic = scale.logarithmic is not False
+    with figure(6.5, 0.6 + 2.5 * len(spectra), len(spectra), 1) as (drawing, axes):
         for ax, (matrix, (values, density)) in zip(np.ravel(axes), spectra.items(), strict=True):
-            at = density.grid()
-            ax.semilogy(at, np.maximum(density.smoothed(at), 1e-300), color=COLOURS[0])
-            top = float(density.smoothed(at).max())
-            ax.set_ylim(top * 1e-7, top * 3)
+            at = np.linspace(density.nodes[0] - 8 * density.width, density.nodes[-1] + 8 * density.width, POINTS)
+            smooth = density.smoothed(at)
+            floor = _floor(density) if logarithmic else 0.0
+            low, high = scale.limits or (floor, (3 if logarithmic else 1.05) * float(smooth.max()))
+            # Between the eigenvalues the density is 0: the curve stands on the axis there.
+            ax.fill_between(at, low, np.maximum(smooth, low), color=COLOURS[0], alpha=0.25, linewidth=0)
+            ax.plot(at, np.maximum(smooth, low), color=COLOURS[0], linewidth=1)
             if len(values):
-                ax.plot(
-                    values,
-                    np.full(len(values), top * 2e-7),
-                    "|",
-                    color=COLOURS[4],
-                    markersize=12,
-                    label=f"{len(values)} largest: {values[0]:.3g} to {values[-1]:.3g}",
-                )
+                label = f"{len(values)} largest: {values[0]:.3g} to {values[-1]:.3g}"
+                look: dict[str, Any] = {"color": COLOURS[4], "markersize": 12, "markeredgewidth": 1.2, "label": label}
+                ax.plot(values, np.full(len(values), 0.06), "|", transform=ax.get_xaxis_transform(), **look)
                 ax.legend(loc="upper right")
             ax.axvline(0, color=CENTER, linewidth=0.5)
             ax.set(title=NAMES[matrix], xlabel="eigenvalue (loss / parameter²)", ylabel="density (share per unit)")
-        drawing.suptitle(title)
+            ax.margins(x=0)
+            ax.set_ylim(low, high)
+            if logarithmic:
+                log_axis(ax.yaxis)
+        heading(drawing, title)
         return save(drawing, path)
 
 
+def _floor(density: Density) -> float:
+    """Return the power of ten below the peaks of the density, those of a weight of 1e-7 and less left out."""
+    weights = density.weights[density.weights > LEAST * float(density.weights.max())]
+    lowest = float(weights.min()) / (density.width * np.sqrt(2 * np.pi))
+    return float(10 ** np.floor(np.log10(lowest / 2)))
+
+
 def draw_layers(
-    layers: Sequence[str], tops: Mapping[str, NDArray[np.float64]], means: Mapping[str, NDArray[np.float64]], path: Path
+    layers: Sequence[str],
+    tops: Mapping[str, NDArray[np.float64]],
+    means: Mapping[str, NDArray[np.float64]],
+    path: Path,
+    title: str = "",
 ) -> Path:
     """Draw the largest and the mean eigenvalue (trace / parameters) of each layer's block, one colour per matrix.
 
     A panel whose values are empty is left out.
     """
-    both = ((tops, "largest eigenvalue of the block"), (means, "mean eigenvalue (trace / parameters)"))
+    both = ((tops, "largest eigenvalue\nof the block"), (means, "mean eigenvalue\n(trace / parameters)"))
     panels = [(values, label) for values, label in both if all(map(len, values.values()))]
-    with figure(4.5 * len(panels), 1.4 + 0.3 * len(layers), 1, len(panels)) as (drawing, axes):
+    with figure(1.4 + 2.9 * len(panels), 1.5 + 0.24 * len(layers), 1, len(panels)) as (drawing, axes):
         axes = np.reshape(axes, (1, -1))
         at = np.arange(len(layers))[::-1]
         for ax, (values, label) in zip(axes[0], panels, strict=True):
+            shifts = 0.16 * (np.arange(len(values)) - (len(values) - 1) / 2)
             for i, (matrix, row) in enumerate(values.items()):
-                ax.plot(row, at + 0.12 * i, "os"[i], color=COLOURS[i], label=NAMES[matrix])
-            ax.set_yticks(at, layers)
+                ax.plot(row, at - shifts[i], "os^D"[i % 4], markersize=5, color=COLOURS[i], label=NAMES[matrix])
+            ax.set_yticks(at, layers, fontsize=8)
+            ax.set_ylim(-0.6, len(layers) - 0.4)
             ax.set_xlabel(label)
+            ax.margins(x=0.08)
+            ax.locator_params(axis="x", nbins=5)
             if min(float(np.min(row)) for row in values.values()) > 0:
                 ax.set_xscale("log")
+                log_axis(ax.xaxis)
         for ax in axes[0, 1:]:
             ax.set_yticklabels([])
-        axes[0, 0].legend()
+        legend(drawing, axes[0, 0].get_legend_handles_labels()[0])
+        heading(drawing, title)
         return save(drawing, path)
 
 
-def draw_edge(edge: Edge, path: Path, title: str = "", measured: Edge | None = None) -> Path:
+def draw_edge(
+    edge: Edge, path: Path, title: str = "", measured: Edge | None = None, *, scale: Scale = AUTOMATIC
+) -> Path:
     """Draw sharpness against the steps of all ranks, and the stability limits of gradient descent and of SAM.
 
     Directional sharpness is drawn where it is positive.
 
     Args:
-        edge: sharpness of snapshots.
+        edge: sharpness of the snapshots, and limits at each logged step.
         path: of the figure.
         title: of the figure.
         measured: sharpness that was measured during training, drawn as thin lines. Default: none.
+        scale: of the sharpness. Default: logarithmic if all values are above 0.
     """
-    with figure(6.5, 4) as (drawing, ax):
-        for i, rank in enumerate(np.unique(edge.rank)):
+    with figure(6.5, 4.4) as (drawing, ax):
+        ranks = np.unique(edge.rank)
+        for i, rank in enumerate(ranks):
             of_rank = edge.rank == rank
-            ax.plot(
-                edge.total_iteration[of_rank],
-                edge.sharpness[of_rank],
-                "o-",
-                markersize=3,
-                linewidth=1,
-                color=COLOURS[i % len(COLOURS)],
-                label=f"rank {rank}" if i < 8 else None,
-            )
+            name = f"rank {rank}" if len(ranks) <= MOST_NAMED else f"{len(ranks)} ranks" if i == 0 else "_"
+            style = "os^Dv"[i % 5] + "-" if of_rank.sum() <= MOST_MARKED else "-"
+            look: dict[str, Any] = {"markersize": 4, "linewidth": 1, "color": COLOURS[i % len(COLOURS)], "label": name}
+            ax.plot(edge.total_iteration[of_rank], edge.sharpness[of_rank], style, **look)
         if measured is not None:
             _draw_measured(ax, measured)
         _draw_directional(ax, edge)
         _draw_limits(ax, edge.logged)
-        if (edge.sharpness > 0).all():
-            ax.set_yscale("log")
-        ax.set_ylim(top=30 * float(edge.sharpness.max()))  # 2 / lr is unbounded where the learning rate falls to 0
+        # 2 / lr is unbounded where the learning rate falls to 0.
+        ax.set_ylim(top=30 * float(edge.sharpness.max()))
+        ax.set(xlabel="steps of all ranks", ylabel="sharpness: largest\neigenvalue (loss / parameter²)")
         ax.set_xscale("symlog", linthresh=10)
         ax.set_xlim(left=0)
-        ax.set(title=title, xlabel="steps of all ranks", ylabel="sharpness: largest eigenvalue (loss / parameter²)")
-        ax.legend(fontsize=8)
+        log_ticks(ax.xaxis)
+        value_axis(ax, [edge.sharpness], scale, log=True)
+        legend(drawing, ax.get_legend_handles_labels()[0])
+        heading(drawing, title)
         return save(drawing, path)
 
 
@@ -121,7 +151,7 @@ def _draw_measured(ax: Any, measured: Edge) -> None:  # noqa: ANN401 (matplotlib
             markersize=2,
             linewidth=0.6,
             color=COLOURS[i % len(COLOURS)],
-            label="measured in training" if i == 0 else None,
+            label="_" if i else "measured in training",
         )
 
 
@@ -161,17 +191,23 @@ def _draw_limits(ax: Any, logged: Limits) -> None:  # noqa: ANN401 (matplotlib's
 
 
 def draw_sharpness(
-    panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]], path: Path
+    panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]],
+    path: Path,
+    title: str = "",
+    *,
+    scale: Scale = AUTOMATIC,
 ) -> Path:
     """Draw sharpness against the radius, one panel per definition and one line per state.
 
     Args:
         panels: definition -> state -> (rho, sharpness, standard error or NaN).
         path: of the figure.
+        title: of the figure.
+        scale: of the sharpness. Default: logarithmic if all values are above 0.
     """
     cols = min(2, len(panels))
     rows = -(-len(panels) // cols)
-    with figure(4.5 * cols, 3.2 * rows, rows, cols) as (drawing, axes):
+    with figure(3.4 * cols, 0.9 + 2.5 * rows, rows, cols) as (drawing, axes):
         panel_axes = list(np.ravel(axes))
         for ax, (name, states) in zip(panel_axes, panels.items(), strict=False):
             for i, (state, (rho, values, errors)) in enumerate(states.items()):
@@ -180,20 +216,21 @@ def draw_sharpness(
                     rho,
                     values,
                     np.where(np.isfinite(errors), errors, 0),
-                    fmt="os^Dv"[i % 5] + "-",
+                    fmt="os^Dv"[i % 5] + ("-", "--", "-.", ":")[i % 4],
                     color=colour,
                     markersize=max(3, 8 - 2 * i),
                     capsize=2,
                     label=state,
                 )
-            ax.set_xscale("log")
             at = np.unique(np.concatenate([rho for rho, _, _ in states.values()]))
-            ax.set_xticks(at, [f"{rho:g}" for rho in at])
-            ax.minorticks_off()
-            if all((values > 0).all() for _, values, _ in states.values()):
-                ax.set_yscale("log")
             ax.set(title=name, xlabel="radius rho", ylabel="rise of the loss")
-            ax.legend()
+            ax.set_xscale("log")
+            log_axis(ax.xaxis)
+            ax.set_xticks(at[:: -(-len(at) // 6)])
+            ax.minorticks_off()
+            value_axis(ax, [values for _, values, _ in states.values()], scale, log=True)
         for ax in panel_axes[len(panels) :]:
             ax.set_visible(False)
+        legend(drawing, panel_axes[0].get_legend_handles_labels()[0])
+        heading(drawing, title)
         return save(drawing, path)

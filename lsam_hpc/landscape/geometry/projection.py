@@ -84,7 +84,9 @@ def plane(run: Run, state: str = "sample", ranks: Sequence[int] | None = None) -
     values, weights = np.sqrt(squares[::-1].clip(0)), vectors[:, :-3:-1]
     if values[1] <= MIN_RATIO * values[0]:
         raise InputError(f"{run.path}: expected snapshots of the {state} that span a plane, found all on a line")
-    weights = weights * np.sign(weights[np.abs(weights).argmax(0), [0, 1]]) / values[:2]
+    weights = weights / values[:2]
+    ends = np.cumsum([len(kept) for kept in rows.values()])[:-1]
+    weights *= signs(np.split(gram @ weights, ends))
     directions, origin = (np.empty((n, run.log(next(iter(rows))).size), np.float32) for n in (2, 1))
     for start, block in _blocks(logs, table, rows):
         stop = start + block.shape[1]
@@ -93,7 +95,6 @@ def plane(run: Run, state: str = "sample", ranks: Sequence[int] | None = None) -
     # The weights sum to 0, so subtracting the origin or the mean from the states does not change the result.
     coordinates = gram @ weights
     distances = np.sqrt((gram.diagonal() - (coordinates**2).sum(1)).clip(0))
-    ends = np.cumsum([len(kept) for kept in rows.values()])[:-1]
     return Plane(
         directions,
         origin[0],
@@ -102,6 +103,20 @@ def plane(run: Run, state: str = "sample", ranks: Sequence[int] | None = None) -
         rows,
         values,
     )
+
+
+def signs(tracks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the sign of each direction, 1 or -1, for which the state farthest along it from the first has more of it.
+
+    The sign of a principal component is free. This choice depends on the states only, so that snapshots and sketches
+    of a run are drawn the same way round.
+
+    Args:
+        tracks: each rank's coordinates, its first state first, shape (states, directions).
+    """
+    moved = np.concatenate(tracks) - np.mean([track[0] for track in tracks], axis=0)
+    farthest = moved[np.abs(moved).argmax(0), np.arange(moved.shape[1])]
+    return np.where(farthest < 0, -1.0, 1.0)
 
 
 def _blocks(

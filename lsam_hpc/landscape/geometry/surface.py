@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.formats.loss_landscape import Surface
+from lsam_hpc.landscape.geometry import columns
 from lsam_hpc.landscape.workqueue import evaluate
 
 if TYPE_CHECKING:
@@ -22,16 +23,9 @@ if TYPE_CHECKING:
     from lsam_hpc.landscape.objective import Objective
 
 KINDS = ("loss", "sam", "regularised", "smoothed")
-LOSS, ERROR, SAM, REGULARISED, SMOOTHED, SMOOTHED_ERROR, EFFECTIVE = (
-    "loss",
-    "error",
-    "loss_sam",
-    "loss_regularised",
-    "loss_smoothed",
-    "loss_smoothed_se",
-    "loss_smoothed_ess",
-)
-LOSSES = (LOSS, SAM, REGULARISED, SMOOTHED)  # values in units of the loss, which figures show on one scale
+LOSS, ERROR, SAM, REGULARISED = columns.LOSS, columns.ERROR, columns.SAM, columns.REGULARISED
+SMOOTHED, SMOOTHED_ERROR, EFFECTIVE = columns.SMOOTHED, columns.SMOOTHED_ERROR, columns.EFFECTIVE
+LOSSES = columns.LOSSES
 WITH_RHO = {"sam", "regularised", "smoothed"}  # kinds that depend on the ascent radius
 _COLUMNS = {
     "loss": (LOSS, ERROR),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.geometry.axes import Axes
-from lsam_hpc.landscape.geometry.projection import MIN_RATIO, plane
+from lsam_hpc.landscape.geometry.projection import MIN_RATIO, plane, signs
 from lsam_hpc.trajectory import Run
 from lsam_hpc.trajectory.rows import Columns
 
@@ -155,7 +155,7 @@ def from_sketches(run: Run, marks: Mapping[str, NDArray[Any]] | None = None) -> 
     if len(singular) < 2 or singular[1] <= MIN_RATIO * singular[0]:
         raise InputError(f"{run.path}: expected sketches that span a plane, found all on a line")
     directions = directions[:2]
-    directions *= np.sign(directions[[0, 1], np.abs(directions).argmax(1)])[:, None]
+    directions *= signs([values @ directions.T for values in samples.values()])[:, None]
     explained = (singular**2 / (singular**2).sum())[:2]
     axes = Axes(origin, directions, principal(explained), {}, explained)
     tracks = {}

@@ -133,7 +133,7 @@ def test_the_figure_draws_the_center_forwards(tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "save", lambda figure, path: drawn.extend(figure.axes))
     result = from_sketches(Run(write_center(tmp_path / "run", READS)))
     drawing.draw_tracks(result, tmp_path / "none.png", {})
-    _, off, plane = drawn
+    plane, _, off = drawn
     (line,) = [line for line in plane.lines if line.get_label() == "center"]
     np.testing.assert_array_equal(np.stack(line.get_data(), 1), center_tracks(result)[0].at)
     (distance,) = [line for line in off.lines if line.get_color() == drawing.CENTER]
