@@ -14,6 +14,7 @@ from lsam_hpc.landscape.chains.mcmc import autocorrelation
 from lsam_hpc.landscape.chains.statistics import Chains, Quantity
 from lsam_hpc.landscape.compare.comparison import BRIGHT, Comparison, cell
 from lsam_hpc.landscape.figures.figures import CENTER, figure, save
+from lsam_hpc.landscape.figures.scales import LOG, log_axis
 from lsam_hpc.util.text import columns
 
 JUDGED = {True: "good", False: "BAD", None: "-"}
@@ -89,8 +90,8 @@ def _draw(runs: Mapping[str, Chains], path: Path) -> Path:
             axis.set_ylim(-0.6, len(names) - 0.4)
         ess.tick_params(labelleft=False)
         rhat.set(title="R-hat", xlabel=f"R-hat (dashed: {RHAT:g})")
-        ess.set(title="effective sample size per chain", xscale="log")
-        ess.set_xlabel(f"bulk (o) and tail (x), log scale (dashed: {ESS})")
+        ess.set(title="effective sample size per chain", xlabel=f"bulk (o) and tail (x), {LOG} (dashed: {ESS})")
+        log_axis(ess.xaxis)
         decay.axhline(0, color=CENTER, linewidth=0.5)
         component = names[0]
         decay.set(title=f"autocorrelation, {component}", xlabel="lag (steps of a chain)", ylabel="autocorrelation")
@@ -98,10 +99,11 @@ def _draw(runs: Mapping[str, Chains], path: Path) -> Path:
         distance.set(title="distance from the center", ylabel="mean of the chains")
         distance.set_xlabel(f"steps of a chain, after {start:.0f} % of the run")
         distance.set_ylim(bottom=0)
-        stale.set(title="staleness", xlabel="updates by others from read to add", yscale="log")
-        stale.set_ylabel("share of exchanges, log scale")
+        stale.set(title="staleness", xlabel="updates by others from read to add", ylabel="share of exchanges")
+        log_axis(stale.yaxis)
         stale.xaxis.get_major_locator().set_params(integer=True)
-        waits.set(title="waits", xscale="log", ylabel="share of exchanges that wait less")
-        waits.set_xlabel("training blocked by an exchange (ms, log scale)")
+        waits.set(title="waits", ylabel="share of exchanges that wait less")
+        waits.set_xlabel("training blocked by an exchange (ms)")
+        log_axis(waits.xaxis)
         drawing.legend(*rhat.get_legend_handles_labels(), loc="outside lower center", ncols=6)
         return save(drawing, path)

@@ -16,6 +16,7 @@ from lsam_hpc.landscape.compare.comparison import Case, Comparison, named, of_ro
 from lsam_hpc.landscape.curvature.spectral_density import Density
 from lsam_hpc.landscape.figures.draw_curvature import NAMES
 from lsam_hpc.landscape.figures.figures import CENTER, figure, save
+from lsam_hpc.landscape.figures.scales import log_axis, log_ticks
 
 DECADES = 7.0  # of the density below its largest value that are drawn
 WHOLE = "all"  # name of the whole matrix
@@ -104,14 +105,15 @@ def _densities(axis: Any, spectra: Sequence[tuple[Case, Block]]) -> None:  # noq
     top = max(float(values.max()) for _, _, values, _ in curves)
     floor = top * 10**-DECADES
     for case, at, values, _ in curves:
-        axis.semilogy(at, np.where(values > floor, values, np.nan), linewidth=1.3, **case.style)
+        axis.plot(at, np.where(values > floor, values, np.nan), linewidth=1.3, **case.style)
     step = 10 ** (0.06 * DECADES)
     for i, (case, _, _, eigenvalues) in enumerate(curves, 1):
         axis.plot(eigenvalues, np.full(len(eigenvalues), floor / step**i), "|", color=case.style["color"], markersize=8)
     axis.axhline(floor, color=CENTER, linewidth=0.5)
     axis.axvline(0, color=CENTER, linewidth=0.5)
     axis.set_ylim(floor / step ** (len(curves) + 1), 3 * top)
-    axis.set(xlabel="eigenvalue (loss / parameter²)", ylabel="density (share per unit), log scale")
+    axis.set(xlabel="eigenvalue (loss / parameter²)", ylabel="density (share per unit)")
+    log_axis(axis.yaxis)
 
 
 def _largest(axis: Any, spectra: Sequence[tuple[Case, Block]]) -> None:  # noqa: ANN401 (matplotlib's objects)
@@ -129,19 +131,14 @@ def _layers(
     matrix: str,
     layers: Sequence[str],
 ) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     at = np.arange(len(layers))[::-1]
     for case, blocks in spectra:
         tops = [float(blocks[f"{matrix}/{layer}"].get("eigenvalues", np.full(1, np.nan))[0]) for layer in layers]
         axis.plot(tops, at, "s" if case.style["linestyle"] == "--" else "o", color=case.style["color"], markersize=5)
     axis.set_yticks(at, layers)
     axis.set_ylim(-0.6, len(layers) - 0.4)
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("largest eigenvalue of the block, log scale")
+    axis.set_xlabel("largest eigenvalue of the block")
+    log_axis(axis.xaxis)
 
 
 def compare_edges(cases: Sequence[Case], title: str) -> Comparison:
@@ -194,12 +191,13 @@ def _draw_edges(edges: Sequence[tuple[Case, Mapping[str, NDArray[np.float64]]]],
             handles.append(Line2D([], [], color="grey", linestyle=(0, (5, 3)), linewidth=0.8, label="SAM's limit"))
         largest = max(float(edge["sharpness"].max()) for _, edge in edges)
         positive = all((edge["sharpness"] > 0).all() for _, edge in edges)
-        axis.set_yscale("log" if positive else "linear")
+        axis.set(xlabel="steps of all ranks", ylabel="largest eigenvalue (loss / parameter²)")
         axis.set_ylim(top=30 * largest)
+        if positive:
+            log_axis(axis.yaxis)
         axis.set_xscale("symlog", linthresh=10)
         axis.set_xlim(left=0)
-        scale = ", log scale" if positive else ""
-        axis.set(xlabel="steps of all ranks", ylabel=f"largest eigenvalue (loss / parameter²){scale}")
+        log_ticks(axis.xaxis)
         drawing.legend(handles=handles, loc="outside lower center", ncols=3)
         drawing.suptitle(title)
         return save(drawing, path)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lsam_hpc.landscape.compare.comparison import Case, Comparison, named, of_rows
 from lsam_hpc.landscape.figures.draw_surface import TITLES, bar, contours, levels
 from lsam_hpc.landscape.figures.figures import figure, save
+from lsam_hpc.landscape.figures.scales import log_axis
 from lsam_hpc.landscape.formats.loss_landscape import Surface, read_surface
 from lsam_hpc.landscape.geometry import surface as s
 
@@ -105,9 +106,8 @@ def _lines(drawn: Drawn, labels: Sequence[str], title: str, path: Path) -> Path:
             if kind in losses:
                 margin = 0.04
                 if logarithmic:
-                    axis.set_yscale("log")
-                    axis.set_ylabel(f"{TITLES[kind]} (log scale)")
                     axis.set_ylim(at[0] * (at[0] / at[-1]) ** margin, at[-1] * (at[-1] / at[0]) ** margin)
+                    log_axis(axis.yaxis)
                 else:
                     axis.set_ylim(at[0] - margin * (at[-1] - at[0]), at[-1] + margin * (at[-1] - at[0]))
             axis.set_xlim(min(v.x[0] for v in surfaces), max(v.x[-1] for v in surfaces))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lsam_hpc.landscape.compare.comparison import Case, Comparison, of_rows
 from lsam_hpc.landscape.figures.draw_surface import bar, contours, levels
 from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
+from lsam_hpc.landscape.figures.scales import LOG, log_axis, log_ticks
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import surface as s
 from lsam_hpc.landscape.geometry.tracks import Track, Tracks, center_tracks
@@ -189,10 +190,11 @@ def _losses(axes: Any, stored: Sequence[Stored]) -> None:  # noqa: ANN401 (matpl
             total = of_run.tracks.ranks[rank].total
             axis.plot(total, true, ".-", color=COLOURS[i % 6], markersize=4, linewidth=1)
             axis.plot(total, plane, "--", color=COLOURS[i % 6], linewidth=0.8)
-        axis.set_yscale("log")
         axis.set_ylim(0.7 * float(known.min()), 1.4 * float(known.max()))
+        log_axis(axis.yaxis)
         axis.set_xscale("symlog", linthresh=10)
         axis.set_xlim(left=0)
         axis.set_xlabel("steps of all ranks")
+        log_ticks(axis.xaxis)
+        axis.set_ylabel(f"loss at the samples, {LOG}\n(dashed: on the plane)" if axis is axes[0] else "")
         axis.tick_params(labelleft=axis is axes[0])
-    axes[0].set_ylabel("loss at the samples\n(dashed: on the plane)")

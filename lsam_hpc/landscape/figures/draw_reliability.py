@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
+from lsam_hpc.landscape.figures.scales import log_axis
 from lsam_hpc.landscape.prediction.calibration import BINS, EDGES, Scores
 
 
@@ -43,10 +44,11 @@ def draw_reliability(panels: Mapping[str, Scores], path: Path, title: str = "") 
             above.set_box_aspect(1)
             below.set_box_aspect(1 / 3)
             below.bar(EDGES[:-1], bins.counts, 1 / BINS, align="edge", color=COLOURS[0], edgecolor="white")
-            below.set_yscale("log")
-            below.set(xlabel="confidence", ylim=(0.5, None), xticks=np.linspace(0, 1, 6))
+            below.set(xlabel="confidence", ylim=(0.5, None), xticks=np.linspace(0, 1, 6), ylabel="predictions")
+            log_axis(below.yaxis)
         axes[0, 0].set_ylabel("accuracy")
-        axes[1, 0].set_ylabel("predictions")
+        for below in axes[1, 1:]:
+            below.set_ylabel("")
         axes[0, 0].legend(loc="upper left", fontsize=8)
         drawing.suptitle(title)
         return save(drawing, path)
