@@ -344,7 +344,7 @@ CONTRAST = """
     for (const [name, colour, behind] of [["axis", layout.scene.xaxis.color, layout.paper_bgcolor],
         ["walls", layout.scene.xaxis.color, layout.scene.xaxis.backgroundcolor],
         ["bar", layout.font.color, layout.paper_bgcolor],
-        ["legend", layout.legend.font.color, layout.legend.bgcolor]]) {
+        ["legend", layout.legend.font.color, layout.paper_bgcolor]]) {
         const [a, b] = [light(hex(colour)), light(hex(behind))].sort((x, y) => y - x);
         ratios.push([(a + .05) / (b + .05), "plot: " + name]);
     }

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.landscape.figures.draw_surface import levels
+from lsam_hpc.landscape.figures.draw_tracks import PALE
 from lsam_hpc.landscape.figures.figures import COLOURS, SURFACE
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry.surface import LOSS
@@ -19,7 +20,6 @@ LIFT = 0.012  # height of the tracks above the surface, as a share of the losses
 MOST_NAMED = 8  # largest number of ranks for which the legend names each rank
 CASING = "#ffffff"  # colour of the border of the ranks' lines
 GREY = "#a6a6a6"  # colour of the center: as CENTER in the figure of the tracks, where a third of it covers the surface
-PALE = 0.5  # share of white in the surface's colours, so that lines on it are seen
 
 
 def space(tracks: Tracks, background: Surface, title: str) -> dict[str, Any]:
@@ -186,14 +186,7 @@ def _layout(tracks: Tracks, background: Surface, title: str, ticks: Mapping[str,
     ratios = [1.3 * extent / max(extents) for extent in extents]  # the same unit of distance along both axes
     return {
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "y": 1,
-            "yanchor": "top",
-            "bgcolor": "#ffffff",  # as the paper of the figures, also on a dark page: the center is black
-            "font": {"color": "#1a1a1a"},
-        },
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "top", "bgcolor": "rgba(0, 0, 0, 0)"},
         "scene": {
             "xaxis": {"title": {"text": x}},
             "yaxis": {"title": {"text": y}},
