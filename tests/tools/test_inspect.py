@@ -125,7 +125,7 @@ def test_inspect_monitor_and_report_agree_on_the_end_of_a_horovod_script(tmp_pat
     assert [line.split()[-1] for line in shown.splitlines() if " here " in line] == states
     assert ("job: finished" in shown) == (finished == 2)
     assert main(["report", str(path)]) == 0
-    assert f"; {text}." in (path / "report.html").read_text()
+    assert f"; {text}</dd>" in (path / "report.html").read_text()
 
 
 def test_any_kind_of_run(tmp_path, capsys):
