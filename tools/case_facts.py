@@ -104,7 +104,7 @@ def is_known(case: Case, facts: Mapping[str, Any], suffixes: Sequence[str], *, o
         InputError: files of other numbers exist, and may not be overwritten.
     """
     try:
-        record = json.loads(_record(case).read_text())
+        record = json.loads(_record(case, suffixes).read_text())
     except (OSError, ValueError):
         record = {}
     if record == {"facts": facts, "files": _hashes(case, suffixes)}:
@@ -117,11 +117,11 @@ def is_known(case: Case, facts: Mapping[str, Any], suffixes: Sequence[str], *, o
 def keep(case: Case, facts: Mapping[str, Any], suffixes: Sequence[str]) -> None:
     """Write what the numbers of a case depend on beside them."""
     text = json.dumps({"facts": facts, "files": _hashes(case, suffixes)}, indent=1) + "\n"
-    replace_file(_record(case), lambda file: file.write(text.encode()))
+    replace_file(_record(case, suffixes), lambda file: file.write(text.encode()))
 
 
-def _record(case: Case) -> Path:
-    return case.file("-compare.json")
+def _record(case: Case, suffixes: Sequence[str]) -> Path:
+    return case.file(f"{suffixes[0].partition('.')[0]}-compare.json")
 
 
 def _hashes(case: Case, suffixes: Sequence[str]) -> dict[str, str]:

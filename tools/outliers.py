@@ -20,7 +20,7 @@ from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.jobs import Progress
-from lsam_hpc.tools.ranks import add_ranks, objective_options, set_threads
+from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.text import columns
 
@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     source.add_objective(parser, 0)
     add_ranks(parser)
     args = source.parse(parser, argv)
+    if (comm := Ranks().comm) is not None and comm.size > 1:
+        raise InputError(f"outliers: expected one rank, found {comm.size}: the ranks do not share the work")
     run, names, objective = _begin(args)
     out = places(source.folder(args, run), args.name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
     states = [state(run, name) for name in names]

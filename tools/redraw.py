@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
     scale = Scale(args.log, _limits(args.limits), _levels(args.levels))
     path = Path(args.file)
     stored = read(path)
+    if not stored.suffixes:
+        raise InputError(f"{path}: expected the numbers of a figure, found a {stored.kind} without one")
     folder = Path(args.out) if args.out else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,7 @@ def background(args: argparse.Namespace, run: Run, tracks: Tracks) -> tuple[Back
 
 
 def _known(args: argparse.Namespace, run: Run, tracks: Tracks) -> list[Stored]:
-    """Return the stored surfaces of these states that may be of the data that the options name."""
+    """Return the stored surfaces of these states that may be of the data that the options name, the best one first."""
     folders = [run.path / "figures", *([Path(args.out)] if args.out else [])]
     known = []
     for path in dict.fromkeys(path.resolve() for folder in folders for path in sorted(folder.glob("*.h5"))):
@@ -104,7 +104,7 @@ def _known(args: argparse.Namespace, run: Run, tracks: Tracks) -> list[Stored]:
             continue
         if found and found.notes.get("split") == args.split and args.images in (None, 0, found.notes.get("samples")):
             known.append(found)
-    return known
+    return sorted(known, key=lambda each: (not each.losses, -len(each.surface.x)))  # the richest and finest first
 
 
 def _objective(args: argparse.Namespace, run: Run, images: int) -> Objective:

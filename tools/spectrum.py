@@ -100,8 +100,10 @@ def _one(options_of_run: argparse.Namespace) -> int:
                 print(f"gradient flow: converged from {known.sum()} of {len(known)} snapshots")
         if reached:
             print(write_flow(out, *reached))
-        for part in parts:
-            shutil.rmtree(part, ignore_errors=True)
+        computed = bool(blocks), bool(args.along and args.along != MEASURED)
+        for part, used in zip(parts, computed, strict=True):
+            if used:  # else it may be of another job, killed or running
+                shutil.rmtree(part, ignore_errors=True)
         print("\n" + "\n".join(str(path) for path in out.values()))
     return 0
 

@@ -60,7 +60,9 @@ def suffixes(blocks: Sequence[Block], format_: str, *, along: bool, flow: bool) 
         "-eigenvalues.csv": bool(kinds & {EIGENVALUES, SMALLEST}),
         "-traces.csv": TRACE in kinds,
         "-density.csv": DENSITY in kinds,
-        f"-classes{figure}": any(block.group != ALL for block in blocks),
+        f"-classes{figure}": any(
+            block.group != ALL and {DENSITY, EIGENVALUES, SMALLEST} & set(block.kinds) for block in blocks
+        ),
         f"-layers{figure}": _in_layers(blocks, EIGENVALUES) or _in_layers(blocks, TRACE),
         f"-edge{figure}": along,
         "-edge.h5": along,

@@ -70,8 +70,9 @@ def _one(options_of_run: argparse.Namespace) -> int:
             title = source.heading(args, run, objective, *words)  # type: ignore[arg-type]
         _write(out, tracks, losses, background, of=of, logged=logged, title=title)
         draw_tracks(tracks, out[f".{args.format}"], logged, losses, background, title=title)
-        for part in parts.values():
-            shutil.rmtree(part, ignore_errors=True)
+        for part, computed in (("surface", background is not None), ("losses", losses is not None)):
+            if computed:  # else it may be of another job, killed or running
+                shutil.rmtree(parts[part], ignore_errors=True)
         _report(tracks, losses, background)
         for path in out.values():
             print(path)

@@ -80,6 +80,18 @@ def test_the_same_figure_without_the_run(path, numbers, words, ends, tmp_path, c
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kinds", "eigenvalues"], "expected the numbers of a figure, found a spectrum without one"),
+        (["--layers", "--kinds", "smallest"], "expected the numbers of a figure, found a spectrum without one"),
+    ],
+)
+def test_numbers_without_a_figure(numbers, words, message, capsys):
+    file = numbers("spectrum", *WORDS, "--eigenvalues", "2", *words)
+    assert message in refused(capsys, file)
+
+
 def test_sharpness_that_was_measured_in_training(tmp_path):
     steps = np.arange(60.0)
     numbers = {"total_iteration": steps, "lr": np.full(60, 0.1), "ratio": np.full(60, 0.05)}
@@ -125,7 +137,7 @@ def test_scales_and_formats(numbers, capsys, monkeypatch):
     [
         (("none.h5",), r"none.h5: expected the .h5 file beside a figure, found none: lsam surface RUN writes one"),
         (("text.h5",), r"text.h5: expected the .h5 file beside a figure, found: "),
-        (("run/rank-0000.h5",), "expected the numbers of a figure of this version, found none: let the program that"),
+        (("run/rank-0000.h5",), "expected the numbers of a figure of this version, found none: figures of surface"),
         (("out/a-directions.h5",), "expected the numbers of a figure of this version, found none"),
         (("out/a.h5", "--limits", "1"), "--limits: expected LOW,HIGH as in --limits 0,5, found '1'"),
         (("out/a.h5", "--limits", "5,1"), "--limits: expected a smaller and a larger number, found 5,1"),

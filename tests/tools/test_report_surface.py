@@ -49,6 +49,7 @@ def test_a_stored_surface_of_the_same_states_and_data_is_not_computed_again(tmp_
     again, _ = made(path, "--surface", "5", *WORDS)
     assert (first.where, again.where, len(scans)) == ("", "figures/report-surface.h5", 2)
     np.testing.assert_array_equal(first.surface.values["loss"], again.surface.values["loss"])
+    assert made(path, *WORDS)[0].where == "figures/trajectory.h5"  # the finer one, with losses
     # The data are not there, and then no torch: it is used, and the page says that it is not checked.
     for why in ("--data: expected ", "expected the package torch, found none"):
         found, text = made(path, "--quiet")

@@ -41,11 +41,15 @@ def other(directory):
 def network(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, classes))
 
+def flat(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, classes))
+
 def wide(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, classes))
 """
 LAYOUT = [("1.weight", (5, 4)), ("1.bias", (5,)), ("3.weight", (3, 5)), ("3.bias", (3,))]
 WIDE = [("1.weight", (6, 4)), ("1.bias", (6,)), ("3.weight", (3, 6)), ("3.bias", (3,))]
+FLAT = [("1.weight", (3, 4)), ("1.bias", (3,))]
 STATES = 4
 pytestmark = pytest.mark.usefixtures("torch_threads")
 
@@ -123,6 +127,26 @@ def lsam(verb, *words):
 def rows(file):
     with open(file, newline="") as opened:
         return list(csv.DictReader(opened))
+
+
+def test_spectra_of_different_models(runs, drawn, tmp_path):
+    flat = write(tmp_path / "runs" / "flat", 7, FLAT, model="compared:flat")
+    words = ("--layers", "--kinds", "eigenvalues,trace", "--eigenvalues", "2")
+    assert lsam("spectrum", flat, runs[0], *words) == 0
+    table = [row for row in rows(tmp_path / "figures" / "compare-spectrum-center.csv") if row["matrix"] == "ggn"]
+    layers = {run: [row["layer"] for row in table if row["run"] == run] for run in ("flat", "sgd")}
+    assert layers == {"flat": ["all", "1"], "sgd": ["all", "1", "3"]}
+    assert [tick.get_text() for tick in drawn[0].axes[2].get_yticklabels()] == ["1", "3"]
+
+
+def test_comparisons_of_spectra_keep_each_other_s_record(runs, capsys):
+    spectrum = ("--eigenvalues", "2", "--kinds", "eigenvalues")
+    for words in (spectrum, ("--along", "sample")):
+        assert lsam("spectrum", *runs, *words) == 0
+    for words in (spectrum, ("--along", "sample")):
+        capsys.readouterr()
+        assert lsam("spectrum", *runs, *words, "--overwrite") == 0
+        assert "read again: sgd, sam" in capsys.readouterr().out
 
 
 def test_lines_of_train_and_test_data(runs, drawn, tmp_path, capsys):

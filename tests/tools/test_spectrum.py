@@ -282,6 +282,18 @@ def test_a_second_call_resumes(setting, tmp_path, monkeypatch, words, total):
             np.testing.assert_array_equal(one["ggn/2/eigenvectors"], two["ggn/2/eigenvectors"])
 
 
+def test_saved_points_of_another_call_are_kept(setting, tmp_path):
+    path, options, _ = setting
+    for part in ("spectrum-center.part", "spectrum-center-edge.part"):
+        (tmp_path / part).mkdir()
+    words = ["spectrum", str(path), *options, "--out", str(tmp_path), "--quiet"]
+    assert main([*words, "--kinds", "trace"]) == 0
+    assert [part.name for part in tmp_path.glob("*.part")] == ["spectrum-center-edge.part"]
+    (tmp_path / "spectrum-center.part").mkdir()
+    assert main([*words, "--along", "sample"]) == 0
+    assert [part.name for part in tmp_path.glob("*.part")] == ["spectrum-center.part"]
+
+
 def test_points_of_other_options_are_not_used(setting, tmp_path, monkeypatch, capsys):
     path, options, _ = setting
     words = ["spectrum", str(path), *options, "--kinds", "trace", "--out", str(tmp_path), "--quiet"]

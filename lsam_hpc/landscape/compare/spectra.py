@@ -29,11 +29,16 @@ def compare_spectra(cases: Sequence[Case], title: str) -> Comparison:
     spectra = [_read(case.file(FILE)) for case in cases]
     rows = [
         {"run": case.run, "split": case.split, **_numbers(key, block)}
-        for key in spectra[0]
+        for key in _keys(spectra)
         for case, blocks in zip(cases, spectra, strict=True)
         if (block := blocks.get(key)) is not None
     ]
     return Comparison(*of_rows(rows), partial(_draw, list(zip(cases, spectra, strict=True)), title))
+
+
+def _keys(spectra: Sequence[Mapping[str, Block]]) -> list[str]:
+    """Return the names of the blocks of all spectra: different models have different layers."""
+    return list(dict.fromkeys(key for blocks in spectra for key in blocks))
 
 
 def _read(path: Path) -> dict[str, Block]:
@@ -69,8 +74,9 @@ def _numbers(key: str, block: Block) -> dict[str, Any]:
 
 def _draw(spectra: Sequence[tuple[Case, Mapping[str, Block]]], title: str, path: Path) -> Path:
     """Draw a panel for each matrix, and below it the largest eigenvalue of each layer, if layers were analysed."""
-    matrices = list(dict.fromkeys(key.split("/")[0] for key in spectra[0][1]))
-    layers = [key.split("/")[1] for key in spectra[0][1] if key.startswith(matrices[0]) and not key.endswith(WHOLE)]
+    keys = _keys([blocks for _, blocks in spectra])
+    matrices = list(dict.fromkeys(key.split("/")[0] for key in keys))
+    layers = [key.split("/")[1] for key in keys if key.startswith(matrices[0]) and not key.endswith(f"/{WHOLE}")]
     heights = [3.6, *([0.8 + 0.25 * len(layers)] if layers else [])]
     with figure(4.8 * len(matrices), 0.7 + sum(heights), len(heights), len(matrices)) as (drawing, grid):
         grid = np.reshape(grid, (len(heights), len(matrices)))
@@ -133,7 +139,8 @@ def _layers(
 ) -> None:
     at = np.arange(len(layers))[::-1]
     for case, blocks in spectra:
-        tops = [float(blocks[f"{matrix}/{layer}"].get("eigenvalues", np.full(1, np.nan))[0]) for layer in layers]
+        of_layers = [blocks.get(f"{matrix}/{layer}", {}) for layer in layers]
+        tops = [float(block.get("eigenvalues", np.full(1, np.nan))[0]) for block in of_layers]
         axis.plot(tops, at, "s" if case.style["linestyle"] == "--" else "o", color=case.style["color"], markersize=5)
     axis.set_yticks(at, layers)
     axis.set_ylim(-0.6, len(layers) - 0.4)

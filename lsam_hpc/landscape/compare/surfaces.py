@@ -146,8 +146,7 @@ def _planes(drawn: Drawn, labels: Sequence[str], title: str, path: Path) -> Path
                     filled = contours(grid[i, j], surface, rows[i][0], at, logarithmic=logarithmic)
                     for place in states.values():
                         grid[i, j].plot(*place, "P", color="white", markeredgecolor="black", markersize=7)
-            text = f"{label}, log scale" if logarithmic else label
-            bar(filled, list(grid[of_group].reshape(-1)), text, at, logarithmic=logarithmic)
+            bar(filled, list(grid[of_group].reshape(-1)), label, at, logarithmic=logarithmic)
         for i, (kind, split) in enumerate(rows):
             for j, run in enumerate(runs):
                 axis = grid[i, j]

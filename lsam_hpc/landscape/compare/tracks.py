@@ -150,9 +150,8 @@ def _draw(stored: Sequence[tuple[Case, Stored]], about: str, path: Path) -> Path
             for name, label in zip("xy", of_run.tracks.labels, strict=True):
                 getattr(axis, f"set_{name}label")(label.replace(" (", "\n("), fontsize=8)
         if surfaces:
-            text = f"loss on the plane{', log scale' if logarithmic else ''}"
             drawn = next(axis.collections[0] for axis in grid[0] if axis.collections)
-            bar(drawn, list(grid[0]), text, at, logarithmic=logarithmic)
+            bar(drawn, list(grid[0]), "loss on the plane", at, logarithmic=logarithmic)
         if with_losses:
             _losses(grid[1], [of_run for _, of_run in stored])
         handles = [Line2D([], [], color=CENTER, linewidth=2.4, label="center")]

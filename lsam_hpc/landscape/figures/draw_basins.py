@@ -10,6 +10,7 @@ import numpy as np
 
 from lsam_hpc.landscape.figures.draw_surface import bar, contours, levels
 from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
+from lsam_hpc.landscape.figures.scales import log_axis
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry.persistence import Basin
 
@@ -30,13 +31,15 @@ def draw_basins(surface: Surface, found: Mapping[str, Sequence[Basin]], path: Pa
     with figure(9.0, 0.6 + 3.8 * len(found), rows=len(found), cols=2) as (drawing, axes):
         for (left, right), (name, all_basins) in zip(axes, found.items(), strict=True):
             drawn = all_basins[:MOST_DRAWN]
-            bar(contours(left, surface, name, at, logarithmic=logarithmic), [left], "", at, logarithmic=logarithmic)
+            bar(contours(left, surface, name, at, logarithmic=logarithmic), [left], "loss", at, logarithmic=logarithmic)
             _points(left, surface, drawn)
             left.set(title="minima (circles), saddles (crosses)", xlabel="first direction", ylabel="second direction")
             _tree(right, drawn)
             more = f", {len(drawn)} of {len(all_basins)} basins" if len(drawn) < len(all_basins) else ""
-            right.set(title=f"merge tree{more}", ylabel=name, yscale="log" if logarithmic else "linear")
+            right.set(title=f"merge tree{more}", ylabel=name)
             right.sharey(axes[0, 1])
+            if logarithmic:
+                log_axis(right.yaxis)
         drawing.suptitle(title)
         return save(drawing, path)
 

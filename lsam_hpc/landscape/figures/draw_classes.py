@@ -11,6 +11,7 @@ import numpy as np
 from lsam_hpc.landscape.curvature.blocks import Spectrum
 from lsam_hpc.landscape.figures.draw_curvature import NAMES
 from lsam_hpc.landscape.figures.figures import COLOURS, SURFACE, figure, save
+from lsam_hpc.landscape.figures.scales import log_axis
 
 
 def draw_classes(spectra: Sequence[tuple[str, str, Spectrum]], path: Path, title: str = "") -> Path:
@@ -25,7 +26,11 @@ def draw_classes(spectra: Sequence[tuple[str, str, Spectrum]], path: Path, title
     classes = list(dict.fromkeys(name for _, name, _ in spectra))
     panels: list[tuple[Any, str]] = [
         *((_density, matrix) for matrix in matrices if any(s.density for m, _, s in spectra if m == matrix)),
-        *((_ends, matrix) for matrix in matrices if any(len(s.values) for m, _, s in spectra if m == matrix)),
+        *(
+            (_ends, matrix)
+            for matrix in matrices
+            if any(len(s.values) or len(s.smallest) for m, _, s in spectra if m == matrix)
+        ),
     ]
     with figure(4.5 * max(1, len(panels)), 3.8, 1, max(1, len(panels))) as (drawing, axes):
         for ax, (draw, matrix) in zip(np.ravel(axes), panels, strict=False):
@@ -53,14 +58,15 @@ def _density(ax: Any, spectra: dict[str, Spectrum], colours: dict[str, Any]) -> 
     for name, density in known.items():
         values = density.smoothed(at, width)
         top = max(top, float(values.max()))
-        ax.semilogy(at, np.maximum(values, 1e-300), linewidth=1, color=colours[name], label=f"class {name}")
+        ax.plot(at, np.maximum(values, 1e-300), linewidth=1, color=colours[name], label=f"class {name}")
     ax.set_ylim(top * 1e-7, top * 3)
     ax.set(xlabel="eigenvalue (loss / parameter²)", ylabel="density (share per unit)")
+    log_axis(ax.yaxis)
     ax.legend(fontsize=7, ncols=2)
 
 
 def _ends(ax: Any, spectra: dict[str, Spectrum], colours: dict[str, Any]) -> None:  # noqa: ANN401 (matplotlib's objects)
-    names = [name for name, s in spectra.items() if len(s.values)]
+    names = [name for name, s in spectra.items() if len(s.values) or len(s.smallest)]
     for name in names:
         values = [s for s in (spectra[name].values[:1], spectra[name].smallest[:1]) if len(s)]
         ax.plot([name] * len(values), np.concatenate(values), "o-", markersize=4, color=colours[name])

@@ -130,7 +130,7 @@ def draw_edge(
         _draw_directional(ax, edge)
         _draw_limits(ax, edge.logged)
         # 2 / lr is unbounded where the learning rate falls to 0.
-        ax.set_ylim(top=30 * float(edge.sharpness.max()))
+        ax.set_ylim(top=(1.2 if scale.logarithmic is False else 30) * float(edge.sharpness.max()))
         ax.set(xlabel="steps of all ranks", ylabel="sharpness: largest\neigenvalue (loss / parameter²)")
         ax.set_xscale("symlog", linthresh=10)
         ax.set_xlim(left=0)

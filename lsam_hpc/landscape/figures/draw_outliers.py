@@ -10,6 +10,7 @@ import numpy as np
 
 from lsam_hpc.landscape.curvature.opposing_signals import Outliers
 from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
+from lsam_hpc.landscape.figures.scales import log_axis
 
 _RISING, _FALLING = COLOURS[4], COLOURS[0]
 _FLOOR = 1e-8  # smallest loss drawn: logarithmic axes have no 0
@@ -75,7 +76,8 @@ def _scatter(axis: Any, result: Outliers, names: tuple[str, str]) -> None:  # no
         axis.plot(before[indices], after[indices], "o", color=colour, markersize=5, label=label)
     limits = [min(before.min(), after.min()), max(before.max(), after.max())]
     axis.plot(limits, limits, color=CENTER, linewidth=0.6)
-    axis.set(
-        xscale="log", yscale="log", xlabel=f"loss of a sample at {names[0]}", ylabel=f"loss at {names[1]}", aspect=1
-    )
+    axis.set(xlabel=f"loss of a sample at {names[0]}", ylabel=f"loss at {names[1]}")
+    for each in (axis.xaxis, axis.yaxis):
+        log_axis(each)
+    axis.set_aspect(1)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))

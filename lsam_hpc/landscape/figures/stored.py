@@ -60,7 +60,10 @@ class Stored:
         if self.kind != "spectrum":
             return [""]
         whole = any(name.endswith(f"/{WHOLE}/density/nodes") for name in self.arrays)
-        return [""] * whole + ["-layers"] * bool(self.notes["layers"])
+        layers = bool(self.notes["layers"]) and any(
+            name.endswith(("/eigenvalues", "/trace")) and f"/{WHOLE}/" not in name for name in self.arrays
+        )
+        return [""] * whole + ["-layers"] * layers
 
 
 def read(path: Path) -> Stored:
@@ -88,7 +91,10 @@ def read(path: Path) -> Stored:
         ) from error
     figure = notes.get("figure")
     if not isinstance(figure, dict) or figure.get("kind") not in _DRAW:
-        raise InputError(f"{path}: {UNREADABLE}, found none: let the program that wrote it run again")
+        raise InputError(
+            f"{path}: {UNREADABLE}, found none: figures of {', '.join(_DRAW)} can be drawn again, if this version's "
+            "program wrote them"
+        )
     return Stored(path, figure["kind"], figure["title"], arrays, {**notes, **figure})
 
 

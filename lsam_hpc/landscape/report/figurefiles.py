@@ -62,7 +62,8 @@ def caption(figure: Path) -> str:
 
 def _beside(figure: Path) -> list[Path]:
     stem = figure.stem
-    return [figure.with_name(f"{name}.h5") for name in (stem, stem.removesuffix("-layers"))]
+    names = dict.fromkeys((stem, *(stem.removesuffix(suffix) for suffix in ("-layers", "-classes", "-3d"))))
+    return [figure.with_name(f"{name}.h5") for name in names]
 
 
 def _said(file: h5py.File, notes: Mapping[str, Any]) -> str:
@@ -70,7 +71,7 @@ def _said(file: h5py.File, notes: Mapping[str, Any]) -> str:
     for name, say in (
         ("xcoordinates", _surface),
         ("hessian/all/eigenvalues", _spectrum),
-        ("sharpness", _sharpness),
+        ("case", _sharpness),
         ("barrier", _barriers),
         ("off_plane", _tracks),
     ):
