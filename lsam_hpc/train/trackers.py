@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Values = Mapping[str, float]
+# The numbers of a point; one that is not finite, such as the distance before the first exchange, is left out.
+NUMBERS = ("loss", "lr", "rho", "steps_per_second", "center_distance", "staleness_mean")
 
 
 class Tracker(Protocol):
@@ -23,19 +25,17 @@ class Tracker(Protocol):
 
 
 class Csv:
-    """A table in RUN/tracked.csv; a resumed run continues it. Results are a last row's further columns in JSON."""
+    """A table in RUN/tracked.csv; a resumed run continues it. The results are in RUN/tracked-results.json."""
 
     def __init__(self, run_dir: Path, options: Mapping[str, Any]) -> None:
         self._file = (run_dir / "tracked.csv").open("a", newline="")
-        self._writer: csv.DictWriter[str] | None = None
+        self._writer = csv.DictWriter(self._file, ["step", *NUMBERS])
+        if self._file.tell() == 0:
+            self._writer.writeheader()
         self._results = run_dir / "tracked-results.json"
 
     def log(self, step: int, values: Values) -> None:
-        """Append a row; the first one follows a header."""
-        if self._writer is None:
-            self._writer = csv.DictWriter(self._file, ["step", *values])
-            if self._file.tell() == 0:
-                self._writer.writeheader()
+        """Append a row."""
         self._writer.writerow({"step": step, **values})
         self._file.flush()
 

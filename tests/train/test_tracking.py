@@ -49,6 +49,17 @@ def test_csv(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "tracked-results.json").read_text()) == {"center_test_error": 2.5}
 
 
+def test_a_number_that_is_not_known_at_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "INTERVAL", 0.0)
+    chain = Chain()
+    with Tracking(["csv"], tmp_path, OPTIONS) as tracked:
+        tracked.step(chain, 0, 3.0)  # before the first exchange
+        chain.center_distance = 0.5
+        tracked.step(chain, 1, 2.0)
+    with (tmp_path / "tracked.csv").open() as file:
+        assert [row["center_distance"] for row in csv.DictReader(file)] == ["", "0.5"]
+
+
 def test_a_point_has_the_mean_loss_since_the_last_one(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
