@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from lsam_hpc import rma
 from lsam_hpc.distributed.communication import Communication
-from lsam_hpc.distributed.recovery import RecoveringLSAM
+from lsam_hpc.distributed.groups import Group
+from lsam_hpc.distributed.start import StartingLSAM
 from lsam_hpc.distributed.steps import STOP, EqualShares, GuardedCounter, LockstepShares, SharedSteps
 from lsam_hpc.errors import InputError, RankLostError
 from lsam_hpc.optim import Exchange
@@ -26,8 +27,8 @@ from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.shards import check_whole
 from lsam_hpc.optim.smoothed import SmoothedLoss
 from lsam_hpc.options.ascent import AscentOptions
-from lsam_hpc.options.communication import CommunicationOptions, check_communication
-from lsam_hpc.options.coupling import CouplingOptions, StepOptions, check_coupling
+from lsam_hpc.options.communication import CommunicationOptions, check_communication, check_start
+from lsam_hpc.options.coupling import CouplingOptions, StartOptions, StepOptions, check_coupling
 from lsam_hpc.options.keywords import documented, takes
 from lsam_hpc.options.option import argument, check, keywords, part
 from lsam_hpc.rma.collective_context import CollectiveContext
@@ -35,7 +36,7 @@ from lsam_hpc.util import launcher
 
 
 @dataclass(frozen=True)
-class LSAMArguments(StepOptions, CommunicationOptions, CouplingOptions, AscentOptions):
+class LSAMArguments(StartOptions, StepOptions, CommunicationOptions, CouplingOptions, AscentOptions):
     """The keywords of LSAM: options and objects."""
 
     comm: MPI.Intracomm | None = argument()
@@ -48,7 +49,7 @@ class LSAMArguments(StepOptions, CommunicationOptions, CouplingOptions, AscentOp
 
 
 @documented(LSAMArguments)
-class LSAM(RecoveringLSAM, CollectiveContext):
+class LSAM(StartingLSAM, CollectiveContext):
     """Landscape-Smoothed SAM over MPI: every rank runs a chain, and the chains share a center in RMA windows.
 
     The constructor is collective: it checks that all ranks have parameters of the same shapes, and copies rank 0's to
@@ -92,6 +93,8 @@ class LSAM(RecoveringLSAM, CollectiveContext):
             options = part(arguments, CommunicationOptions)
             check_communication(options, comm.size, neighbours=arguments.group_ranks is None)
             check(part(arguments, StepOptions))
+            check(part(arguments, StartOptions))
+            check_start("synchronous_steps", arguments.synchronous_steps, options.topology, arguments.ascent)
             return options if arguments.group_ranks is None else replace(options, group_size=len(arguments.group_ranks))
 
         options = rma.raise_on_all(comm, check_all)
@@ -141,6 +144,10 @@ class LSAM(RecoveringLSAM, CollectiveContext):
             on_exchange=arguments.on_exchange,
             state_callback=arguments.state_callback,
         )
+        if arguments.synchronous_steps and comm.size > 1:
+            everyone = Group(comm, comm.size, options.group_ascent)
+            first = arguments.seed * comm.size
+            self._prepare_start(arguments.synchronous_steps, everyone, steps, chains, (first, first + index))
         launcher.watch().guard()
         rma.barrier(comm)  # no rank changes the center before all chains have read its start
         self.communication.on_loss = self._recover
@@ -167,9 +174,12 @@ class LSAM(RecoveringLSAM, CollectiveContext):
         return group is None or group.leads
 
     def alike(self, number: Callable[[], int]) -> int:
-        """Return the number that the leader of this rank's group computes; collective in the group."""
-        group = self.communication.links.group
-        return number() if group is None else group.draw(number)
+        """Return the number that the leader of this rank's group computes; collective in the group.
+
+        In the synchronous start all ranks are one group.
+        """
+        assert isinstance(self._counter, SharedSteps)
+        return self._counter.alike(number)
 
     def stop(self) -> None:
         """End `steps` on every rank: at its next step, in lockstep at the next exchange.
@@ -205,6 +215,8 @@ class LSAM(RecoveringLSAM, CollectiveContext):
         self.communication.rendezvous((), last=True)
         self.communication.close()
         if not self.failed_ranks:
+            if self._start is not None:
+                self._start.group.close()
             self.comm.Free()
 
     def _report_step(self, local_step: int, global_step: int) -> None:
@@ -257,7 +269,9 @@ class LSAM(RecoveringLSAM, CollectiveContext):
                 raise InputError(f"state_dict: expected the state of this optimizer, found: {error}") from error
 
         center = rma.raise_on_all(self.comm, check)
+        state_dict = self._begin_load(state_dict)
         rma.raise_on_all(self.comm, load)
+        self._end_load()
         rank_0_center = self.comm.bcast(center)
         self._loss.set(state_dict["loss"])
         self.communication.load(
@@ -272,13 +286,15 @@ def _require_equal(comm: MPI.Intracomm, arguments: LSAMArguments, shared: Sequen
     rma.require_equal(comm, "the number of parameters", sum(p.numel() for p in shared))
     rma.require_equal(comm, "the parameters' shapes and types", [(tuple(p.shape), p.dtype) for p in shared])
     names = ["coupling", "mode", "budget", "wire_dtype", "topology", "publish", "max_delay", "overlap"]
+    names.append("synchronous_steps")
     named = arguments.group_ranks is not None
     if not named:
         names.append("group_size")
     for name in names:
         rma.require_equal(comm, name, getattr(arguments, name))
     rma.require_equal(comm, "group_ranks (given or not)", named)
-    if (arguments.mode == "lockstep" or named or arguments.group_size > 1) and not callable(arguments.period):
+    together = arguments.mode == "lockstep" or named or arguments.group_size > 1 or arguments.synchronous_steps
+    if together and not callable(arguments.period):
         rma.require_equal(comm, "period (in lockstep or groups)", arguments.period)
 
 

@@ -1,4 +1,4 @@
-"""Counters of the steps of all ranks: a shared one, equal shares, and equal shares in lockstep."""
+"""Counters of the steps of all ranks: a shared one, equal shares, equal shares in lockstep, and common steps."""
 
 from __future__ import annotations
 
@@ -54,9 +54,14 @@ class SharedSteps:
         step = self.alike(self.counter.add)
         if step < STOP:
             return step
-        if self.group is None or self.group.leads:
+        if self.leads:
             self.counter.add(-1)  # this step is not taken
         return None
+
+    @property
+    def leads(self) -> bool:
+        """True on the rank that claims the steps of its group, and without groups."""
+        return self.group is None or self.group.leads
 
     def limit(self, total: int) -> int:
         """Return the budget."""
@@ -111,3 +116,36 @@ class LockstepShares(EqualShares):
         latest = np.array([self.counter.value], np.int64)
         rma.wait_without_spinning(self.comm.Iallreduce(MPI.IN_PLACE, latest, MPI.MAX))
         return int(latest[0]) >= STOP
+
+
+class CommonSteps(SharedSteps):
+    """All ranks take each step together, and it counts as one step of each chain.
+
+    Args:
+        counter: the shared counter.
+        taken: as of `SharedSteps`.
+        group: all ranks.
+        chains: number of chains in the later steps.
+        later: counts these steps.
+    """
+
+    def __init__(
+        self, counter: GuardedCounter, taken: Callable[[int, int], None], group: Group, chains: int, later: SharedSteps
+    ) -> None:
+        super().__init__(counter, lambda local, last: taken(local, last + chains - 1), group)
+        self._chains, self._later = chains, later
+        # Equal shares use the shared counter for the request to stop only.
+        self._claims = 0 if isinstance(later, EqualShares) else chains
+
+    def claim(self, local_step: int, since_exchange: int) -> int | None:
+        """Return the first global step of those that this step counts as, the same on all ranks."""
+        step = self.alike(lambda: self.counter.add(self._claims))
+        if step < STOP:
+            return step if self._claims else local_step * self._chains
+        if self.leads:
+            self.counter.add(-self._claims)
+        return None
+
+    def limit(self, total: int) -> int:
+        """Return the global step at which the later counter ends a budget of `total` steps."""
+        return self._later.limit(total)

@@ -74,7 +74,7 @@ class Coupler:
         self.alone = False  # True once the executor gave up an exchange: no further one starts
         self._executor = executor
         self._inline = isinstance(executor, InlineExecutor)
-        self._apply_only_after_waiting = fixed_delay and not self._inline
+        self.fixed_delay = fixed_delay
         self._size = sum(p.numel() for p in params)
         self._state_callback = state_callback
 
@@ -147,7 +147,7 @@ class Coupler:
                     self.alone = True
                     self._in_flight.clear()
                     return
-            elif self._apply_only_after_waiting or not exchange.future.done():
+            elif (self.fixed_delay and not self._inline) or not exchange.future.done():
                 return
             self._in_flight.popleft()
             self._buffers.free.append(exchange.buffers)

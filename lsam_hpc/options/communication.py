@@ -60,3 +60,20 @@ def check_communication(options: CommunicationOptions, ranks: int, *, neighbours
     for name, required in (("wire_dtype", "float32"), ("group_size", 1), ("topology", "center")):
         if options.mode == "lockstep" and (value := getattr(options, name)) != required:
             raise InputError(f"{name}: expected {required} in lockstep, found {value}")
+
+
+def check_start(name: str, start: float, topology: str, ascent: str) -> None:
+    """Raise InputError if a synchronous start is excluded by another option.
+
+    Args:
+        name: of the option of the start.
+        start: its value; 0: no synchronous start.
+        topology: of the communication.
+        ascent: name of the ascent.
+    """
+    if not start:
+        return
+    if topology != "center":
+        raise InputError(f"{name}: expected 0 with the topology {topology}, found {start:g}")
+    if ascent == "sampa":  # its ranks would look ahead to other points
+        raise InputError(f"{name}: expected 0 with the ascent sampa, found {start:g}")

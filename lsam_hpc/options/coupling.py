@@ -60,6 +60,17 @@ class StepOptions:
     )
 
 
+@dataclass(frozen=True)
+class StartOptions:
+    """The start of training with `LSAM`."""
+
+    synchronous_steps: int = option(
+        0,
+        "first local steps, which all ranks take as one data-parallel chain; then the chains part (post-local SGD)",
+        Range(least=0, whole=True, unit="steps"),
+    )
+
+
 def check_coupling(options: CouplingOptions) -> None:
     """Raise InputError for the first option that is out of range or excluded by another."""
     check(options)

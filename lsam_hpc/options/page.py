@@ -6,7 +6,7 @@ import typing
 
 from lsam_hpc.options.ascent import AscentOptions
 from lsam_hpc.options.communication import CommunicationOptions
-from lsam_hpc.options.coupling import CouplingOptions, StepOptions
+from lsam_hpc.options.coupling import CouplingOptions, StartOptions, StepOptions
 from lsam_hpc.options.logging import LoggingOptions
 from lsam_hpc.options.option import choices, fields
 from lsam_hpc.options.training import TrainingOptions
@@ -16,13 +16,21 @@ HEAD = """\
 
 Every option has one owner, a dataclass in `lsam_hpc/options/`, and the same name, default and meaning everywhere: as a
 keyword of `LSAM` (`period=8`), a flag (`--period 8`), a key of a TOML or YAML file (`period = 8`), and in Horovod
-scripts as a keyword of `DistributedOptimizer` or a variable (`LSAM_PERIOD=8`). `lsam train` takes all of them; `LSAM`
-those of the ascent, the coupling, the communication and the count of steps; Horovod scripts all but those of training
-and of the count of steps.
+scripts as a keyword of `DistributedOptimizer` or a variable (`LSAM_PERIOD=8`). `lsam train` takes all of them but
+`synchronous_steps`; `LSAM` those of the ascent, the coupling, the communication, the count of steps and the start;
+Horovod scripts all but those of training, of the count of steps and of the start.
 
 Made by `python -m lsam_hpc.options.page > docs/options.md`.
 """
-CONCERNS = (AscentOptions, CouplingOptions, StepOptions, CommunicationOptions, LoggingOptions, TrainingOptions)
+CONCERNS = (
+    AscentOptions,
+    CouplingOptions,
+    StepOptions,
+    StartOptions,
+    CommunicationOptions,
+    LoggingOptions,
+    TrainingOptions,
+)
 
 
 def page() -> str:

@@ -83,8 +83,15 @@ class TrainingOptions:
         Range(least=0, below=1),
     )
     synchronous: bool = option(False, "data parallel: all ranks form one chain, and the center is its sample")
+    synchronous_start: float = option(
+        0.0,
+        "first part of the steps, which all ranks take as one data-parallel chain; then the chains part (post-local "
+        "SGD)",
+        PART,
+    )
     reduce: Literal["auto", "horovod", "mpi"] = option(
-        "auto", "library that averages the gradients of a group; auto: Horovod if it is installed"
+        "auto",
+        "library that averages the gradients of a group and in the synchronous start; auto: Horovod if it is installed",
     )
     stragglers: str = option("none", f"artificially slowed ranks: {STRAGGLERS}")
     resume: Literal["no", "auto", "must"] = option(

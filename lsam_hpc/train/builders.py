@@ -133,6 +133,11 @@ def total_steps(config: TrainConfig, dataset: data.Dataset) -> int:
     return config.steps or math.ceil(config.epochs * len(dataset.train_y) / images_per_step(config))
 
 
+def synchronous_steps(config: TrainConfig, dataset: data.Dataset, chains: int) -> int:
+    """Return the number of local steps of the synchronous start; `chains` share the steps after it."""
+    return math.ceil(config.synchronous_start * total_steps(config, dataset) / chains)
+
+
 def peak_lr(config: TrainConfig) -> float:
     """Return the largest learning rate of the run.
 

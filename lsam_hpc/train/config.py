@@ -12,7 +12,7 @@ from pathlib import Path
 from lsam_hpc.errors import InputError
 from lsam_hpc.options.ascent import AscentOptions, check_ascent
 from lsam_hpc.options.command_line import add_flags, flag, flags_in_messages
-from lsam_hpc.options.communication import CommunicationOptions, check_communication
+from lsam_hpc.options.communication import CommunicationOptions, check_communication, check_start
 from lsam_hpc.options.coupling import CouplingOptions, StepOptions, check_coupling
 from lsam_hpc.options.files import read_options, unknown_option
 from lsam_hpc.options.logging import LoggingOptions, check_logging
@@ -38,6 +38,8 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
             raise InputError(f"--data-dir: expected the directory of {self.data}'s files, found none")
         if self.ascent == "sampa" and (self.group_size > 1 or self.synchronous):
             raise InputError("--ascent: expected another ascent than sampa in groups")
+        if self.synchronous and self.synchronous_start:
+            raise InputError("--synchronous and --synchronous-start exclude each other")
         if self.selection != "none":
             for name, only in (("ascent", "sam"), ("adversarial", "none"), ("stragglers", "none"), ("rho_from", 0.0)):
                 if (value := getattr(self, name)) != only:
@@ -62,6 +64,7 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
         with flags_in_messages():
             check_ascent(part(self, AscentOptions))
             check_coupling(part(self, CouplingOptions))
+            check_start("synchronous_start", self.synchronous_start, self.topology, self.ascent)
             check_logging(part(self, LoggingOptions))
 
     def together(self, ranks: int) -> TrainConfig:

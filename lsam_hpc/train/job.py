@@ -28,6 +28,7 @@ from lsam_hpc.train.builders import (
     make_base,
     make_selection,
     sampler_options,
+    synchronous_steps,
     total_steps,
 )
 from lsam_hpc.train.config import TrainConfig
@@ -66,9 +67,11 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
         log: logs each exchange.
         comm: communicator of all ranks.
     """
+    chains = comm.size // config.group_size
     opt = LSAM(
         make_base(config, model),
-        **sampler_options(config, model, dataset, comm.size // config.group_size),
+        **sampler_options(config, model, dataset, chains),
+        synchronous_steps=synchronous_steps(config, dataset, chains),
         **keywords(config, StepOptions),
         **keywords(config, CommunicationOptions),
         on_exchange=log.exchange,
@@ -89,12 +92,12 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
 
 
 def start_averaging(config: TrainConfig, device: torch.device) -> None:
-    """Start Horovod if it averages the gradients of groups; collective.
+    """Start Horovod if it averages gradients, in groups or in the synchronous start; collective.
 
     Raises:
         InputError: Horovod is requested and not installed, or cannot be loaded.
     """
-    if config.group_size == 1 or config.reduce == "mpi":
+    if (config.group_size == 1 and not config.synchronous_start) or config.reduce == "mpi":
         return
     if config.reduce == "auto" and device.type == "xpu":  # only Intel's Horovod knows such tensors
         return

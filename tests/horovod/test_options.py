@@ -9,7 +9,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.horovod.options import Options, resolve
 from lsam_hpc.options.ascent import AscentOptions
 from lsam_hpc.options.communication import CommunicationOptions
-from lsam_hpc.options.coupling import CouplingOptions, StepOptions
+from lsam_hpc.options.coupling import CouplingOptions, StartOptions, StepOptions
 from lsam_hpc.options.logging import LoggingOptions
 from lsam_hpc.options.training import TrainingOptions
 from lsam_hpc.train.config import TrainConfig
@@ -66,6 +66,7 @@ def test_every_option_has_one_owner():
     names = [field.name for concern in concerns for field in dataclasses.fields(concern)]
     assert len(names) == len(set(names))
     assert {field.name for field in dataclasses.fields(TrainConfig)} == set(names)
+    assert not {field.name for field in dataclasses.fields(StartOptions)} & set(names)
     assert inspect.get_annotations(TrainConfig) == {}
     drop_in_only = {
         "ascent",

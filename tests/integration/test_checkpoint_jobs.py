@@ -137,6 +137,28 @@ def test_a_synchronous_job_resumes(mpi, tmp_path):
         torch.testing.assert_close(whole[name], again[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow("three jobs; tests/mpi resumes the optimizer")
+def test_a_job_that_is_stopped_in_its_synchronous_start_resumes_to_the_bit(mpi, tmp_path):
+    words = ("--synchronous-start", "0.5", "--reduce", "mpi", "--mode", "lockstep", "--steps", "121")
+    words += ("--snapshot-every", "log", "--resume", "auto")
+    assert train(mpi, 2, tmp_path / "whole", *words).returncode == 0
+    assert train(mpi, 2, tmp_path / "run", *words, signalled=(1, 17, "SIGTERM")).returncode == 3
+    taken = [len(Run(tmp_path / "run").steps(rank)["loss"]) for rank in range(2)]
+    assert taken in ([17, 17], [18, 18])  # rank 0 may have claimed the next step already
+    done = train(mpi, 2, tmp_path / "run", *words)
+    assert done.returncode == 0, done.stderr
+    assert resumed_at(done) == 2 * taken[0]
+    one, other = Run(tmp_path / "whole"), sound(tmp_path / "run")
+    last = [one.snapshot(rank, -1) for rank in range(2)]
+    for rank in range(2):
+        np.testing.assert_array_equal(last[rank], other.snapshot(rank, -1))
+        np.testing.assert_array_equal(one.steps(rank)["loss"], other.steps(rank)["loss"])
+        assert list(one.steps(rank)["total_iteration"][:33]) == [*range(0, 62, 2), 62 + rank, 64 + rank]
+    assert not np.array_equal(*last)
+    whole, again = (torch.load(tmp_path / d / "checkpoints" / "center.pt", weights_only=True) for d in ("whole", "run"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 NORMALIZED = """
 from torch import nn
 def network(shape, classes):

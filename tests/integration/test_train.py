@@ -85,10 +85,13 @@ def test_every_method_trains(mpi, words, tmp_path):
         assert logs.logs[0].result["center_test_error"] < 5
 
 
-def test_synchronous_is_data_parallel_sam(mpi, tmp_path):
+@pytest.mark.parametrize(
+    "words", ["--synchronous --steps 12", pytest.param("--synchronous-start 1 --steps 24", marks=SLOW)]
+)
+def test_synchronous_is_data_parallel_sam(mpi, words, tmp_path):
     """Compare with a loop of plain tensors: one ascent per rank, mean gradients, the center is the last sample."""
     steps, rho, lr = 12, 0.1, 0.05
-    words = f"--synchronous --reduce mpi --steps {steps} --rho {rho} --lr {lr} --period 5 --lr-schedule constant"
+    words += f" --reduce mpi --rho {rho} --lr {lr} --period 5 --lr-schedule constant"
     words += " --warmup 0 --momentum 0 --weight-decay 0 --seed 2"
     done = lsam(mpi, 2, "train", *words.split(), "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from lsam_hpc import InputError
 from lsam_hpc.options.schedules import late
-from lsam_hpc.train.builders import make_dataset, make_model, sampler_options
+from lsam_hpc.train.builders import make_dataset, make_model, sampler_options, synchronous_steps
 from lsam_hpc.train.config import TrainConfig, parse
 
 
@@ -110,6 +110,16 @@ def test_a_flag_wins_over_the_file_s_other_way_to_say_how_long(tmp_path):
             "--stragglers: expected none with --selection esam, found 0:2",
         ),
         (["--selection", "esam", "--rho", "0"], "--rho: expected > 0 with --selection esam, found 0.0"),
+        (["--synchronous-start", "1.5"], "--synchronous-start: expected a number from 0 to 1, found 1.5"),
+        (
+            ["--synchronous-start", "0.1", "--topology", "leader"],
+            "--synchronous-start: expected 0 with the topology leader, found 0.1",
+        ),
+        (
+            ["--synchronous-start", "0.1", "--ascent", "sampa"],
+            "--synchronous-start: expected 0 with the ascent sampa, found 0.1",
+        ),
+        (["--synchronous-start", "0.1", "--synchronous"], "--synchronous and --synchronous-start exclude each other"),
         (["--data", "cifar10"], "--data-dir: expected the directory of cifar10's files, found none"),
         (
             ["--config", "/no/such.toml"],
@@ -151,6 +161,13 @@ def test_says_what_is_wrong_in_a_file(tmp_path, name, text, message):
         parse(["--config", str(tmp_path / name)])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_synchronous_start_is_a_part_of_the_steps_shared_by_the_chains():
+    config = parse(["--steps", "121", "--synchronous-start", "0.5"])
+    dataset = make_dataset(config)
+    assert [synchronous_steps(config, dataset, chains) for chains in (1, 2, 8)] == [61, 31, 8]
+    assert synchronous_steps(parse(["--steps", "121"]), dataset, 2) == 0
 
 
 def test_late_sam_takes_one_pass_until_its_part_of_the_steps():
