@@ -334,7 +334,7 @@ def test_what_cannot_continue_ends_with_code_3_and_one_line(ulfm: Mpi, tmp_path:
     text = trained(ulfm, tmp_path / "b", 1, STEP, "--mode", "lockstep", "--budget", "per-rank", code=3)
     assert "lsam train: stopped: rank 1 ended (a rank was lost: a run in lockstep cannot be repeated" in text
     assert "Traceback" not in text
-    start = ("--synchronous-start", "1", "--reduce", "mpi", "--budget", "total")
+    start = ("--synchronous-start", "1", "--reduce", "mpi")
     text = trained(ulfm, tmp_path / "c", 1, STEP, *start, code=3)
     assert "lsam train: stopped: rank 1 ended (a rank was lost: the synchronous start cannot go on without it" in text
     assert "Traceback" not in text
