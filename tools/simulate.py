@@ -56,6 +56,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "checkpoint_every": (math.inf, "seconds of training between checkpoints"),
     "checkpoint": (0.0, "seconds to write a checkpoint"),
     "requeue": (0.0, "mean seconds from a failure until the job trains again"),
+    "points": (0, "points of the center's error in the file of --json (with --train)"),
 }
 # Options that main() does not pass to Job by name.
 APART = (
@@ -70,6 +71,7 @@ APART = (
     "checkpoint_every",
     "checkpoint",
     "requeue",
+    "points",
 )
 
 
@@ -119,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
         preflight.start()  # must precede the import of MPI, although there is one process only
         from lsam_hpc.replay.verb import replay
 
-        trained = replay(job, machine, options["seed"], args["train"])
+        trained = replay(job, machine, options["seed"], args["train"], options["points"])
         if args["json"]:
             _write(args["json"], {"machine": asdict(machine), "job": asdict(job), "trained": trained})
         return 0

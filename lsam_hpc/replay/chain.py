@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim import lsam
+from lsam_hpc.optim.arguments import Average
 from lsam_hpc.optim.center import LocalCenter
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ class OrderedSteps:
     def __init__(self, total: int) -> None:
         self.total = total
         self.drawn = 0
+        self.together: int | None = None  # the global step of a step that all chains take together
 
     def claim(self, local_step: int, since_exchange: int) -> int:
         """Return the next global step."""
         self.drawn += 1
-        return self.drawn - 1
+        return self.drawn - 1 if self.together is None else self.together
 
     def taken(self, local_step: int, global_step: int) -> None:
         """Do nothing: the simulated order says what comes next."""
@@ -177,10 +179,32 @@ class Chain(lsam.LocalLSAM):
         super().__init__(base, self.view, period=period, steps=counter, executor=self.executor, **options)
         self.every = period
 
+    @property
+    def exchanges_next(self) -> bool:
+        """Whether an exchange follows the next step."""
+        return self._since_exchange + 1 >= self.every
+
+    def join(self, average: Average) -> None:
+        """Average the gradients of the next steps with other chains, and do not exchange."""
+        self.average, self.period = average, self.counter.total + 1
+
+    def part(self, y: Tensor, version: int) -> None:
+        """Continue alone from the center, as all other chains do.
+
+        Args:
+            y: the center, shape (P,).
+            version: of the center.
+        """
+        self._coupler.load_state_dict(
+            {**self._coupler.state_dict(), "sample": y, "anchor": y, "anchor_version": version}
+        )
+        self.average, self.period, self._since_exchange = None, self.every, 0
+
 
 class Player:
     """Steps a chain through its events.
 
+    Steps that all chains take together are no events of a player: see `Chain.join`.
     A step that an exchange follows is taken when its sample is staged (without overlap: when its delta is added),
     as the chain may wait for an earlier exchange first. A step uses only its chain's state, so the result is the same.
 
@@ -218,7 +242,7 @@ class Player:
                     raise InputError(
                         f"events: expected a stage event of rank {event.rank} after its step, found another step"
                     )
-                self._exchanging = (self.chain.local_step + 1) % self.chain.every == 0
+                self._exchanging = self.chain.exchanges_next
                 if not self._exchanging:
                     self._take_step()
                     self._begin()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from lsam_hpc.optim.batchnorm import shared_tensors
 from lsam_hpc.optim.center import LocalCenter
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.replay.chain import Chain, OrderedSteps, Player
+from lsam_hpc.replay.together import Meeting
 from lsam_hpc.train import data
 from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.builders import (
@@ -28,6 +31,7 @@ from lsam_hpc.train.builders import (
     make_model,
     peak_lr,
     sampler_options,
+    synchronous_steps,
     total_steps,
 )
 from lsam_hpc.train.config import TrainConfig
@@ -40,7 +44,6 @@ if TYPE_CHECKING:
 _ONLY = {
     "topology": "center",
     "group_size": 1,
-    "synchronous": False,
     "mode": "async",
     "budget": "total",
     "wire_dtype": "float32",
@@ -48,6 +51,14 @@ _ONLY = {
     "selection": "none",
     "adversarial": "none",
 }
+
+
+class Point(TypedDict):
+    """A point of a curve: the center at a moment of training."""
+
+    epochs: float  # passes over the training set of all ranks together
+    seconds: float  # since the start
+    test_error: float  # in %
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Outcome:
         steps: local steps of each chain.
         exchanges: exchanges of each chain, as the optimizer recorded them.
         refused: number of deltas that the chains' filters rejected.
+        curve: the center's error at equal parts of the steps.
     """
 
     center_train_loss: float
@@ -69,6 +81,7 @@ class Outcome:
     steps: list[int]
     exchanges: list[list[Exchange]]
     refused: int
+    curve: list[Point]
 
     @property
     def staleness(self) -> NDArray[np.int64]:
@@ -86,8 +99,8 @@ def replay(players: Sequence[Player], events: Iterable[Event]) -> None:
     Raises:
         InputError: an event does not follow from the earlier ones, or the events end before the chains do.
     """
-    running = set(range(len(players)))
-    for event in events:
+    running = {rank for rank, player in enumerate(players) if not player.ended}
+    for event in events if running else ():
         if event.rank >= len(players):
             raise InputError(f"events: expected ranks 0 to {len(players) - 1}, found {event.rank}")
         player = players[event.rank]
@@ -107,14 +120,25 @@ def replay(players: Sequence[Player], events: Iterable[Event]) -> None:
         player.finish()
 
 
-def train(config: TrainConfig, ranks: int, events: Iterable[Event], dataset: data.Dataset | None = None) -> Outcome:
+def train(
+    config: TrainConfig,
+    ranks: int,
+    events: Iterable[Event],
+    dataset: data.Dataset | None = None,
+    *,
+    points: int = 0,
+    curve_images: int = 2000,
+) -> Outcome:
     """Train as `lsam train` does on `ranks` ranks, with steps and exchanges in the order of the events.
 
     Args:
         config: the training options; those of logs, checkpoints and signals are ignored.
-        ranks: number of chains.
-        events: of a run simulated with the config's period, coupling, max_delay and overlap, long enough for its steps.
+        ranks: number of ranks; a chain each, or with `synchronous` all in one.
+        events: of a run simulated with the config's period, coupling, max_delay and overlap, and with `together` steps
+            at its start (see `steps_together`); long enough for its steps.
         dataset: default: the config's, loaded.
+        points: number of points of the curve. Default 0.
+        curve_images: test images for a point. Default 2000.
 
     Raises:
         InputError: an option has a value that cannot be replayed, or the events do not fit.
@@ -123,56 +147,137 @@ def train(config: TrainConfig, ranks: int, events: Iterable[Event], dataset: dat
         if (value := getattr(config, name)) != only:
             raise InputError(f"--{name.replace('_', '-')}: expected {only} in a simulated order, found {value}")
     dataset = dataset or make_dataset(config)
-    first = make_model(config, dataset)
-    counter = OrderedSteps(total_steps(config, dataset))
-    shared = [tensor for tensors in shared_tensors(make_base(config, first), first) for tensor in tensors]
-    center = LocalCenter(FlatVector(shared).gather(shared))
-    models = [first, *(copy.deepcopy(first) for _ in range(ranks - 1))]
-    records: list[list[Exchange]] = [[] for _ in models]
-    pull = 0.9 / ranks if config.pull is None else config.pull
-    chains = []
-    for rank, model in enumerate(models):
-        chains.append(
-            Chain(
-                make_base(config, model),
-                center,
-                counter,
+    bench = _Bench(config, ranks, dataset)
+    watched = bench.watch(events, points, curve_images)
+    bench.take_together(watched)
+    replay(bench.players(), watched)
+    return bench.outcome()
+
+
+def steps_together(config: TrainConfig, ranks: int, dataset: data.Dataset) -> int:
+    """Return the number of local steps at the start of a run that all ranks take together."""
+    if config.synchronous:
+        return total_steps(config.together(ranks), dataset)
+    return synchronous_steps(config, dataset, ranks)
+
+
+class _Bench:
+    """The chains of a run with their models and mini-batches."""
+
+    def __init__(self, config: TrainConfig, ranks: int, dataset: data.Dataset) -> None:
+        self._config, self._dataset = config.together(ranks), dataset
+        self._together = steps_together(config, ranks, dataset)
+        first = make_model(config, dataset)
+        base = make_base(config, first)
+        shared = [tensor for tensors in shared_tensors(base, first) for tensor in tensors]
+        self._flat = FlatVector(shared)
+        self._center = LocalCenter(self._flat.gather(shared))
+        # The global step counts steps of chains; all ranks are one chain where they are synchronous.
+        self._chains = 1 if config.synchronous else ranks
+        total = total_steps(self._config, dataset) * ranks // self._chains
+        self._counter = OrderedSteps(total)
+        self._models = [first, *(copy.deepcopy(first) for _ in range(ranks - 1))]
+        self._records: list[list[Exchange]] = [[] for _ in self._models]
+        self._curve: list[Point] = []
+        pull = 0.9 / ranks if config.pull is None else config.pull
+        augment = augmentation(config, dataset)
+        self._steps = []
+        for rank, model in enumerate(self._models):
+            seed = config.seed * ranks + rank
+            options = sampler_options(self._config, model, dataset, self._chains)
+            chain = Chain(
+                make_base(self._config, model),
+                self._center,
+                self._counter,
                 overlap=config.overlap,
-                on_exchange=records[rank].append,
-                **{**sampler_options(config, model, dataset, ranks), "pull": pull, "seed": config.seed * ranks + rank},
+                on_exchange=self._records[rank].append,
+                **{**options, "pull": pull, "seed": seed},
             )
+            batches = Batches(dataset.train_x, dataset.train_y, config.batch_size, seed, augment)
+            self._steps.append(_Step(self._config, chain, model, batches, total_steps(self._config, dataset)))
+        self._ranks = ranks
+
+    @property
+    def chains(self) -> list[Chain]:
+        """The ranks' chains."""
+        return [step.chain for step in self._steps]
+
+    def players(self) -> list[Player]:
+        """Return the players of all chains, each of which draws its first step."""
+        return [Player(step.chain, step) for step in self._steps]
+
+    def take_together(self, events: Iterator[Event]) -> None:
+        """Take the steps at the start that all ranks take together, and let all chains continue from their mean."""
+        if not self._together:
+            return
+        meeting = Meeting(self._ranks, ascent=self._config.group_ascent == "averaged")
+        for chain, seat in zip(self.chains, meeting.seats, strict=True):
+            chain.join(seat)
+        for number in range(self._together):
+            event = next(events, None)
+            if event is None or event.kind != "together":
+                raise InputError(f"events: expected {self._together} steps together, found {number}")
+            self._counter.together = number * self._chains
+            meeting.step([partial(step, number * self._chains) for step in self._steps])
+        self._counter.together = None
+        y = self._settle()
+        for chain in self.chains:
+            chain.part(y, self._center.version)
+
+    def _settle(self) -> Tensor:
+        """Set the center to the mean of the samples, which differ in BatchNorm statistics only; return it."""
+        y = self._center.vector.zero_()
+        for chain in self.chains:
+            y.add_(self._flat.gather(chain.shared), alpha=1 / self._ranks)
+        return y
+
+    def watch(self, events: Iterable[Event], points: int, images: int) -> Iterator[Event]:
+        """Yield the events, and record the center's error at `points` equal parts of the steps."""
+        total = self._counter.total
+        marks = deque(range(total // points, total, total // points) if points else ())
+        for event in events:
+            yield event
+            if not marks or self._counter.drawn < marks[0]:
+                continue
+            marks.popleft()
+            taken = sum(chain.local_step for chain in self.chains)
+            if event.kind == "together":
+                self._settle()
+            _, error = self._evaluate(self._dataset.test_x[:images], self._dataset.test_y[:images])
+            epochs = taken * self._config.batch_size / len(self._dataset.train_y)
+            self._curve.append(Point(epochs=epochs, seconds=event.time, test_error=error))
+
+    def _evaluate(self, x: data.Images, y: Tensor) -> tuple[float, float]:
+        """Return the loss and the error in % of the center, with BatchNorm statistics of training images."""
+        model = self._models[0]
+        with self.chains[0].center(model, self._dataset.train_x[:SUBSET].split(256)):
+            return evaluate(model, x, y)
+
+    def outcome(self) -> Outcome:
+        """Return the results."""
+        test_x, test_y = self._dataset.test_x, self._dataset.test_y
+        errors = [evaluate(model, test_x, test_y)[1] for model in self._models]
+        return Outcome(
+            center_train_loss=self._evaluate(self._dataset.train_x[:SUBSET], self._dataset.train_y[:SUBSET])[0],
+            center_test_error=self._evaluate(test_x, test_y)[1],
+            sample_test_error=float(np.mean(errors)),
+            steps=[chain.local_step for chain in self.chains],
+            exchanges=self._records,
+            refused=sum(chain.rejected for chain in self.chains),
+            curve=self._curve,
         )
-    augment = augmentation(config, dataset)
-    players = []
-    for seed, (chain, model) in enumerate(zip(chains, models, strict=True), config.seed * ranks):
-        batches = Batches(dataset.train_x, dataset.train_y, config.batch_size, seed, augment)
-        players.append(Player(chain, _Step(config, chain, model, batches)))
-    replay(players, events)
-    errors = [evaluate(model, dataset.test_x, dataset.test_y)[1] for model in models]
-    some_x, some_y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
-    with chains[0].center(first, some_x.split(256)):
-        loss, _ = evaluate(first, some_x, some_y)
-        _, error = evaluate(first, dataset.test_x, dataset.test_y)
-    return Outcome(
-        center_train_loss=loss,
-        center_test_error=error,
-        sample_test_error=float(np.mean(errors)),
-        steps=[chain.local_step for chain in chains],
-        exchanges=records,
-        refused=sum(chain.rejected for chain in chains),
-    )
 
 
 class _Step:
     """Takes a step of one chain, as the training loop does."""
 
-    def __init__(self, config: TrainConfig, chain: Chain, model: nn.Module, batches: Batches) -> None:
-        self._config, self._chain, self._model, self._batches = config, chain, model, batches
+    def __init__(self, config: TrainConfig, chain: Chain, model: nn.Module, batches: Batches, total: int) -> None:
+        self._config, self.chain, self._model, self._batches, self._total = config, chain, model, batches, total
 
     def __call__(self, global_step: int) -> None:
-        chain = self._chain
+        chain = self.chain
         for group in chain.param_groups:
-            group["lr"] = peak_lr(self._config) * lr_factor(self._config, global_step, chain.counter.total)
+            group["lr"] = peak_lr(self._config) * lr_factor(self._config, global_step, self._total)
         x, y = next(self._batches)
 
         def closure() -> Tensor:

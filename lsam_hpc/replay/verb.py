@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.replay.train import Outcome, train
+from lsam_hpc.replay.train import Outcome, steps_together, train
 from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.simulate.events import events
 from lsam_hpc.simulate.model import Event
-from lsam_hpc.train.config import parse
+from lsam_hpc.train.builders import make_dataset, total_steps
+from lsam_hpc.train.config import TrainConfig, parse
+from lsam_hpc.train.dataset import Dataset
 from lsam_hpc.util.text import columns
 
 SIMULATED = ("period", "coupling", "max_delay")  # options of the simulation that the training takes over
+ONE_PASS = ("dp-sat", "msam", "center")  # ascents that need no pass of their own
 
 
-def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str]) -> dict[str, Any]:
+def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str], points: int = 0) -> dict[str, Any]:
     """Train in the order of a simulated job, print a table, and return its numbers.
 
     Args:
@@ -27,6 +31,7 @@ def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str]) -> dict[s
         machine: the machine that it is simulated on.
         seed: seed of the simulation.
         argv: options of `lsam train`, except those in `SIMULATED`.
+        points: number of points of the curve that the result has. Default 0.
 
     Raises:
         InputError: an option is out of its range, or cannot be replayed.
@@ -38,11 +43,28 @@ def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str]) -> dict[s
     if job.period < 1 or job.group_size > 1:
         raise InputError(f"--train: expected a period >= 1 and a group size of 1, found {job.period}, {job.group_size}")
     config = dataclasses.replace(parse(argv), **{name: getattr(job, name) for name in SIMULATED})
+    dataset = make_dataset(config)
+    job = dataclasses.replace(
+        job,
+        together=steps_together(config, job.ranks, dataset),
+        single=steps_of_one_pass(config, job.ranks, dataset),
+        group_ascent=config.group_ascent,
+    )
     clock = Clock(events(job, machine, seed=seed))
-    results = numbers(train(config, job.ranks, clock))
-    results["simulated_seconds"] = clock.now
+    outcome = train(config, job.ranks, clock, dataset, points=points)
+    results = {**numbers(outcome), "simulated_seconds": clock.now}
     print(columns([("", config.data), *((name.replace("_", " "), f"{value:.4g}") for name, value in results.items())]))
-    return results
+    return {**results, "curve": outcome.curve}
+
+
+def steps_of_one_pass(config: TrainConfig, ranks: int, dataset: Dataset) -> int:
+    """Return the number of steps of all ranks at the start of a run that take one pass instead of two."""
+    total = total_steps(config.together(ranks), dataset)
+    if config.rho == 0 or config.ascent in ONE_PASS:
+        first = total
+    else:
+        first = math.ceil(config.rho_from * total)
+    return first * (ranks if config.synchronous else 1)
 
 
 class Clock:

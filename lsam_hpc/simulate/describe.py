@@ -89,6 +89,8 @@ class Job:
         group_ascent: `"own"`: one allreduce per step; `"averaged"`: two.
         hidden: fraction of a pass that an allreduce overlaps with. Default 0.
         shards: number of ranks that own a part of the center. Default: all.
+        together: local steps at the start in which all ranks average their gradients and do not exchange. Default 0.
+        single: steps of all ranks at the start that take one pass, half of `step`. Default 0.
     """
 
     ranks: int
@@ -111,6 +113,8 @@ class Job:
     group_ascent: GroupAscent = default(CommunicationOptions, "group_ascent")
     hidden: float = 0.0
     shards: int | None = None
+    together: int = 0
+    single: int = 0
 
     @property
     def chains(self) -> int:
@@ -122,7 +126,8 @@ def check(job: Job, machine: Machine) -> None:
     """Raise InputError for the first number that is out of its range."""
     for name in ("ranks", "parameters", "max_delay", "group_size", "degree"):
         _expect(name, "a whole number >= 1", value := getattr(job, name), valid=value >= 1)
-    _expect("period", "a whole number >= 0", job.period, valid=job.period >= 0)
+    for name in ("period", "together", "single"):
+        _expect(name, "a whole number >= 0", value := getattr(job, name), valid=value >= 0)
     _expect("step", "seconds > 0", job.step, valid=0 < job.step < math.inf)
     _expect("work", "seconds between 0 and the step's", job.work, valid=0 <= job.work <= job.step)
     _expect("sigma", "a number >= 0", job.sigma, valid=0 <= job.sigma < math.inf)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.simulate.describe import Job, Machine
@@ -28,16 +30,32 @@ def events(
     """
     if job.topology != "center":
         raise InputError(f"topology: expected center in a simulated order, found {job.topology}")
-    pending: deque[Event] = deque()
-    model = Model(job, machine, seed, pending.append)
     taken = 0
+    for event in _endless(job, machine, seed):
+        if event.time > seconds:
+            return
+        yield event
+        taken += {"together": job.ranks, "step": job.group_size}.get(event.kind, 0)
+        if steps is not None and taken >= steps:
+            return
+
+
+def _endless(job: Job, machine: Machine, seed: int) -> Iterator[Event]:
+    """Yield the events without end: those of the steps together, then those of the chains."""
+    began = 0.0
+    if job.together:
+        one_group = replace(job, together=0, group_size=job.ranks, period=0)
+        for event in itertools.islice(_of(one_group, machine, seed), job.together):
+            yield replace(event, kind="together")
+            began = event.time
+    yield from _of(job, machine, seed + bool(job.together), began, job.ranks * job.together)
+
+
+def _of(job: Job, machine: Machine, seed: int, began: float = 0.0, taken: int = 0) -> Iterator[Event]:
+    """Yield the events of a model from a time on, after a number of steps."""
+    pending: deque[Event] = deque()
+    model = Model(job, machine, seed, pending.append, began=began, taken=taken)
     while True:
         while pending:
-            event = pending.popleft()
-            if event.time > seconds:
-                return
-            yield event
-            taken += job.group_size * (event.kind == "step")
-            if steps is not None and taken >= steps:
-                return
+            yield pending.popleft()
         model.env.step()

@@ -18,13 +18,14 @@ from lsam_hpc.simulate.fluid import Fluid
 from lsam_hpc.simulate.lengths import lengths
 
 Process = Generator[simpy.Event, Any, None]
-Kind = Literal["step", "stage", "read", "add", "apply"]
+Kind = Literal["together", "step", "stage", "read", "add", "apply"]
 
 
 @dataclass(frozen=True)
 class Event:
     """An event of a rank; with groups, `rank` is the number of the chain.
 
+    * `"together"`: a step that all ranks take together ends; they average their gradients. `rank` is 0.
     * `"step"`: a local step ends; `step` counts it. The chain takes in the results that have arrived. If an exchange is
       due, the `"stage"` follows.
     * `"stage"`: the sample is copied for an exchange. In this and the later events of the exchange, `step` is the
@@ -78,22 +79,31 @@ class Model:
         machine: the machine that it runs on.
         seed: seed of the random step lengths.
         listen: called with every event. Default: none.
+        began: the time to begin at, in seconds. Default 0.
+        taken: number of steps that the ranks took before. Default 0.
 
     Raises:
         InputError: a number is out of its range.
     """
 
     def __init__(
-        self, job: Job, machine: Machine, seed: int = 0, listen: Callable[[Event], None] | None = None
+        self,
+        job: Job,
+        machine: Machine,
+        seed: int = 0,
+        listen: Callable[[Event], None] | None = None,
+        *,
+        began: float = 0.0,
+        taken: int = 0,
     ) -> None:
         check(job, machine)
         self.job, self.machine = job, machine
         self.costs = Costs(job, machine)
-        self.env = simpy.Environment()
+        self.env = simpy.Environment(began)
         c = self.costs
         self.fluid = Fluid(self.env, c.own, c.far, weights=c.weights, capacity=c.capacity, core=c.core)
         self.version = self.begun = 0  # adds that have ended, and adds that have begun
-        self.steps = 0  # of all ranks
+        self.steps = taken  # of all ranks
         self._half = job.wire_dtype != "float32"
         self._allreduce = c.allreduce()
         self._listen = listen
@@ -134,7 +144,8 @@ class Model:
         in_flight: deque[InFlightExchange] = deque()
         since = 0
         for idle, work in lengths(job, chain.ranks, seed):
-            yield from self._step(chain, idle, work)
+            passes = 1 if self.steps < job.single else 2
+            yield from self._step(chain, passes / 2 * idle, passes / 2 * work)
             chain.steps += 1
             chain.ended = self.env.now
             self.steps += job.group_size
