@@ -16,6 +16,7 @@ from lsam_hpc.landscape.curvature.sharpness import sharpness
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.states import state
+from lsam_hpc.replay.train import Point
 from lsam_hpc.train import data
 from lsam_hpc.train.builders import images_per_step, make_model, total_steps
 from lsam_hpc.train.config import TrainConfig
@@ -28,19 +29,11 @@ BATCH = 500  # images in an evaluation's batch
 RHO = 0.05  # L2 radius of the worst-case sharpness
 
 
-class Point(typing.TypedDict):
-    """A point of a curve: the center at a moment of training."""
-
-    epochs: float  # passes over the training set of all ranks together
-    seconds: float  # of training
-    test_error: float  # in %
-
-
 def interval(cell: Cell, points: int) -> int:
     """Return the local steps between snapshots of a cell's center that give a curve of `points` points."""
     config = _config(cell)
     period = typing.cast("int", config.period)  # a suite has no schedules
-    return snapshot_interval(total_steps(config, _data(config)), cell.ranks // config.group_size, points, period)
+    return snapshot_interval(total_steps(config, load(config)), cell.ranks // config.group_size, points, period)
 
 
 def measure(run_dir: Path, cell: Cell, suite: Suite) -> tuple[dict[str, Any], list[Point]]:
@@ -66,7 +59,7 @@ def measure(run_dir: Path, cell: Cell, suite: Suite) -> tuple[dict[str, Any], li
         "staleness_mean": staleness_sum / exchanges if exchanges else 0.0,
         "refused": sum(end["refused"] for end in ends),
     }
-    dataset = _data(config)
+    dataset = load(config)
     curve = _curve(run, config, dataset, suite.curve_images)
     if suite.sharpness_images:
         result |= _flatness(run_dir, run, config, dataset, suite.sharpness_images)
@@ -109,7 +102,8 @@ def _config(cell: Cell) -> TrainConfig:
     return TrainConfig(**cell.options, seed=cell.seed).together(cell.ranks)
 
 
-def _data(config: TrainConfig) -> Dataset:
+def load(config: TrainConfig) -> Dataset:
+    """Return the data set of a config, loaded once."""
     return _loaded(config.data, config.data_dir, *(getattr(config, name) for name in OPTIONS))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from lsam_hpc.compare import measure
 from lsam_hpc.compare.suite import Cell, Options, Suite, flags
 from lsam_hpc.errors import InputError
+from lsam_hpc.replay.train import Point
 from lsam_hpc.util.files import atomic_path
 
 Record = Mapping[str, Any]  # what a cell's JSON file holds: cell, result, curve
@@ -101,8 +102,14 @@ class SuiteRunner:
         return record
 
     def _run(self, cell: Cell, done: Path) -> None:
-        run_dir, log = self._cells / cell.name, self._cells / f"{cell.name}.log"
         self._say(cell.name)
+        result, curve = self._results(cell)
+        with atomic_path(done) as part:
+            part.write_text(json.dumps({"cell": asdict(cell), "result": result, "curve": curve}, indent=1) + "\n")
+
+    def _results(self, cell: Cell) -> tuple[dict[str, Any], list[Point]]:
+        """Run a cell; return its results and its curve."""
+        run_dir, log = self._cells / cell.name, self._cells / f"{cell.name}.log"
         interval = measure.interval(cell, self._suite.points)
         command = [
             *self._start(cell.ranks),
@@ -124,10 +131,9 @@ class SuiteRunner:
         if code:
             last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
             raise InputError(f"{cell.name}: expected exit code 0, found {code}: {' '.join(last)} ({log})")
-        result, curve = measure.measure(run_dir, cell, self._suite)
-        with atomic_path(done) as part:
-            part.write_text(json.dumps({"cell": asdict(cell), "result": result, "curve": curve}, indent=1) + "\n")
+        measured = measure.measure(run_dir, cell, self._suite)
         shutil.rmtree(run_dir)
+        return measured
 
 
 def _same_seconds(records: Iterable[Record], suite: Suite) -> Iterable[Cell]:

@@ -35,6 +35,23 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Simulation:
+    """The machine that a suite runs on, simulated.
+
+    Args:
+        machine: a known machine of `lsam simulate`, or a file.
+        step: seconds of a step of two passes.
+        parameters: elements of the exchanged vector that the times are for.
+        hidden: share of a pass that overlaps with an allreduce of gradients. Default 0.5.
+    """
+
+    machine: str
+    step: float
+    parameters: int
+    hidden: float = 0.5
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run of a suite."""
 
@@ -75,6 +92,7 @@ class Suite:
     sharpness_images: int  # training images for the sharpness of the final centers; 0: none
     equal_seconds: bool  # run each cell also for as many seconds as the reference took
     tune: Tuning | None
+    simulate: Simulation | None = None  # None: real jobs
 
     def cells(self, tuned: Mapping[str, Options]) -> Iterator[Cell]:
         """Yield the runs at equal samples; runs that are compared with each other follow each other.
@@ -84,7 +102,7 @@ class Suite:
         """
         for budget, stragglers, ranks in itertools.product(self.budgets, self.stragglers, self.ranks):
             for seed, method in itertools.product(self.seeds, self.methods):
-                yield self._cell(method, budget, ranks, seed, stragglers=stragglers, more=tuned.get(method, {}))
+                yield self.cell(method, budget, ranks, seed, stragglers=stragglers, more=tuned.get(method, {}))
 
     def trials(self) -> Iterator[Cell]:
         """Yield the runs of the tuning."""
@@ -94,10 +112,11 @@ class Suite:
             for (trial, chosen), seed in itertools.product(enumerate(grid), self.tune.seeds):
                 held_out = {**chosen, "validation": self.tune.validation}
                 budget, ranks = self.tune.budget, self.tune.ranks
-                cell = self._cell(method, budget, ranks, seed, stragglers="none", more=held_out)
+                cell = self.cell(method, budget, ranks, seed, stragglers="none", more=held_out)
                 yield dataclasses.replace(cell, trial=trial)
 
-    def _cell(self, method: str, budget: str, ranks: int, seed: int, *, stragglers: str, more: Options) -> Cell:
+    def cell(self, method: str, budget: str, ranks: int, seed: int, *, stragglers: str, more: Options) -> Cell:
+        """Return a run; `more` overrides the options of the method."""
         share = {} if self.images is None else {"batch_size": self.images // ranks}
         options = {**self.train, **share, **self.budgets[budget], **self.methods[method], **more}
         return Cell(method, budget, ranks, seed, stragglers, options)
@@ -162,6 +181,7 @@ def read_suite(path: Path, data_dir: str | None = None) -> Suite:
         sharpness_images=whole("sharpness_images", 512, 0),
         equal_seconds=bool(table.get("equal_seconds", False)),
         tune=None,
+        simulate=_simulation(path, table.get("simulate")),
     )
     if suite.reference not in methods:
         raise InputError(f"{path}: reference: expected one of {', '.join(methods)}, found {suite.reference!r}")
@@ -177,6 +197,15 @@ def read_suite(path: Path, data_dir: str | None = None) -> Suite:
     for cell in [*suite.trials(), *suite.cells({})]:
         _checked(path, cell)
     return suite
+
+
+def _simulation(path: Path, table: object) -> Simulation | None:
+    if table is None:
+        return None
+    try:
+        return Simulation(**typed(f"{path}: simulate", table, typing.get_type_hints(Simulation)))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(f"{path}: simulate: expected machine, step and parameters, found {table!r}") from error
 
 
 def _tuning(path: Path, table: object, grids: dict[str, tuple[Options, ...]], suite: Suite) -> Tuning:

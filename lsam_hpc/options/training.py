@@ -94,7 +94,9 @@ class TrainingOptions:
         "library that averages the gradients of a group and in the synchronous start; auto: Horovod if it is installed",
     )
     synchronous_start: float = option(
-        0.0, "part of the steps, at the start, that all ranks take together, as with --synchronous", Range(least=0, most=1)
+        0.0,
+        "part of the steps, at the start, that all ranks take together, as with --synchronous",
+        Range(least=0, most=1),
     )
     stragglers: str = option("none", f"artificially slowed ranks: {STRAGGLERS}")
     resume: Literal["no", "auto", "must"] = option(

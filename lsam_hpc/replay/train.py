@@ -179,6 +179,8 @@ class _Bench:
         self._models = [first, *(copy.deepcopy(first) for _ in range(ranks - 1))]
         self._records: list[list[Exchange]] = [[] for _ in self._models]
         self._curve: list[Point] = []
+        self._curve_images = 0
+        self._now = 0.0
         pull = 0.9 / ranks if config.pull is None else config.pull
         augment = augmentation(config, dataset)
         self._steps = []
@@ -232,22 +234,27 @@ class _Bench:
         return y
 
     def watch(self, events: Iterable[Event], points: int, images: int) -> Iterator[Event]:
-        """Yield the events, and record the center's error at `points` equal parts of the steps."""
-        total = self._counter.total
+        """Yield the events, and record the center's error after each of `points` equal parts of the steps."""
+        total, self._curve_images = self._counter.total, images if points else 0
         marks = deque(range(total // points, total, total // points) if points else ())
         for event in events:
             yield event
-            if not marks or self._counter.drawn < marks[0]:
-                continue
-            marks.popleft()
-            taken = sum(chain.local_step for chain in self.chains)
-            if event.kind == "together":
-                self._settle()
-            _, error = self._evaluate(self._dataset.test_x[:images], self._dataset.test_y[:images])
-            epochs = taken * self._config.batch_size / len(self._dataset.train_y)
-            self._curve.append(Point(epochs=epochs, seconds=event.time, test_error=error))
+            self._now = event.time
+            if marks and self._counter.drawn >= marks[0]:
+                marks.popleft()
+                if event.kind == "together":
+                    self._settle()
+                self._mark()
 
-    def _evaluate(self, x: data.Images, y: Tensor) -> tuple[float, float]:
+    def _mark(self) -> None:
+        """Add a point to the curve."""
+        images = self._curve_images
+        _, error = self._evaluate(self._dataset.test_x[:images], self._dataset.test_y[:images])
+        taken = sum(chain.local_step for chain in self.chains)
+        epochs = taken * self._config.batch_size / len(self._dataset.train_y)
+        self._curve.append(Point(epochs=epochs, seconds=self._now, test_error=error))
+
+    def _evaluate(self, x: data.Images | Tensor, y: Tensor) -> tuple[float, float]:
         """Return the loss and the error in % of the center, with BatchNorm statistics of training images."""
         model = self._models[0]
         with self.chains[0].center(model, self._dataset.train_x[:SUBSET].split(256)):
@@ -255,6 +262,8 @@ class _Bench:
 
     def outcome(self) -> Outcome:
         """Return the results."""
+        if self._curve_images:
+            self._mark()
         test_x, test_y = self._dataset.test_x, self._dataset.test_y
         errors = [evaluate(model, test_x, test_y)[1] for model in self._models]
         return Outcome(

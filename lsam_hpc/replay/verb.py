@@ -44,12 +44,7 @@ def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str], points: i
         raise InputError(f"--train: expected a period >= 1 and a group size of 1, found {job.period}, {job.group_size}")
     config = dataclasses.replace(parse(argv), **{name: getattr(job, name) for name in SIMULATED})
     dataset = make_dataset(config)
-    job = dataclasses.replace(
-        job,
-        together=steps_together(config, job.ranks, dataset),
-        single=steps_of_one_pass(config, job.ranks, dataset),
-        group_ascent=config.group_ascent,
-    )
+    job = simulated_job(job, config, dataset)
     clock = Clock(events(job, machine, seed=seed))
     outcome = train(config, job.ranks, clock, dataset, points=points)
     results = {**numbers(outcome), "simulated_seconds": clock.now}
@@ -57,13 +52,21 @@ def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str], points: i
     return {**results, "curve": outcome.curve}
 
 
+def simulated_job(job: Job, config: TrainConfig, dataset: Dataset) -> Job:
+    """Return the job with the steps that the training takes together, and those of one pass."""
+    return dataclasses.replace(
+        job,
+        together=steps_together(config, job.ranks, dataset),
+        single=steps_of_one_pass(config, job.ranks, dataset),
+        group_ascent=config.group_ascent,
+    )
+
+
 def steps_of_one_pass(config: TrainConfig, ranks: int, dataset: Dataset) -> int:
     """Return the number of steps of all ranks at the start of a run that take one pass instead of two."""
     total = total_steps(config.together(ranks), dataset)
-    if config.rho == 0 or config.ascent in ONE_PASS:
-        first = total
-    else:
-        first = math.ceil(config.rho_from * total)
+    always = config.rho == 0 or config.ascent in ONE_PASS
+    first = total if always else math.ceil(config.rho_from * total)
     return first * (ranks if config.synchronous else 1)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lsam_hpc.compare.curves import draw
 from lsam_hpc.compare.run import SuiteRunner, launcher
+from lsam_hpc.compare.simulated import SimulatedRunner
 from lsam_hpc.compare.suite import read_suite
 from lsam_hpc.compare.tables import markdown, write_curves, write_runs
 from lsam_hpc.errors import InputError
@@ -32,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: expected a folder that can be written, found {out}: {error.strerror}") from error
-    runner = SuiteRunner(suite, out, launcher(args.launcher), lambda name: print(name, file=sys.stderr, flush=True))
+    run = SuiteRunner if suite.simulate is None else SimulatedRunner
+    runner = run(suite, out, launcher(args.launcher), lambda name: print(name, file=sys.stderr, flush=True))
     tuned = runner.tuned()
     records = runner.records(tuned)
     table = markdown(records, suite.reference)
