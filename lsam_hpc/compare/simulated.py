@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from lsam_hpc.compare.measure import load
@@ -28,7 +29,23 @@ class SimulatedRunner(SuiteRunner):
     """Runs cells on the clock of a simulated machine; each method is tuned for each column.
 
     Columns are the rank counts at equal samples, and with `equal_seconds` rank counts x stragglers at equal seconds.
+
+    Args:
+        suite: the suite to run; it has a simulated machine.
+        out: as of `SuiteRunner`.
+        start: without effect.
+        say: as of `SuiteRunner`.
+
+    Raises:
+        InputError: as `SuiteRunner`; or the suite cannot be simulated.
     """
+
+    def __init__(self, suite: Suite, out: Path, start: Callable[[int], list[str]], say: Callable[[str], None]) -> None:
+        assert suite.simulate is not None
+        self._machine = machines.load(suite.simulate.machine)
+        for stragglers in suite.stragglers:
+            slowed(stragglers, 1, suite.simulate.step)
+        super().__init__(suite, out, start, say)
 
     def tuned(self) -> dict[str, Options]:
         """Run the tuning, and return the setting of each column and method with the lowest error on held-out images."""
@@ -101,7 +118,7 @@ class SimulatedRunner(SuiteRunner):
 
     def _results(self, cell: Cell) -> tuple[dict[str, Any], list[Point]]:
         config, dataset = _config(cell), load(_config(cell))
-        clock = Clock(events(_job(cell, self._suite), machines.load(self._machine), seed=cell.seed))
+        clock = Clock(events(_job(cell, self._suite), self._machine, seed=cell.seed))
         outcome = train(
             config, cell.ranks, clock, dataset, points=self._suite.points, curve_images=self._suite.curve_images
         )
@@ -117,11 +134,6 @@ class SimulatedRunner(SuiteRunner):
             "staleness_mean": result["staleness_mean"],
             "refused": outcome.refused,
         }, outcome.curve
-
-    @property
-    def _machine(self) -> str:
-        assert self._suite.simulate is not None
-        return self._suite.simulate.machine
 
 
 def _key(column: Column, method: str) -> str:
@@ -143,24 +155,33 @@ def _job(cell: Cell, suite: Suite) -> Job:
         step=machine.step,
         hidden=machine.hidden,
         **{name: getattr(config, name) for name in SIMULATED},
-        **_slowed(cell, machine.step),
+        **slowed(cell.stragglers, cell.ranks, machine.step),
     )
     return simulated_job(job, config, load(config))
 
 
-def _slowed(cell: Cell, step: float) -> dict[str, Any]:
-    """Return the stragglers of a cell as options of a job; pauses are drawn per second, as often on average."""
+def slowed(stragglers: str, ranks: int, step: float) -> dict[str, Any]:
+    """Return stragglers, as of `lsam train`, as options of a job.
+
+    Args:
+        stragglers: factors of ranks, and pauses, which are drawn per second, as often as per pass on average.
+        ranks: number of ranks.
+        step: seconds of a step of two passes.
+
+    Raises:
+        InputError: they cannot be simulated.
+    """
     factors: dict[int, float] = {}
     options: dict[str, Any] = {"factors": factors}
-    for part in [] if cell.stragglers == "none" else cell.stragglers.split(","):
+    for part in [] if stragglers == "none" else stragglers.split(","):
         kind, *values = part.split(":")
         if kind == "pause":
             chance, options["pause"] = map(float, values)
             options["pause_every"] = step / 2 / chance if chance else math.inf
         elif kind == "spread":
-            raise InputError(f"{cell.name}: stragglers: expected no spread on a simulated machine, found {part}")
+            raise InputError(f"stragglers: expected no spread on a simulated machine, found {part}")
         else:
-            rank = int(kind) % cell.ranks
+            rank = int(kind) % ranks
             factors[rank] = factors.get(rank, 1.0) * float(values[0])
     return options
 

@@ -202,10 +202,9 @@ def read_suite(path: Path, data_dir: str | None = None) -> Suite:
 def _simulation(path: Path, table: object) -> Simulation | None:
     if table is None:
         return None
-    try:
-        return Simulation(**typed(f"{path}: simulate", table, typing.get_type_hints(Simulation)))  # type: ignore[arg-type]
-    except TypeError as error:
-        raise InputError(f"{path}: simulate: expected machine, step and parameters, found {table!r}") from error
+    if not isinstance(table, dict) or not {"machine", "step", "parameters"} <= set(table):
+        raise InputError(f"{path}: simulate: expected machine, step and parameters, found {table!r}")
+    return Simulation(**typed(f"{path}: simulate", table, typing.get_type_hints(Simulation)))
 
 
 def _tuning(path: Path, table: object, grids: dict[str, tuple[Options, ...]], suite: Suite) -> Tuning:

@@ -1,4 +1,4 @@
-"""Steps that all chains take together, with averaged gradients: each in a thread, one at a time and in a fixed order."""
+"""Steps that all chains take together: each in a thread, one at a time and in a fixed order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class _Ended(Exception):
+class _EndedError(Exception):
     """Ends the threads of the other chains after an error in one."""
 
 
@@ -55,9 +55,9 @@ class Meeting:
         try:
             self._wait_for_turn(number)
             step()
-        except _Ended:
+        except _EndedError:
             return
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - `step` raises it in the caller's thread
             with self._changed:
                 self._error = error
                 self._brought = []
@@ -74,7 +74,7 @@ class Meeting:
         with self._changed:
             self._changed.wait_for(lambda: self._turn == number or self._error is not None)
             if self._error is not None:
-                raise _Ended
+                raise _EndedError
 
 
 class Seat:

@@ -236,7 +236,7 @@ class _Bench:
     def watch(self, events: Iterable[Event], points: int, images: int) -> Iterator[Event]:
         """Yield the events, and record the center's error after each of `points` equal parts of the steps."""
         total, self._curve_images = self._counter.total, images if points else 0
-        marks = deque(range(total // points, total, total // points) if points else ())
+        marks = deque(total * number // points for number in range(1, points))
         for event in events:
             yield event
             self._now = event.time

@@ -324,6 +324,23 @@ def test_invalid_jobs_are_errors(wrong, text):
         simulate(replace(JOB, **wrong), HOST)
 
 
+def test_steps_together_wait_for_the_slowest_and_steps_of_one_pass_take_half():
+    job = replace(JOB, ranks=2, period=0, factors={1: 2.2}, together=3, single=10, parameters=1, hidden=1.0)
+    order = [(e.kind, e.rank, e.step, round(e.time, 6)) for e in events(job, HOST, seconds=5.9)]
+    assert order == [
+        ("together", 0, 1, 1.1),  # half of the slow rank's 2.2 s
+        ("together", 0, 2, 2.2),
+        ("together", 0, 3, 3.3),
+        ("step", 0, 1, 3.8),
+        ("step", 0, 2, 4.3),
+        ("step", 1, 1, 4.4),
+        ("step", 0, 3, 4.8),
+        ("step", 1, 2, 5.5),  # began as the tenth step
+        ("step", 0, 4, 5.8),  # two passes
+    ]
+    assert [e.kind for e in events(job, HOST, steps=8)] == ["together"] * 3 + ["step"] * 2
+
+
 def test_too_short_a_time_is_an_error():
     with pytest.raises(InputError, match="seconds: expected at least one step"):
         simulate(JOB, HOST, seconds=0.5)
