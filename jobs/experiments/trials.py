@@ -1,44 +1,98 @@
-"""Tries changes that no option of `lsam train` makes, and prints a table: five minutes on two cores.
+"""Tries changes of LSAM, with options and without, and prints a table: ten minutes on two cores.
 
     python jobs/experiments/trials.py DATA_DIR [OUT.csv]     # Fashion-MNIST's four files
 
-Four chains in one process share a center in memory. The chain of each step is drawn at random, which gives the order of
-a real job without its timing. Data, model and steps are those of knobs.yaml.
+Eight chains in one process take steps in turn, and results of exchanges arrive a step late. All trials take as many
+passes as data-parallel SAM in three epochs, as if all ranks were equally fast. Errors are on held-out images.
 """
 
-import copy
 import csv
+import math
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from torch.optim import Optimizer
+from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim import SAM, LocalCenter
-from lsam_hpc.optim.lsam import LocalLSAM
-from lsam_hpc.options.schedules import ScalarOrSchedule
-from lsam_hpc.train.batches import Batches
-from lsam_hpc.train.builders import lr_factor, make_base, make_dataset, make_model, sampler_options
+from lsam_hpc.optim.center import LocalCenter
+from lsam_hpc.replay.bench import Bench, replay
+from lsam_hpc.replay.chain import Player
+from lsam_hpc.replay.verb import steps_of_one_pass
+from lsam_hpc.simulate.model import Event
+from lsam_hpc.train.builders import lr_factor, make_dataset, total_steps
 from lsam_hpc.train.config import TrainConfig
-from lsam_hpc.train.dataset import Dataset
-from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.util.arguments import Parser
 
-DATA, SUBSET, EPOCHS, SEEDS = "fashion-mnist", 6000, 60, 3
-CHAINS, IMAGES = 4, 512  # images in a step of all chains together
-SLOW = (1.0, 1.0, 1.0, 1 / 3)  # relative rates of the chains' steps
-RADIUS = 0.2  # rho of SAM, whose ascent uses all these images
-AVERAGED = 0.25  # last fraction of the steps, whose centers are averaged
+DATA, VALIDATION, EPOCHS, SEEDS = "fashion-mnist", 5000, 3.0, 3
+RANKS, IMAGES = 8, 64  # images on each rank
+
+# The recipe: see docs/results.md.
+RECIPE: dict[str, Any] = {
+    "coupling": "restart",
+    "period": 1,
+    "pull": 1 / RANKS,
+    "momentum": 0.8,
+    "lr": 0.2,
+    "rho": 0.05,
+    "rho_from": 0.75,
+    "synchronous_start": 0.1,
+}
+
+
+class Predicted(LocalCenter):
+    """A center that a chain reads as it will be, if it moves on as since the chain's last read.
+
+    Source: Kosson et al. 2021, "Pipelined Backpropagation at Scale" (arXiv 2003.11666), the prediction of weights.
+    """
+
+    turn_of = 0
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__(start)
+        self._reads = [start.clone() for _ in range(RANKS)]
+
+    def read(self, out: Tensor) -> int:
+        """Copy 2 y - the y that this chain read last."""
+        before = self._reads[self.turn_of]
+        torch.sub(2 * self.vector, before, out=out)
+        before.copy_(self.vector)
+        return self.version
+
+
+class Pushing(LocalCenter):
+    """A center from which a chain restarts at a distance, on the side where the chain was.
+
+    Args:
+        start: initial y.
+        distance: as a fraction of |y|.
+
+    Source: Dimlioglu & Choromanska 2025 (DPPF, arXiv 2507.20424): a push of constant length away from the center.
+    """
+
+    turn_of = 0
+
+    def __init__(self, start: Tensor, distance: float) -> None:
+        super().__init__(start)
+        self._distance = distance
+        self._gaps = torch.zeros(RANKS, len(start))
+
+    def add(self, delta: Tensor) -> int:
+        """Add, and keep the direction of the chain whose turn it is."""
+        self._gaps[self.turn_of] = delta
+        return super().add(delta)
+
+    def read(self, out: Tensor) -> int:
+        """Copy y + a push along the chain's last delta."""
+        gap = self._gaps[self.turn_of]
+        length = self._distance * float(self.vector.norm()) / max(float(gap.norm()), 1e-12)
+        torch.add(self.vector, gap, alpha=length, out=out)
+        return self.version
 
 
 @dataclass(frozen=True)
@@ -47,146 +101,101 @@ class Trial:
 
     Args:
         name: name in the table.
-        options: options of `lsam train` that differ.
-        pull: pull of the chains.
-        synchronous: first fraction of the steps, which SAM takes with all chains' images.
-        by_age: whether deltas are multiplied by chains / (1 + staleness).
-        rates: relative rates of the chains' steps.
-        average: whether the average of the last centers is tested instead of the last one.
+        options: options of `lsam train` that differ from the recipe's.
+        period: of the learning rate's factor, from 0 to 1. Default: the option's.
+        pull: factor on the recipe's, of the learning rate's factor. Default: 1.
+        make_center: makes the center.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
-    pull: ScalarOrSchedule = 0.9 / CHAINS
-    synchronous: float = 0.0
-    by_age: bool = False
-    rates: tuple[float, ...] = (1.0,) * CHAINS
-    average: bool = False
+    period: Callable[[float], int] | None = None
+    pull: Callable[[float], float] | None = None
+    make_center: Callable[[Tensor], LocalCenter] = LocalCenter
 
 
-def ramp(first: float, last: float, step: int) -> float:
-    """Return the pull after `step` steps of a chain, between `first` and `last`."""
-    return first * (last / first) ** min(1.0, step * IMAGES / (EPOCHS * SUBSET))
+def quadratic(a: float, factor: float) -> int:
+    """Return max(1, (a / factor)^2), at most 16: Gu et al. 2023, the quadratic synchronization rule (2310.14423)."""
+    return max(1, min(16, int((a / max(factor, 1e-6)) ** 2)))
 
 
-RESTART = {"coupling": "restart"}
+def same(factor: float) -> float:
+    """Return the factor."""
+    return factor
+
+
+SAM = {"synchronous": True, "lr": 0.1, "coupling": "elastic", "momentum": 0.9, "synchronous_start": 0.0, "rho": 0.02}
+EASGD_FORM = {"coupling": "elastic", "pull": 0.9 / RANKS}
 TRIALS = (
-    Trial("SAM", synchronous=1.0),
-    Trial("nothing turned"),
-    Trial("synchronous for the first 10 %", synchronous=0.1),
-    Trial("synchronous for the first 30 %", synchronous=0.3),
-    Trial("average of the last quarter's centers", average=True),
-    Trial("the same, lr 0.05 constant", {"lr": 0.05, "lr_schedule": "constant"}, average=True),
-    Trial("pull 0.05", pull=0.05),
-    Trial("pull 0.6", pull=0.6),
-    Trial("pull from 0.05 to 0.6", pull=partial(ramp, 0.05, 0.6)),
-    Trial("pull from 0.6 to 0.05", pull=partial(ramp, 0.6, 0.05)),
-    Trial("period 1", {"period": 1}),
-    Trial("kernel, stiffness 1", {"coupling": "kernel", "stiffness": 1.0}),
-    Trial("lr 0.05", {"lr": 0.05}),
-    Trial("lr 0.2", {"lr": 0.2}),
-    Trial("a slow chain, elastic", rates=SLOW),
-    Trial("a slow chain, restart", RESTART, rates=SLOW),
-    Trial("a slow chain, restart, deltas over their staleness", RESTART, by_age=True, rates=SLOW),
-    Trial("40 % wrong labels: SAM", {"label_noise": 0.4}, synchronous=1.0),
-    Trial("40 % wrong labels: nothing turned", {"label_noise": 0.4}),
-    Trial("right labels: SAM", {"label_noise": 0.0}, synchronous=1.0),
-    Trial("right labels: nothing turned", {"label_noise": 0.0}),
+    Trial("data-parallel SAM", {**SAM, "rho_from": 0.0}),
+    Trial("data-parallel SAM in the last quarter", SAM),
+    Trial("the recipe"),
+    Trial("no synchronous start", {"synchronous_start": 0.0}),
+    Trial("synchronous start 0.2", {"synchronous_start": 0.2}),
+    Trial("synchronous start 0.4", {"synchronous_start": 0.4}),
+    Trial("rho from the start", {"rho_from": 0.0}),
+    Trial("rho in the last half", {"rho_from": 0.5}),
+    Trial("rho in the last tenth", {"rho_from": 0.9}),
+    Trial("no ascent", {"rho": 0.0}),
+    Trial("ascent center, one pass", {"rho_from": 0.0, "ascent": "center"}),
+    Trial("ascent msam, one pass", {"rho_from": 0.0, "ascent": "msam"}),
+    Trial("ascent dp-sat, one pass", {"rho_from": 0.0, "ascent": "dp-sat"}),
+    Trial("momentum 0.9", {"momentum": 0.9}),
+    Trial("momentum 0.9, lr 0.1", {"momentum": 0.9, "lr": 0.1}),
+    Trial("momentum 0.5, lr 0.4", {"momentum": 0.5, "lr": 0.4}),
+    Trial("period 2", {"period": 2}),
+    Trial("period 4", {"period": 4}),
+    Trial("period max(1, (0.2 / lr factor)^2)", period=partial(quadratic, 0.2)),
+    Trial("period max(1, (0.5 / lr factor)^2)", period=partial(quadratic, 0.5)),
+    Trial("elastic, pull 0.9 / 8, period 4", {**EASGD_FORM, "period": 4}),
+    Trial("elastic, pull 0.9 / 8", EASGD_FORM),
+    Trial("elastic, pull 0.5", {"coupling": "elastic", "pull": 0.5}),
+    Trial("elastic, pull 0.5 that follows lr", {"coupling": "elastic", "pull": 0.5}, pull=same),
+    Trial("exchanges at once", {"overlap": False}),
+    Trial("center momentum 0.5", {"center_momentum": 0.5}),
+    Trial("center predicted", make_center=Predicted),
+    Trial("chains pushed away by 0.02 |y|", make_center=partial(Pushing, distance=0.02)),
+    Trial("chains pushed away by 0.1 |y|", make_center=partial(Pushing, distance=0.1)),
 )
 
 
-class ByAge(LocalCenter):
-    """A center that scales deltas down by their age; the caller sets `turn_of` to the chain whose turn it is.
-
-    Source: Zhang et al. 2016, "Staleness-aware Async-SGD" (arXiv 1511.05950). Here a delta keeps its length if its
-    staleness is the number of other chains.
-    """
-
-    def __init__(self, start: torch.Tensor) -> None:
-        super().__init__(start)
-        self.turn_of, self._versions = 0, [0] * CHAINS
-
-    def read(self, out: torch.Tensor) -> int:
-        """Copy y, and store the version that this chain has read."""
-        self._versions[self.turn_of] = super().read(out)
-        return self._versions[self.turn_of]
-
-    def add(self, delta: torch.Tensor) -> int:
-        """Add a delta, scaled by its age."""
-        return super().add(delta * (CHAINS / (1 + self.version - self._versions[self.turn_of])))
-
-
 def configure(trial: Trial, seed: int, folder: str) -> TrainConfig:
-    """Return the options of a trial's chains."""
-    options = {"label_noise": 0.2, "lr": 0.1, "rho": 0.1} | trial.options
-    return TrainConfig(
-        data=DATA, data_dir=folder, model="mlp", subset=SUBSET, seed=seed, batch_size=IMAGES // CHAINS, **options
-    )
+    """Return the options of a trial, with as many steps as take the passes of data-parallel SAM."""
+    options = RECIPE | {"epochs": EPOCHS, "data": DATA, "validation": VALIDATION, "seed": seed, "batch_size": IMAGES}
+    config = TrainConfig(data_dir=folder, model="mlp", **(options | trial.options))
+    dataset = make_dataset(config)
+    total = total_steps(config.together(RANKS), dataset)
+    single = steps_of_one_pass(config, RANKS, dataset) / (RANKS if config.synchronous else 1)
+    return replace(config, steps=round(total * 2 / (2 - single / total)))
 
 
 def run(trial: Trial, seed: int, folder: str) -> float:
-    """Return the test error in % of one trial."""
+    """Return the error in % on the held-out images of one trial."""
     torch.set_num_threads(1)
     config = configure(trial, seed, folder)
     dataset = make_dataset(config)
-    total = CHAINS * round(EPOCHS * len(dataset.train_y) / IMAGES)  # steps of all chains
-    model = make_model(config, dataset)
-    base = make_base(config, model)
-    together = CHAINS * round(trial.synchronous * total / CHAINS)
-    sam = SAM(base, rho=RADIUS)
-    images = Batches(dataset.train_x, dataset.train_y, IMAGES, 1000 + seed)
-    for step in range(0, together, CHAINS):
-        one_step(sam, model, images, config, step=step, total=total)
-    centers: list[torch.Tensor] = []
-    if together < total:
-        center = (ByAge if trial.by_age else LocalCenter)(parameters_to_vector(model.parameters()))
-        chains = list(make_chains(config, dataset, model, base, center=center, pull=trial.pull))
-        draw = np.random.default_rng(seed)
-        rates = np.array(trial.rates) / sum(trial.rates)
-        for step in range(together, total):
-            turn = int(draw.choice(CHAINS, p=rates))
-            if isinstance(center, ByAge):
-                center.turn_of = turn
-            one_step(*chains[turn], config, step=step, total=total)
-            if trial.average and step >= (1 - AVERAGED) * total and step % CHAINS == 0:
-                centers.append(center.vector.clone())
-        vector_to_parameters(torch.stack(centers).mean(0) if centers else center.vector, model.parameters())
-    return evaluate(model, dataset.test_x, dataset.test_y)[1]
+    assert config.steps is not None
+    factor = partial(lr_factor, config, total=config.steps)
+    more: dict[str, Any] = {}
+    if trial.period is not None:
+        more["period"] = lambda step: trial.period(factor(step))
+    if trial.pull is not None:
+        more["pull"] = lambda step: config.pull * trial.pull(factor(step))
+    bench = Bench(config, RANKS, dataset, more, trial.make_center)
+    bench.take_together(Event(0.0, 0, "together", step) for step in range(config.steps))
+    players = bench.players()
+    replay(players, in_turn(players, bench.center))
+    return bench.evaluate(dataset.test_x, dataset.test_y)[1]
 
 
-def make_chains(
-    config: TrainConfig,
-    dataset: Dataset,
-    model: nn.Module,
-    base: Optimizer,
-    *,
-    center: LocalCenter,
-    pull: ScalarOrSchedule,
-) -> Iterator[tuple[LocalLSAM, nn.Module, Batches]]:
-    """Yield chains that all start from the model, with the momentum of its optimizer."""
-    for index in range(CHAINS):
-        replica = copy.deepcopy(model)
-        optimizer = make_base(config, replica)
-        # Only the momentum, because the parameter groups hold SAM's rho.
-        momentum = copy.deepcopy(base.state_dict()["state"])
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
-        opt = LocalLSAM(optimizer, center, **{**sampler_options(config, replica, dataset, CHAINS), "pull": pull})
-        yield opt, replica, Batches(dataset.train_x, dataset.train_y, config.batch_size, config.seed * CHAINS + index)
-
-
-def one_step(opt: SAM, model: nn.Module, batches: Batches, config: TrainConfig, *, step: int, total: int) -> None:
-    """Take a step as `lsam train` does."""
-    x, y = next(batches)
-    for group in opt.param_groups:
-        group["lr"] = config.lr * lr_factor(config, step, total)
-
-    def closure() -> torch.Tensor:
-        opt.zero_grad()
-        loss = functional.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    opt.step(closure)
+def in_turn(players: Sequence[Player], center: LocalCenter) -> Iterator[Event]:
+    """Yield endless events: each chain in turn takes a step and exchanges; it takes the result in a step later."""
+    while True:
+        for rank, player in enumerate(players):
+            if hasattr(center, "turn_of"):
+                center.turn_of = rank
+            kinds = ("step", "stage", "read", "add", "apply") if player.chain.exchanges_next else ("step",)
+            yield from (Event(0.0, rank, kind, player.chain.local_step) for kind in kinds)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -196,7 +205,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("out", nargs="?", help="CSV file for the error of every run")
     try:
         args = parser.parse_args(argv)
-        make_dataset(configure(TRIALS[0], 0, args.data_dir))
+        configure(TRIALS[0], 0, args.data_dir)
         if args.out:
             open(args.out, "a").close()  # fail before minutes of work if it cannot be written
     except (InputError, OSError) as error:
@@ -205,15 +214,15 @@ def main(argv: Sequence[str]) -> int:
     rows = [(trial, seed) for trial in TRIALS for seed in range(SEEDS)]
     with ProcessPoolExecutor(2) as pool:
         jobs = [pool.submit(run, trial, seed, args.data_dir) for trial, seed in rows]
-        print("| trial | test error % |\n| --- | --- |")
+        print("| trial | error % |\n| --- | --- |")
         for first, trial in enumerate(TRIALS):
             errors = [job.result() for job in jobs[first * SEEDS : (first + 1) * SEEDS]]
-            spread = statistics.stdev(errors) / len(errors) ** 0.5
+            spread = statistics.stdev(errors) / math.sqrt(len(errors))
             print(f"| {trial.name} | {statistics.fmean(errors):.2f} ± {spread:.2f} |", flush=True)
     if args.out:
         lines = [[trial.name, seed, f"{job.result():.2f}"] for (trial, seed), job in zip(rows, jobs, strict=True)]
         with open(args.out, "w", newline="") as file:
-            csv.writer(file).writerows([["trial", "seed", "test_error"], *lines])
+            csv.writer(file).writerows([["trial", "seed", "error"], *lines])
     return 0
 
 

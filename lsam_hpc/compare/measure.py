@@ -16,7 +16,7 @@ from lsam_hpc.landscape.curvature.sharpness import sharpness
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.states import state
-from lsam_hpc.replay.train import Point
+from lsam_hpc.replay.bench import Point
 from lsam_hpc.train import data
 from lsam_hpc.train.builders import images_per_step, make_model, total_steps
 from lsam_hpc.train.config import TrainConfig

@@ -16,7 +16,7 @@ from typing import Any
 from lsam_hpc.compare import measure
 from lsam_hpc.compare.suite import Cell, Options, Suite, flags
 from lsam_hpc.errors import InputError
-from lsam_hpc.replay.train import Point
+from lsam_hpc.replay.bench import Point
 from lsam_hpc.util.files import atomic_path
 
 Record = Mapping[str, Any]  # what a cell's JSON file holds: cell, result, curve

@@ -14,7 +14,8 @@ from lsam_hpc.compare.measure import load
 from lsam_hpc.compare.run import SAME_SECONDS, Record, SuiteRunner
 from lsam_hpc.compare.suite import Cell, Options, Suite
 from lsam_hpc.errors import InputError
-from lsam_hpc.replay.train import Point, train
+from lsam_hpc.replay.bench import Point
+from lsam_hpc.replay.train import train
 from lsam_hpc.replay.verb import SIMULATED, Clock, numbers, simulated_job
 from lsam_hpc.simulate import machines
 from lsam_hpc.simulate.describe import Job

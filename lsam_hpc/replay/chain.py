@@ -15,6 +15,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.optim import lsam
 from lsam_hpc.optim.arguments import Average
 from lsam_hpc.optim.center import LocalCenter
+from lsam_hpc.options.schedules import CountOrSchedule, evaluate_period
 
 if TYPE_CHECKING:
     from lsam_hpc.simulate.model import Event
@@ -158,7 +159,7 @@ class Chain(lsam.LocalLSAM):
         base: the optimizer that takes the step.
         center: the center that all chains share.
         counter: the global steps of all chains.
-        period: local steps between exchanges.
+        period: local steps between exchanges; the events must follow it.
         overlap: whether exchanges run beside steps; else the training thread waits for them. Default True.
         **options: other options of `LocalLSAM`.
     """
@@ -168,7 +169,7 @@ class Chain(lsam.LocalLSAM):
         base: Optimizer,
         center: LocalCenter,
         counter: OrderedSteps,
-        period: int,
+        period: CountOrSchedule,
         *,
         overlap: bool = True,
         **options: Any,  # noqa: ANN401
@@ -182,7 +183,7 @@ class Chain(lsam.LocalLSAM):
     @property
     def exchanges_next(self) -> bool:
         """Whether an exchange follows the next step."""
-        return self._since_exchange + 1 >= self.every
+        return self._since_exchange + 1 >= evaluate_period(self.every, self.global_step)
 
     def join(self, average: Average) -> None:
         """Average the gradients of the next steps with other chains, and do not exchange."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.replay.train import Outcome, steps_together, train
+from lsam_hpc.replay.bench import Outcome, steps_together
+from lsam_hpc.replay.train import train
 from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.simulate.events import events
 from lsam_hpc.simulate.model import Event

@@ -21,56 +21,59 @@ def trials(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_deltas_count_by_their_age(trials):
-    center = trials.ByAge(torch.zeros(2))
-    read = torch.empty(2)
-    for center.turn_of in (0, 1):
-        center.read(read)
-    center.turn_of = 0
-    center.add(torch.tensor([1.0, 0.0]))  # staleness 0: times four
-    center.turn_of = 1
-    center.add(torch.tensor([0.0, 1.0]))  # staleness 1: times two
-    assert center.vector.tolist() == [4.0, 2.0]
-
-
-def test_every_kind_of_trial_learns(trials, monkeypatch):
-    for name, value in {"DATA": "digits", "SUBSET": 1000, "EPOCHS": 20}.items():
+@pytest.fixture
+def small(trials, monkeypatch):
+    for name, value in {"DATA": "digits", "VALIDATION": 300, "EPOCHS": 12.0, "RANKS": 3, "IMAGES": 8}.items():
         monkeypatch.setattr(trials, name, value)
-    kinds = (
-        "SAM",
-        "nothing turned",
-        "synchronous for the first 30 %",
-        "average of the last quarter's centers",
-        "a slow chain, restart, deltas over their staleness",
-        "pull from 0.05 to 0.6",
-    )
-    for trial in trials.TRIALS:
-        if trial.name in kinds:
-            assert trials.run(trial, 0, "") < 40, trial.name  # 90 by chance
+    monkeypatch.setitem(trials.RECIPE, "pull", 1 / 3)
+    return trials
 
 
-@pytest.mark.parametrize("before", [0, 2])
-def test_chains_have_their_own_radius_and_the_momentum_so_far(trials, monkeypatch, before):
-    monkeypatch.setattr(trials, "DATA", "digits")
-    monkeypatch.setattr(trials, "SUBSET", 1000)
-    config = trials.configure(trials.TRIALS[1], 0, "")
-    dataset = trials.make_dataset(config)
-    model = trials.make_model(config, dataset)
-    base = trials.make_base(config, model)
-    sam = trials.SAM(base, rho=trials.RADIUS)
-    images = trials.Batches(dataset.train_x, dataset.train_y, trials.IMAGES, 0)
-    for step in range(before):
-        trials.one_step(sam, model, images, config, step=step, total=100)
-    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-    chains = list(trials.make_chains(config, dataset, model, base, center=trials.LocalCenter(start), pull=0.2))
-    assert len(chains) == trials.CHAINS
-    for opt, replica, _ in chains:
-        assert [group["rho"] for group in opt.param_groups] == [config.rho] != [trials.RADIUS]
-        assert torch.equal(torch.nn.utils.parameters_to_vector(replica.parameters()), start)
-        for p, replica_p in zip(model.parameters(), replica.parameters(), strict=True):
-            assert ("momentum_buffer" in opt.state[replica_p]) == (before > 0)
-            if before:
-                assert torch.equal(opt.state[replica_p]["momentum_buffer"], base.state[p]["momentum_buffer"])
+def test_a_predicted_center_moves_on_as_before(small):
+    center, read = small.Predicted(torch.zeros(2)), torch.empty(2)
+    center.add(torch.tensor([1.0, 2.0]))
+    center.turn_of = 1
+    center.read(read)
+    assert read.tolist() == [2.0, 4.0]
+    center.add(torch.tensor([1.0, 0.0]))
+    center.read(read)
+    assert read.tolist() == [3.0, 2.0]  # 2 (2, 2) - (1, 2)
+    center.turn_of = 0
+    center.read(read)
+    assert read.tolist() == [4.0, 4.0]  # this chain's last read was the start
+
+
+def test_a_pushed_chain_restarts_at_the_distance_on_its_side(small):
+    center, read = small.Pushing(torch.tensor([3.0, 4.0]), distance=0.1), torch.empty(2)
+    center.read(read)
+    assert read.tolist() == [3.0, 4.0]
+    center.turn_of = 2
+    center.add(torch.tensor([0.0, -2.0]))
+    center.read(read)
+    torch.testing.assert_close(read, torch.tensor([3.0, 2.0 - 0.1 * 13**0.5]))
+
+
+def test_the_quadratic_rule(trials):
+    assert [trials.quadratic(0.5, factor) for factor in (1.0, 0.5, 0.25, 0.1, 0.0)] == [1, 1, 4, 16, 16]
+
+
+def test_every_kind_of_trial_learns_and_takes_the_same_passes(small):
+    kinds = {trial.name: trial for trial in small.TRIALS}
+    total = 2 * 12 * 1047 / 24  # passes of each rank
+    for name, passes_of_a_step in (
+        ("data-parallel SAM", 2),
+        ("the recipe", 1.25),
+        ("no ascent", 1),
+        ("period max(1, (0.5 / lr factor)^2)", 1.25),
+        ("elastic, pull 0.5 that follows lr", 1.25),
+        ("exchanges at once", 1.25),
+        ("center predicted", 1.25),
+        ("chains pushed away by 0.02 |y|", 1.25),
+    ):
+        config = small.configure(kinds[name], 0, "")
+        steps = config.steps / (1 if config.synchronous else 3)
+        assert steps * passes_of_a_step == pytest.approx(total, rel=0.01)
+        assert small.run(kinds[name], 0, "") < 40, name  # 90 by chance
 
 
 def test_errors_are_one_line(trials, monkeypatch, capsys, tmp_path):
@@ -84,6 +87,6 @@ def test_errors_are_one_line(trials, monkeypatch, capsys, tmp_path):
     assert "data_dir" in error_line()
     assert "expected" in error_line(tmp_path)
     monkeypatch.setattr(trials, "DATA", "digits")
-    monkeypatch.setattr(trials, "SUBSET", 1000)
+    monkeypatch.setattr(trials, "VALIDATION", 300)
     assert "no/out.csv" in error_line(tmp_path, tmp_path / "no/out.csv")
     assert "directory" in error_line(tmp_path, tmp_path)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lsam_hpc import InputError
 from lsam_hpc.optim.center import LocalCenter
 from lsam_hpc.optim.lsam import LocalLSAM
+from lsam_hpc.replay.bench import replay
 from lsam_hpc.replay.chain import Chain, OrderedSteps, Player
-from lsam_hpc.replay.train import replay
 from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.simulate.model import Event, Model
 from tests.helpers.problems import Bowl, batches, closure_of, flat, network

@@ -92,7 +92,7 @@ def test_a_synchronous_start_ends_in_one_state_and_the_chains_go_on_from_it():
     assert outcome.curve[1]["test_error"] == pytest.approx(error, abs=1e-9)
     assert outcome.steps == [STEPS] * RANKS
     assert [len(records) for records in outcome.exchanges] == [(STEPS - start) // 2] * RANKS
-    assert len(outcome.curve) == points - 1
+    assert len(outcome.curve) == points
     first = [records[0] for records in outcome.exchanges]
     assert [record.version_read for record in first] == [0, 0, 0]  # all chains begin at the same center
     assert [record.step for record in first] == [start + 2] * RANKS
