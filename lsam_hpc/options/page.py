@@ -9,6 +9,7 @@ from lsam_hpc.options.communication import CommunicationOptions
 from lsam_hpc.options.coupling import CouplingOptions, StartOptions, StepOptions
 from lsam_hpc.options.logging import LoggingOptions
 from lsam_hpc.options.option import choices, fields
+from lsam_hpc.options.recipes import RECIPES
 from lsam_hpc.options.training import TrainingOptions
 
 HEAD = """\
@@ -35,7 +36,9 @@ CONCERNS = (
 
 def page() -> str:
     """Return the page in Markdown."""
-    text = HEAD
+    text = HEAD + "\nRecipes set several options of `lsam train` at once; a file and flags override them:\n\n"
+    for name, options in RECIPES.items():
+        text += f"* `--recipe {name}`: {', '.join(f'{key} {value}' for key, value in options.items())}\n"
     for concern in CONCERNS:
         hints = typing.get_type_hints(concern)
         title = (concern.__doc__ or "").splitlines()[0].rstrip(".")

@@ -17,6 +17,7 @@ from lsam_hpc.options.coupling import CouplingOptions, StepOptions, check_coupli
 from lsam_hpc.options.files import read_options, unknown_option
 from lsam_hpc.options.logging import LoggingOptions, check_logging
 from lsam_hpc.options.option import check, part
+from lsam_hpc.options.recipes import RECIPES
 from lsam_hpc.options.training import DATASETS, MODELS, TrainingOptions
 from lsam_hpc.train.profile import profiled
 from lsam_hpc.train.tracking import trackers
@@ -82,7 +83,7 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
-    """Return the options of a command line: flags override the file of --config, which overrides the defaults.
+    """Return the options of a command line: flags override the file of --config, that the recipe, that the defaults.
 
     Raises:
         InputError: an option is unknown or out of range.
@@ -91,14 +92,20 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         prog="lsam train", description="Train a network with LSAM, under mpirun or srun.", allow_abbrev=False
     )
     parser.add_argument("--config", metavar="FILE", help="TOML or YAML file with options, named as here; flags win")
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=f"options that work together: {', '.join(RECIPES)}; others win"
+    )
     add_flags(parser, TrainConfig)
     known, unknown = parser.parse_known_args(argv)
     names = [option.name for option in dataclasses.fields(TrainConfig)]
     if unknown:
-        raise InputError(unknown_option(unknown[0], [*map(flag, names), "--config"]))
+        raise InputError(unknown_option(unknown[0], [*map(flag, names), "--config", "--recipe"]))
     flags = vars(known)
-    file = flags.pop("config")
-    options = read_options(Path(file), typing.get_type_hints(TrainConfig)) if file else {}
+    file, recipe = flags.pop("config"), flags.pop("recipe")
+    if recipe is not None and recipe not in RECIPES:
+        raise InputError(f"--recipe: expected one of {', '.join(RECIPES)}, found {recipe}")
+    options = dict(RECIPES.get(recipe, {}))
+    options |= read_options(Path(file), typing.get_type_hints(TrainConfig)) if file else {}
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if one in flags:
             options.pop(other, None)  # --steps overrides the file's epochs, and --epochs its steps

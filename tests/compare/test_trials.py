@@ -57,6 +57,7 @@ def test_the_quadratic_rule(trials):
     assert [trials.quadratic(0.5, factor) for factor in (1.0, 0.5, 0.25, 0.1, 0.0)] == [1, 1, 4, 16, 16]
 
 
+@pytest.mark.slow("trains eight small networks")
 def test_every_kind_of_trial_learns_and_takes_the_same_passes(small):
     kinds = {trial.name: trial for trial in small.TRIALS}
     total = 2 * 12 * 1047 / 24  # passes of each rank

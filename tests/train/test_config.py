@@ -6,6 +6,7 @@ import json
 import pytest
 
 from lsam_hpc import InputError
+from lsam_hpc.options.recipes import RECIPES
 from lsam_hpc.options.schedules import late
 from lsam_hpc.train.builders import make_dataset, make_model, sampler_options, synchronous_steps
 from lsam_hpc.train.config import TrainConfig, parse
@@ -31,6 +32,17 @@ def test_flags_win_over_a_file_and_a_file_over_defaults(tmp_path, name, text):
     assert config == dataclasses.replace(
         TrainConfig(), rho=0.2, period=2, overwrite=True, coupling="kernel", batch_size=16
     )
+
+
+def test_a_file_and_flags_win_over_a_recipe(tmp_path):
+    recipe = parse(["--recipe", "large-batch"])
+    assert recipe == dataclasses.replace(TrainConfig(), **RECIPES["large-batch"])
+    file = tmp_path / "o.toml"
+    file.write_text("period = 8\nmomentum = 0.9\n")
+    config = parse(["--recipe", "large-batch", "--config", str(file), "--period", "2"])
+    assert config == dataclasses.replace(recipe, period=2, momentum=0.9)
+    with pytest.raises(InputError, match=r"^--recipe: expected one of large-batch, found small$"):
+        parse(["--recipe", "small"])
 
 
 def test_a_run_s_own_config_can_be_used_again(tmp_path):
