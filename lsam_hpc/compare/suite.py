@@ -18,6 +18,7 @@ from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.stragglers import Stragglers
 
 Options = Mapping[str, Any]
+LOCAL_STEPS = "local_steps"  # a budget's option: steps of each rank
 NAME = re.compile(r"[\w.+-]+")
 # Options that `SuiteRunner` sets; a suite cannot choose them.
 RESERVED = {"out", "overwrite", "resume", "seed", "stragglers", "snapshot_every", "snapshot_states", "snapshot_ranks"}
@@ -119,6 +120,9 @@ class Suite:
         """Return a run; `more` overrides the options of the method."""
         share = {} if self.images is None else {"batch_size": self.images // ranks}
         options = {**self.train, **share, **self.budgets[budget], **self.methods[method], **more}
+        if (each := options.pop(LOCAL_STEPS, None)) is not None:
+            chains = 1 if options.get("synchronous") else ranks // options.get("group_size", 1)
+            options["steps"] = each * chains
         return Cell(method, budget, ranks, seed, stragglers, options)
 
 
@@ -160,7 +164,7 @@ def read_suite(path: Path, data_dir: str | None = None) -> Suite:
             raise InputError(f"{path}: {key}: expected a whole number >= {least}, found {value!r}")
         return value
 
-    budgets = {name: _options(path, f"budgets: {name}", options) for name, options in names("budgets").items()}
+    budgets = {name: _budget(path, name, options) for name, options in names("budgets").items()}
     methods, grids = {}, {}
     for name, value in names("methods").items():
         options = dict(value) if isinstance(value, dict) else {"": value}
@@ -234,6 +238,17 @@ def _grid(path: Path, method: str, grid: object) -> tuple[Options, ...]:
     names = list(grid)
     settings = [dict(zip(names, values, strict=True)) for values in itertools.product(*grid.values())]
     return tuple(_options(path, f"methods: {method}: tune", setting) for setting in settings)
+
+
+def _budget(path: Path, name: str, options: object) -> dict[str, Any]:
+    """Return the options of a budget, which may also say how many steps each rank takes."""
+    if not isinstance(options, dict) or LOCAL_STEPS not in options:
+        return _options(path, f"budgets: {name}", options)
+    rest = dict(options)
+    each = rest.pop(LOCAL_STEPS)
+    if isinstance(each, bool) or not isinstance(each, int) or each < 1:
+        raise InputError(f"{path}: budgets: {name}: {LOCAL_STEPS}: expected a whole number >= 1, found {each!r}")
+    return {**_options(path, f"budgets: {name}", rest), LOCAL_STEPS: each}
 
 
 def _options(path: Path, where: str, options: object) -> dict[str, Any]:

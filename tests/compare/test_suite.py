@@ -51,6 +51,17 @@ def test_a_suite_is_the_product_of_its_parts(tmp_path):
     assert tried == [(0.1, 0.05), (0.1, 0.1), (0.2, 0.05), (0.2, 0.1)]
 
 
+def test_a_budget_can_count_the_steps_of_each_rank(tmp_path):
+    suite = read_suite(write(tmp_path, {**SUITE, "budgets": {"short": {"local_steps": 50}}}))
+    steps = {(cell.method, cell.ranks): cell.options["steps"] for cell in suite.cells({})}
+    assert steps == {(m, r): 50 * (r if m == "lsam" else 1) for m in SUITE["methods"] for r in (2, 4)}
+    for wrong in (0, "many"):
+        with pytest.raises(
+            InputError, match=f"budgets: short: local_steps: expected a whole number >= 1, found {wrong!r}"
+        ):
+            read_suite(write(tmp_path, {**SUITE, "budgets": {"short": {"local_steps": wrong}}}))
+
+
 def test_flags_parse_to_the_options(tmp_path):
     for cell in read_suite(write(tmp_path, SUITE)).cells({}):
         config = dataclasses.asdict(parse(flags(cell.options)))
