@@ -7,7 +7,7 @@ import yaml
 
 from lsam_hpc.cli import main
 from lsam_hpc.compare.simulated import SimulatedRunner
-from lsam_hpc.compare.suite import read_suite
+from lsam_hpc.compare.suite_file import read_suite
 from lsam_hpc.errors import InputError
 
 STEP = 0.5  # seconds of two passes; exchanges and allreduces of 1,000 elements take microseconds

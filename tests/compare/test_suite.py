@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import yaml
 
-from lsam_hpc.compare.suite import flags, read_suite, snapshot_interval
+from lsam_hpc.compare.suite import flags, snapshot_interval
+from lsam_hpc.compare.suite_file import read_suite
 from lsam_hpc.errors import InputError
 from lsam_hpc.train.config import parse
 from tests.helpers.mpis import ROOT

@@ -10,7 +10,7 @@ from pathlib import Path
 from lsam_hpc.compare.curves import draw
 from lsam_hpc.compare.run import SuiteRunner, launcher
 from lsam_hpc.compare.simulated import SimulatedRunner
-from lsam_hpc.compare.suite import read_suite
+from lsam_hpc.compare.suite_file import read_suite
 from lsam_hpc.compare.tables import markdown, write_curves, write_runs
 from lsam_hpc.errors import InputError
 from lsam_hpc.util.arguments import Parser
