@@ -39,6 +39,39 @@ def markdown(records: Iterable[Record], reference: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def overview(records: Iterable[Record], reference: str) -> str:
+    """Return a table for each budget as Markdown: a row per method, a column per stragglers and ranks.
+
+    A cell is the mean test error in %, its standard error, and the difference to the reference in standard errors of the
+    difference; the best of a column is in bold.
+
+    Args:
+        records: records of the runs.
+        reference: the method that the others are compared with.
+    """
+    budgets: dict[str, dict[Group, dict[str, list[Record]]]] = {}
+    for group, methods in groups(records).items():
+        budgets.setdefault(group[0], {})[group] = methods
+    parts = []
+    for budget, columns in budgets.items():
+        names = [f"{ranks} ranks" + f", {slow}" * (slow != "none") for _, slow, ranks in columns]
+        rows = [["test error %", *names], ["---"] * (1 + len(names))]
+        for method in next(iter(columns.values())):
+            rows.append([method, *(_overview_cell(methods, method, reference) for methods in columns.values())])
+        parts.append(f"**{budget}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _overview_cell(methods: dict[str, list[Record]], method: str, reference: str) -> str:
+    errors = {name: _values(runs, "center_test_error") for name, runs in methods.items()}
+    text = mean_and_error(errors[method])
+    if statistics.fmean(errors[method]) == min(map(statistics.fmean, errors.values())):
+        text = f"**{text}**"
+    difference = statistics.fmean(errors[method]) - statistics.fmean(errors[reference])
+    error = math.hypot(standard_error(errors[method]), standard_error(errors[reference]))
+    return text if method == reference or not error > 0 else f"{text} ({difference / error:+.1f})"
+
+
 def _table(methods: dict[str, list[Record]], reference: str) -> str:
     target = statistics.fmean(_points(record)[-1]["test_error"] for record in methods[reference])
     flat = any("sharpness" in record["result"] for runs in methods.values() for record in runs)

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from lsam_hpc.compare.curves import band, draw
-from lsam_hpc.compare.tables import markdown, mean_and_error, seconds_to, standard_error, write_curves, write_runs
+from lsam_hpc.compare.tables import (
+    markdown,
+    mean_and_error,
+    overview,
+    seconds_to,
+    standard_error,
+    write_curves,
+    write_runs,
+)
 
 
 def record(method, seed, error, seconds=10.0, curve=(), stragglers="none"):
@@ -53,6 +61,19 @@ def test_the_table_compares_with_the_reference():
     assert table["lsam"]["seconds to the error of sam"] == "5.0"
     assert table["sam"]["seconds to the error of sam"] == "1 of 2 runs"
     assert table["lsam"]["settings"] == "lr 0.1, rho 0.05, period 4"
+
+
+def test_the_overview_has_a_row_per_method_and_a_column_per_ranks_and_stragglers():
+    runs = [record("sam", 0, 10.0), record("sam", 1, 12.0), record("lsam", 0, 8.0), record("lsam", 1, 10.0)]
+    runs += [record("sam", 0, 10.0, stragglers="-1:3"), record("lsam", 0, 9.0, stragglers="-1:3")]
+    assert overview(runs, "sam").splitlines() == [
+        "**short**",
+        "",
+        "| test error % | 4 ranks | 4 ranks, -1:3 |",
+        "| --- | --- | --- |",
+        "| sam | 11.00 ± 1.00 | 10.00 |",
+        "| lsam | **9.00 ± 1.00** (-1.4) | **9.00** |",  # -2 / sqrt(1 + 1); no error of one run
+    ]
 
 
 def test_curves_are_joined_where_all_runs_are():

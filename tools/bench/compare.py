@@ -11,7 +11,7 @@ from lsam_hpc.compare.curves import draw
 from lsam_hpc.compare.run import SuiteRunner, launcher
 from lsam_hpc.compare.simulated import SimulatedRunner
 from lsam_hpc.compare.suite_file import read_suite
-from lsam_hpc.compare.tables import markdown, write_curves, write_runs
+from lsam_hpc.compare.tables import markdown, overview, write_curves, write_runs
 from lsam_hpc.errors import InputError
 from lsam_hpc.util.arguments import Parser
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     runner = run(suite, out, launcher(args.launcher), lambda name: print(name, file=sys.stderr, flush=True))
     tuned = runner.tuned()
     records = runner.records(tuned)
-    table = markdown(records, suite.reference)
+    table = overview(records, suite.reference) + "\n" + markdown(records, suite.reference)
     (out / "tuned.json").write_text(json.dumps(tuned, indent=2) + "\n")
     (out / "tables.md").write_text(table)
     if tuned:
