@@ -42,8 +42,8 @@ def markdown(records: Iterable[Record], reference: str) -> str:
 def overview(records: Iterable[Record], reference: str) -> str:
     """Return a table for each budget as Markdown: a row per method, a column per stragglers and ranks.
 
-    A cell is the mean test error in %, its standard error, and the difference to the reference in standard errors of the
-    difference; the best of a column is in bold.
+    A cell is the mean test error in %, its standard error, and the difference to the reference in units of its standard
+    error; the best of a column is in bold.
 
     Args:
         records: records of the runs.
