@@ -93,11 +93,6 @@ class TrainingOptions:
         "auto",
         "library that averages the gradients of a group and in the synchronous start; auto: Horovod if it is installed",
     )
-    synchronous_start: float = option(
-        0.0,
-        "part of the steps, at the start, that all ranks take together, as with --synchronous",
-        Range(least=0, most=1),
-    )
     stragglers: str = option("none", f"artificially slowed ranks: {STRAGGLERS}")
     resume: Literal["no", "auto", "must"] = option(
         "no", "continue from the newest checkpoint in --out; auto: if there is one; must: fail if there is none"
