@@ -13,13 +13,18 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lsam_hpc.replay.bench import Bench, replay
+from lsam_hpc.simulate.model import Event
 from lsam_hpc.train import data
 from lsam_hpc.train.batches import Batches
+from lsam_hpc.train.builders import make_dataset
+from lsam_hpc.train.config import parse
 from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.train.models import mlp
 from lsam_hpc.trajectory import Run
 from tests.helpers.logs import make_run
 from tests.helpers.mpis import ROOT, environment, run
+from tests.replay.test_train import in_turn
 
 SLOW = pytest.mark.slow("a training of its own; tests/mpi tests the options")
 
@@ -371,3 +376,21 @@ def test_inspect_without_a_run(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == f"lsam inspect: {tmp_path}: expected a run directory with config.json, found none\n"
+
+
+@pytest.mark.parametrize("coupling", ["elastic", pytest.param("restart", marks=SLOW)])
+def test_the_bench_in_one_process_equals_the_job(mpi, coupling, tmp_path):
+    """Data-parallel steps, then two chains: 50 steps each, of two passes in the last half; both in float32."""
+    text = f"--coupling {coupling} --steps 100 --synchronous-start 0.2 --period 2 --rho-from 0.5 --batch-size 16 --seed 3"
+    words = [*text.split(), "--no-overlap"]
+    done = lsam(mpi, 2, "train", "--mode=lockstep", *words, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    config = parse(words)
+    bench = Bench(config, 2, make_dataset(config))
+    bench.take_together(Event(0.0, 0, "together", step) for step in range(10))
+    replay(bench.players(), in_turn(2))
+    model = mlp((1, 8, 8), 10)
+    torch.nn.utils.vector_to_parameters(bench.center.vector, model.parameters())
+    center = torch.load(tmp_path / "run/checkpoints/center.pt", weights_only=True)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(center[name], value, rtol=0, atol=1e-5)
