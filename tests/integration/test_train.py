@@ -381,8 +381,8 @@ def test_inspect_without_a_run(tmp_path):
 @pytest.mark.parametrize("coupling", ["elastic", pytest.param("restart", marks=SLOW)])
 def test_the_bench_in_one_process_equals_the_job(mpi, coupling, tmp_path):
     """Data-parallel steps, then two chains: 50 steps each, of two passes in the last half; both in float32."""
-    text = f"--coupling {coupling} --steps 100 --synchronous-start 0.2 --period 2 --rho-from 0.5 --batch-size 16 --seed 3"
-    words = [*text.split(), "--no-overlap"]
+    text = f"--coupling {coupling} --steps 100 --synchronous-start 0.2 --period 2 --rho-from 0.5 --batch-size 16"
+    words = [*text.split(), "--no-overlap", "--seed", "3"]
     done = lsam(mpi, 2, "train", "--mode=lockstep", *words, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     config = parse(words)
