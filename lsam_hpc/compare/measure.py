@@ -16,6 +16,7 @@ from lsam_hpc.landscape.curvature.sharpness import sharpness
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.states import state
+from lsam_hpc.optim.accelerators import kind_of
 from lsam_hpc.replay.bench import Point
 from lsam_hpc.train import data
 from lsam_hpc.train.builders import images_per_step, make_model, total_steps
@@ -59,7 +60,7 @@ def measure(run_dir: Path, cell: Cell, suite: Suite) -> tuple[dict[str, Any], li
         "staleness_mean": staleness_sum / exchanges if exchanges else 0.0,
         "refused": sum(end["refused"] for end in ends),
     }
-    dataset = load(config)
+    dataset = load(config).to(torch.device(kind_of(config.device)))
     curve = _curve(run, config, dataset, suite.curve_images)
     if suite.sharpness_images:
         result |= _flatness(run_dir, run, config, dataset, suite.sharpness_images)
@@ -95,7 +96,8 @@ def _flatness(run_dir: Path, run: Run, config: TrainConfig, dataset: Dataset, im
 
 def _objective(config: TrainConfig, dataset: Dataset, images: int) -> Objective:
     x, y = dataset.train_x[:images], dataset.train_y[:images]
-    return Objective(make_model(config, dataset), list(zip(x.split(BATCH), y.split(BATCH), strict=True)))
+    model = make_model(config, dataset).to(y.device)
+    return Objective(model, list(zip(x.split(BATCH), y.split(BATCH), strict=True)))
 
 
 def _config(cell: Cell) -> TrainConfig:

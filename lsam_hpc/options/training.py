@@ -40,6 +40,14 @@ class TrainingOptions:
     initial_state: str | None = option(
         None, "file with the model's state_dict to start from, for example RUN/checkpoints/center.pt; default: random"
     )
+    precision: Literal["float32", "bf16"] = option(
+        "float32",
+        "bf16: forward and backward passes in bfloat16 (torch.autocast); weights, gradients, optimizer, center and "
+        "evaluation remain float32",
+    )
+    channels_last: bool = option(
+        False, "store images and convolutions' weights with the channels last, the fastest order for bf16 on GPUs"
+    )
     epochs: float = option(120.0, "passes over the training set, by all ranks together", POSITIVE)
     steps: int | None = option(None, "steps of all chains together, in place of --epochs", Range(least=1, whole=True))
     batch_size: int = option(32, "images per mini-batch of a rank", IMAGES)

@@ -98,16 +98,19 @@ class RunLog:
             global_step: the step's number among those of all ranks.
             loss: mini-batch loss.
         """
-        self.writer.step(
-            iteration=opt.local_step - 1,
-            total_iteration=global_step,
-            loss=loss,
-            grad_norm=float(opt.grad_norm),
-            perturbation_norm=float(opt.perturbation_norm),
-            center_distance=opt.center_distance,
-            lr=opt.param_groups[0]["lr"],
-            rho=opt.param_groups[0]["rho"],
-        )
+        norms = {"grad_norm": float(opt.grad_norm), "perturbation_norm": float(opt.perturbation_norm)}
+        self.writer.step(**self.columns(opt, global_step), loss=loss, **norms)
+
+    @staticmethod
+    def columns(opt: LSAM, global_step: int) -> dict[str, float]:
+        """Return what the host knows of the step that an optimizer has just taken; arguments as of `step`."""
+        return {
+            "iteration": opt.local_step - 1,
+            "total_iteration": global_step,
+            "center_distance": opt.center_distance,
+            "lr": opt.param_groups[0]["lr"],
+            "rho": opt.param_groups[0]["rho"],
+        }
 
     def first_states(self, opt: LocalLSAM) -> None:
         """Log the sample and the center before the first step; without effect in a run that is resumed after it."""

@@ -24,10 +24,21 @@ class Batches:
         size: of a mini-batch, at most N; an incomplete mini-batch at the end of a pass is dropped.
         seed: of the orders and of the augmentation.
         augment: augments each mini-batch. Default: none.
+        channels_last: return images, shape (size, C, H, W), with the channels last in memory. Default False.
     """
 
-    def __init__(self, x: Images | Tensor, y: Tensor, size: int, seed: int, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        x: Images | Tensor,
+        y: Tensor,
+        size: int,
+        seed: int,
+        augment: Augment | None = None,
+        *,
+        channels_last: bool = False,
+    ) -> None:
         self._x, self._y, self._size, self._augment = x, y, min(size, len(y)), augment
+        self._format = torch.channels_last if channels_last else torch.preserve_format
         self._generator = torch.Generator().manual_seed(seed)
         self._augment_generator = torch.Generator().manual_seed(seed ^ _AUGMENT_STREAM)
         self.ids = torch.empty(0, dtype=torch.int64)
@@ -43,7 +54,9 @@ class Batches:
         self._at += self._size
         self.ids = chosen
         x = self._x[chosen]
-        return x if self._augment is None else self._augment(x, self._augment_generator), self._y[chosen]
+        if self._augment is not None:
+            x = self._augment(x, self._augment_generator)
+        return x.to(memory_format=self._format), self._y[chosen]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next mini-batch and the random states."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -56,11 +57,16 @@ class CheckpointScheduler:
         """Training time of all attempts."""
         return self._earlier + time.perf_counter() - self._began
 
-    def step(self) -> None:
-        """Write a checkpoint if one is due; call it between steps."""
+    def step(self, before: Callable[[], object] = lambda: None) -> None:
+        """Write a checkpoint if one is due; call it between steps.
+
+        Args:
+            before: called before a checkpoint, to complete the log. Default: does nothing.
+        """
         number = self._due()
         if number is not None:
             self._last = number
+            before()
             self._checkpoints.write(number, self._state())
         self._checkpoints.write_manifests(self._opt.unresponsive_ranks)
 

@@ -79,7 +79,14 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
         comm=comm,
     )
     seed = config.seed * comm.size + comm.rank
-    batches = Batches(dataset.train_x, dataset.train_y, config.batch_size, seed, augmentation(config, dataset))
+    batches = Batches(
+        dataset.train_x,
+        dataset.train_y,
+        config.batch_size,
+        seed,
+        augmentation(config, dataset),
+        channels_last=config.channels_last,
+    )
     return Chain(
         model,
         opt,

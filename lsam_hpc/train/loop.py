@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
 from mpi4py import MPI
 from torch import Tensor
 from tqdm import tqdm
@@ -39,6 +40,7 @@ from lsam_hpc.train.losses import Batch, batch_loss, sample_losses
 from lsam_hpc.train.profile import Profile, profiled
 from lsam_hpc.train.resume_point import find_resume_point
 from lsam_hpc.train.signals import StopRequest, job_end
+from lsam_hpc.train.step_numbers import StepNumbers
 from lsam_hpc.train.stragglers import Stragglers
 from lsam_hpc.train.tracking import Tracking, trackers
 from lsam_hpc.util import launcher
@@ -71,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
     node.Free()
     dataset = rma.raise_on_all(comm, lambda: make_dataset(config))
     model = rma.raise_on_all(comm, lambda: make_model(config, dataset)).to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     rma.raise_on_all(comm, lambda: start_averaging(config, device))
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     now = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
@@ -190,36 +194,43 @@ def _train(
 ) -> bool:
     """Train; return True if the run was stopped before its last step."""
     model, opt, total, peak = chain.model, chain.opt, chain.total, peak_lr(config)
-    stop_requested = False
+    stop_requested, bf16, shown = False, config.precision == "bf16", math.nan
 
     def closure(batch: Batch) -> Tensor:
         with stragglers.a_pass(batch[0].device):
             opt.zero_grad()
-            loss = batch_loss(model, batch)
+            loss = batch_loss(model, batch, bf16=bf16)
             loss.backward()
         return loss
 
+    def done(columns: dict[str, float], values: list[float]) -> None:
+        nonlocal shown
+        shown, grad_norm, perturbation_norm = values
+        log.writer.step(**columns, loss=shown, grad_norm=grad_norm, perturbation_norm=perturbation_norm)
+        tracking.step(opt, int(columns["total_iteration"]), shown)
+
     with tqdm(total=total, unit="step", disable=opt.comm.rank > 0, mininterval=1 if sys.stderr.isatty() else 10) as bar:
+        numbers = StepNumbers(chain.dataset.train_y.device, done)
         for step in opt.steps(total):
             profile.before(opt.local_step)
             for group in opt.param_groups:
                 group["lr"] = peak * lr_factor(config, step, total)
             batch = chain.next_batch()
             if chain.selection is None:
-                loss = opt.step(closure, batch=batch).item()
+                loss = opt.step(closure, batch=batch)
             else:
-                losses = sample_losses(model, batch)
-                loss = sample_step(opt, losses, ids=chain.batches.ids, selection=chain.selection).item()
-            log.step(opt, step, loss)
+                losses = sample_losses(model, batch, bf16=bf16)
+                loss = sample_step(opt, losses, ids=chain.batches.ids, selection=chain.selection)
+            numbers.add(log.columns(opt, step), [loss, opt.grad_norm, opt.perturbation_norm])
             curvature.step(step + 1)
-            scheduler.step()
+            scheduler.step(numbers.flush)
             comment.step(step + 1)
-            tracking.step(opt, step, loss)
             if not stop_requested and (stop_request.asked() or (config.on_lost == "stop" and opt.unresponsive_ranks)):
                 stop_requested = True
                 opt.stop()
             if bar.update(min(step + 1, total) - bar.n):
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.set_postfix(loss=f"{shown:.3f}", refresh=False)
+        numbers.flush()
         profile.close()
         if not opt.stopped:
             bar.update(total - bar.n)

@@ -91,14 +91,16 @@ def test_the_first_set_is_written_early(comm):
 def check_early(comm, every):
     scheduler, opt, written = make(comm, [], every)
     deadline = time.monotonic() + LIMIT
+    completed = []  # the sets written when the log was completed
     while not written.numbers and time.monotonic() < deadline:
         opt.local_step += 1
         opt.global_step += comm.size
-        scheduler.step()
+        scheduler.step(lambda: completed.append(len(written.numbers)))
         time.sleep(1e-3)
     rma.barrier(comm)
     scheduler.close()
     assert len(written.numbers) == 1
+    assert completed == [0]
     assert len(set(comm.allgather(written.numbers[0]))) == 1
 
 
