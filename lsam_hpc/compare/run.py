@@ -109,31 +109,50 @@ class SuiteRunner:
 
     def _results(self, cell: Cell) -> tuple[dict[str, Any], list[Point]]:
         """Run a cell; return its results and its curve."""
-        run_dir, log = self._cells / cell.name, self._cells / f"{cell.name}.log"
-        interval = measure.interval(cell, self._suite.points)
-        command = [
-            *self._start(cell.ranks),
-            sys.executable,
-            "-m",
-            "lsam_hpc",
-            "train",
-            *flags(cell.options),
-            f"--seed={cell.seed}",
-            f"--stragglers={cell.stragglers}",
-            f"--snapshot-every={interval}",
-            "--snapshot-states=center",
-            "--snapshot-ranks=first",
-            f"--out={run_dir}",
-            "--overwrite",
-        ]
-        with log.open("w") as file:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
-        if code:
-            last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-            raise InputError(f"{cell.name}: expected exit code 0, found {code}: {' '.join(last)} ({log})")
-        measured = measure.measure(run_dir, cell, self._suite)
-        shutil.rmtree(run_dir)
+        measured = run_cell(cell, self._suite, self._cells, self._start)
+        shutil.rmtree(self._cells / cell.name)
         return measured
+
+
+def run_cell(
+    cell: Cell, suite: Suite, folder: Path, start: Callable[[int], list[str]], seconds: float | None = None
+) -> tuple[dict[str, Any], list[Point]]:
+    """Train a cell and return its results and curve; the run directory FOLDER/NAME and the log FOLDER/NAME.log remain.
+
+    Args:
+        cell: the cell.
+        suite: its suite.
+        folder: an existing folder.
+        start: see `launcher`.
+        seconds: time limit of the job. Default: none.
+
+    Raises:
+        InputError: the job failed.
+        subprocess.TimeoutExpired: the time limit was reached; the launcher is killed then.
+    """
+    run_dir, log = folder / cell.name, folder / f"{cell.name}.log"
+    interval = measure.interval(cell, suite.points)
+    command = [
+        *start(cell.ranks),
+        sys.executable,
+        "-m",
+        "lsam_hpc",
+        "train",
+        *flags(cell.options),
+        f"--seed={cell.seed}",
+        f"--stragglers={cell.stragglers}",
+        f"--snapshot-every={interval}",
+        "--snapshot-states=center",
+        "--snapshot-ranks=first",
+        f"--out={run_dir}",
+        "--overwrite",
+    ]
+    with log.open("w") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=seconds).returncode
+    if code:
+        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+        raise InputError(f"{cell.name}: expected exit code 0, found {code}: {' '.join(last)} ({log})")
+    return measure.measure(run_dir, cell, suite)
 
 
 def _same_seconds(records: Iterable[Record], suite: Suite) -> Iterable[Cell]:

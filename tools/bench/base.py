@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lsam_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 Row = dict[str, str | float]
 Timed = dict[str, tuple[Callable[[], object], Callable[[], object]]]
@@ -81,19 +84,45 @@ class Benchmark(Protocol):
         """Return the section of docs/performance.md for the reports, in Markdown without the title."""
 
 
-def medians(repeats: int, timed: Mapping[str, tuple[Callable[[], object], Callable[[], object]]]) -> dict[str, float]:
+def device_of(rank: int = 0) -> torch.device:
+    """Return where a benchmark computes: a GPU that torch can use, shared if there are more ranks, else the CPU."""
+    import torch
+
+    from lsam_hpc.optim.accelerators import kind_of, module_of
+
+    kind = kind_of("auto")
+    module = module_of(torch.device(kind))
+    return torch.device(kind) if module is None else torch.device(kind, rank % module.device_count())
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that was started; without effect for the CPU."""
+    from lsam_hpc.optim.accelerators import module_of
+
+    if (module := module_of(device)) is not None:
+        module.synchronize(device)
+
+
+def medians(
+    repeats: int,
+    timed: Mapping[str, tuple[Callable[[], object], Callable[[], object]]],
+    finish: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
     """Return the median seconds of several actions, timed in turn so that a slow moment affects all of them.
 
     Args:
         repeats: number of measurements of each, after a tenth as many for warm-up.
         timed: name -> (untimed preparation, timed action).
+        finish: ends a preparation and a timed action, for example by waiting for a GPU. Default: does nothing.
     """
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for repeat in range(-max(1, repeats // 10), repeats):
         for name, (before, work) in timed.items():
             before()
+            finish()
             began = time.perf_counter()
             work()
+            finish()
             if repeat >= 0:
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}

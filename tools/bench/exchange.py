@@ -17,7 +17,7 @@ from torch import nn
 from lsam_hpc import rma
 from lsam_hpc.distributed.lsam import LSAM
 from lsam_hpc.optim import Exchange
-from lsam_hpc.tools.bench.base import Report, Row, Timed, aim, caption, markdown, medians, number, value
+from lsam_hpc.tools.bench.base import Report, Row, Timed, aim, caption, device_of, markdown, medians, number, value
 from lsam_hpc.train.models import cnn, resnet18
 
 TITLE = "The exchange"
@@ -151,6 +151,7 @@ def _training(comm: MPI.Intracomm, model: nn.Module, repeats: int, step: float) 
 
     Steps of two periods with exchanges and as many without take turns, so that a slow moment affects both.
     """
+    model.to(device_of(comm.rank))
     records: list[Exchange] = []
     seconds: dict[int, list[float]] = {PERIOD: [], 10**9: []}
     base = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lsam_hpc.optim import SAM
 from lsam_hpc.options.ascent import ASCENTS
-from lsam_hpc.tools.bench.base import Report, Row, aim, caption, markdown, medians, number
+from lsam_hpc.tools.bench.base import Report, Row, aim, caption, device_of, markdown, medians, number, wait_for
 from lsam_hpc.train.models import cnn, resnet18
 
 TITLE = "The optimizer"
@@ -50,7 +51,7 @@ whole training steps at batch 32: the median of each ascent's time divided by th
 SAM must save, move and restore the parameters and compute one norm: 8 passes over memory, as much as 4 copies; ours
 took as long as {copies} copies on the first model. With many small tensors the calls per tensor dominate, also in the
 base optimizer's step. asyncsam takes a quarter of the mini-batch for its ascent. The ascent center costs what dp-sat
-costs; its direction comes with the exchange. Not measured on a GPU: there the scale is applied without waiting for its
+costs; its direction comes with the exchange. On a GPU, if there is one, the scale is applied without waiting for its
 value, at the cost of one more pass.
 """
 
@@ -86,8 +87,10 @@ def _row(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...], repea
 
 
 def _optimizer_steps(make: Callable[[], nn.Module], repeats: int) -> dict[str, float]:
+    device = device_of()
+
     def optimizers() -> tuple[list[nn.Parameter], list[Tensor]]:
-        params = list(make().parameters())
+        params = list(make().to(device).parameters())
         return params, [torch.randn_like(p) * 1e-3 for p in params]
 
     def set_grads(params: list[nn.Parameter], grads: list[Tensor]) -> None:
@@ -112,7 +115,7 @@ def _optimizer_steps(make: Callable[[], nn.Module], repeats: int) -> dict[str, f
         set_grads(theirs_p, theirs_g)
         theirs.second_step()
 
-    flat = torch.zeros(sum(p.numel() for p in base_p))
+    flat = torch.zeros(sum(p.numel() for p in base_p), device=device)
     copy = torch.empty_like(flat)
     seconds: dict[str, float] = medians(
         repeats,
@@ -122,16 +125,18 @@ def _optimizer_steps(make: Callable[[], nn.Module], repeats: int) -> dict[str, f
             "base": (lambda: set_grads(base_p, base_g), base.step),
             "memcpy": (lambda: None, lambda: copy.copy_(flat)),
         },
+        partial(wait_for, device),
     )
     return seconds
 
 
 def _training_steps(make: Callable[[], nn.Module], shape: tuple[int, ...], repeats: int) -> dict[str, float]:
     """Return the time of each ascent's training step, divided by that of the base optimizer's."""
-    x = torch.randn(shape)
+    device = device_of()
+    x = torch.randn(shape, device=device)
 
     def step(ascent: str) -> Callable[[], object]:
-        model = make()
+        model = make().to(device)
         base = torch.optim.SGD(model.parameters(), LR, MOMENTUM)
         sam = None if ascent == "base" else SAM(base, RHO, ascent=ascent)  # type: ignore[arg-type]
 
@@ -145,6 +150,8 @@ def _training_steps(make: Callable[[], nn.Module], shape: tuple[int, ...], repea
 
     ratios: dict[str, float] = {}
     for ascent in MEASURED:  # two models at a time
-        pair = medians(repeats, {name: (lambda: None, step(name)) for name in ("base", ascent)})
+        pair = medians(
+            repeats, {name: (lambda: None, step(name)) for name in ("base", ascent)}, partial(wait_for, device)
+        )
         ratios[ascent] = pair[ascent] / pair["base"]
     return ratios

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.tools.bench.base import Report, Row, aim, caption, markdown
+from lsam_hpc.tools.bench.base import Report, Row, aim, caption, device_of, markdown, wait_for
 from lsam_hpc.train import loop
 from lsam_hpc.train.models import MODELS
 from lsam_hpc.trajectory import Run
 
 TITLE = "The training loop"
 CASES = (("mlp", 32), ("mlp", 256), ("cnn", 32), ("cnn", 128))
+GPU_CASES = (("cnn", 128), ("resnet18", 128))
 SECONDS = 1.0  # approximate duration of a turn
 IMAGES = 1536  # few, because lsam train evaluates on them at its end
 SHAPE, CLASSES = (1, 28, 28), 10
@@ -40,17 +41,20 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
     Ours is `lsam train` on one rank with its default logs, in the seconds that it reports from its first step to its
     last. The bare loop has the same model, data in memory, shuffled mini-batches and optimizer. SGD is `lsam train`
     without ascent and exchanges; LSAM with its defaults is compared with a bare SAM of two passes without a center. The
-    images are noise in the format of Fashion-MNIST. The loops take turns.
+    images are noise in the format of Fashion-MNIST. The loops take turns, on a GPU if there is one.
     """
+    device = device_of()
+    cases = CASES if device.type == "cpu" else GPU_CASES
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_images(folder)
-        x, y = torch.randn(IMAGES, *SHAPE), torch.randint(CLASSES, (IMAGES,))
-        for model, batch in CASES[:1] if quick else CASES:
+        x, y = torch.randn(IMAGES, *SHAPE, device=device), torch.randint(CLASSES, (IMAGES,), device=device)
+        for model, batch in cases[:1] if quick else cases:
             for method, options, step in (("SGD", ALONE, _sgd_step), ("LSAM", (), _sam_step)):
-                bare = _bare(MODELS[model](SHAPE, CLASSES), x, y, batch, step)
-                ours = _ours(folder, ("--model", model, "--batch-size", str(batch), *options))
+                bare = _bare(MODELS[model](SHAPE, CLASSES).to(device), x, y, batch, step)
+                words = ("--model", model, "--batch-size", str(batch), "--device", device.type, *options)
+                ours = _ours(folder, words)
                 rows.append(_row(f"{model}, batch {batch}, {method}", batch, ours, bare, repeats=repeats, quick=quick))
     return rows
 
@@ -105,7 +109,7 @@ def _ours(folder: Path, options: Sequence[str]) -> Callable[[int], float]:
 
     def train(steps: int) -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out, _undisturbed():
-            words = ["--data", "fashion-mnist", "--data-dir", str(folder), "--steps", str(steps), "--device", "cpu"]
+            words = ["--data", "fashion-mnist", "--data-dir", str(folder), "--steps", str(steps)]
             loop.main([*words, *options, "--out", f"{out}/run"])
             with Run(f"{out}/run") as run:
                 result = run.result(0)
@@ -139,9 +143,10 @@ def _bare(model: nn.Module, x: Tensor, y: Tensor, batch: int, step: Step) -> Cal
         clock = time.perf_counter()
         remaining = steps
         while remaining:
-            for chosen in torch.randperm(len(y)).split(batch)[: min(remaining, len(y) // batch)]:
+            for chosen in torch.randperm(len(y)).to(x.device).split(batch)[: min(remaining, len(y) // batch)]:
                 step(model, optimizer, x[chosen], y[chosen])
                 remaining -= 1
+        wait_for(x.device)
         return time.perf_counter() - clock
 
     return train

@@ -2,13 +2,16 @@
 
 import json
 import sys
+import time
 
 import pytest
+import torch
 
 from lsam_hpc import InputError
 from lsam_hpc.cli import main
+from lsam_hpc.optim import accelerators
 from lsam_hpc.tools.bench import main as bench
-from lsam_hpc.tools.bench.base import Report, medians
+from lsam_hpc.tools.bench.base import Report, device_of, medians
 from tests.helpers.mpis import available, run
 
 QUICK = ("--quick", "--repeats", "1")
@@ -136,6 +139,28 @@ def test_medians_are_timed_in_turn_after_warm_up_rounds():
     seconds = medians(20, {name: (lambda: None, lambda n=name: order.append(n)) for name in "ab"})
     assert order == ["a", "b"] * 22
     assert set(seconds) == {"a", "b"}
+
+
+def test_medians_include_the_wait_for_a_gpu_and_start_after_one(monkeypatch):
+    clock, started = [0.0], [0.0]  # a second of work is started; waiting for it takes the time
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def start(seconds):
+        started[0] += seconds
+
+    def wait():
+        clock[0] += started[0]
+        started[0] = 0.0
+
+    timed = {"one": (lambda: start(5.0), lambda: start(1.0)), "two": (lambda: None, lambda: start(2.0))}
+    assert medians(3, timed, wait) == {"one": 1.0, "two": 2.0}
+
+
+def test_ranks_share_the_gpus_that_are_there(monkeypatch):
+    assert device_of(3) == torch.device("cpu")
+    monkeypatch.setattr(accelerators, "usable", lambda: ["cuda"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device_of(rank) for rank in range(3)] == [torch.device("cuda", index) for index in (0, 1, 0)]
 
 
 @pytest.mark.parametrize("argv", [["bench", "nothing"], ["bench", "optimizer", "--repeats", "0"], ["bench", "report"]])
