@@ -18,12 +18,14 @@ mpi4py.rc.initialize = False
 os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"  # one of the plugins imports trio
 
 _batches: dict[tuple[Path | None, str, int], Batch] = {}
-# Environment variables that pytest, scikit-learn (where it is imported) and torch's compiler (where it runs) set.
+# Environment variables that pytest, scikit-learn (where it is imported), torch's compiler (where it runs) and older
+# versions of torch.cuda (where it starts) set.
 _LIBRARIES = {
     "PYTEST_CURRENT_TEST",
     "KMP_INIT_AT_FORK",
     "KMP_DUPLICATE_LIB_OK",
     "TORCHINDUCTOR_CACHE_DIR",
+    "CUDA_MODULE_LOADING",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
 }
 _seconds: dict[str, float] = {}  # duration of each MPI test on the slowest rank

@@ -11,14 +11,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import gpu_day_page as page
 from gpu_day_state import Clock, Day, run
 
 from lsam_hpc.compare.run import Record, run_cell
-from lsam_hpc.compare.suite import Cell, Suite, read_suite
+from lsam_hpc.compare.suite import Cell, Suite
+from lsam_hpc.compare.suite_file import read_suite
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.accelerators import kind_of
 from lsam_hpc.tools.bench.base import Report, job_environment, launcher
@@ -131,8 +132,8 @@ def train(day: Day, clock: Clock, suite: Suite, cell: Cell) -> Record | None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            record = dict(run_cell(cell, suite, folder, launcher, max(1.0, clock.left)))
-            record["result"] |= exchanges(folder / cell.name)
+            result, curve = run_cell(cell, suite, folder, launcher, max(1.0, clock.left))
+            result |= exchanges(folder / cell.name)
         except InputError as error:
             day.fail(cell.name, str(error))
             day.log((folder / f"{cell.name}.log").read_text(errors="replace"))
@@ -141,8 +142,8 @@ def train(day: Day, clock: Clock, suite: Suite, cell: Cell) -> Record | None:
         except subprocess.TimeoutExpired:
             print(f"gpu-day: {cell.name}: cut: the time is over", file=sys.stderr, flush=True)
             return None
-    record["result"]["wall"] = time.monotonic() - began
-    return record
+    result["wall"] = time.monotonic() - began
+    return {"cell": asdict(cell), "result": result, "curve": curve}
 
 
 def exchanges(run_dir: Path) -> dict[str, float]:

@@ -61,7 +61,7 @@ class Trainings:
         }
         result["images_per_second"] /= result["seconds"]
         self.clock += result["seconds"] + 1.0
-        return {"cell": vars(cell), "result": result, "curve": []}
+        return result, []
 
 
 def suite(day):
