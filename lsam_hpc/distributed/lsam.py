@@ -33,6 +33,7 @@ from lsam_hpc.options.keywords import documented, takes
 from lsam_hpc.options.option import argument, check, keywords, part
 from lsam_hpc.rma.collective_context import CollectiveContext
 from lsam_hpc.util import launcher
+from lsam_hpc.util.preflight import check_torchrun
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class LSAM(StartingLSAM, CollectiveContext):
 
     @takes(LSAMArguments)
     def __init__(self, base: Optimizer, arguments: LSAMArguments) -> None:
+        if arguments.comm is None:
+            check_torchrun(MPI.COMM_WORLD.size)
         # A duplicate: this class's collectives must not match those of the caller.
         comm = (MPI.COMM_WORLD if arguments.comm is None else arguments.comm).Dup()
         sam = SAMArguments(**keywords(arguments, AscentOptions), model=arguments.model)
@@ -231,6 +234,8 @@ class LSAM(StartingLSAM, CollectiveContext):
         return super().state_dict()
 
     def _state(self) -> dict[str, Any]:
+        if self._closed:
+            raise InputError("state_dict: expected a call before close(), which ends the exchange, found one after it")
         state = super()._state()
         y = torch.empty(self.communication.center.size, dtype=self._coupler.dtype)
         self.communication.center.peek(y)

@@ -36,8 +36,8 @@ class SAM(OptimizerWrapper):
     """The base optimizer's step with the gradient taken at x + e(x).
 
     `step(closure)` takes a whole step. Loops without a closure call backward at x, `perturb()`, backward again,
-    `restore()` and `update()`. `param_groups` and `state` are the base optimizer's own objects, so learning-rate
-    schedulers accept either optimizer. A group may have its own `rho`. With rho = 0 a step is the base
+    `restore()` and `update()`, or `step()`. `param_groups` and `state` are the base optimizer's own objects, so
+    learning-rate schedulers accept either optimizer. A group may have its own `rho`. With rho = 0 a step is the base
     optimizer's, to the last bit.
 
     `ascent` names the method: see the classes in `lsam_hpc.optim.ascents`. sampa, asyncsam and gam need a closure,
@@ -144,10 +144,12 @@ class SAM(OptimizerWrapper):
             What the closure returned at x (ascents of one pass, sampa and asyncsam: in the pass on all samples).
         """
         if "grad_scale" in self.__dict__:  # set by GradScaler.step, which would leave the gradients scaled
-            for name in ("grad_scale", "found_inf"):  # the scaler removes them only after a step
-                delattr(self, name)
+            del self.__dict__["grad_scale"], self.__dict__["found_inf"]  # the scaler removes them only after a step
             raise InputError("step: expected opt.step(closure, scaler) with a scaler, found scaler.step(opt, closure)")
         if closure is None:
+            if self._unfinished:  # after perturb() and restore()
+                with self.in_step():
+                    return self.update(scaler)
             if is_made_by(self.param_groups):
                 return self.base.step()
             raise InputError("step: expected a closure, found None; without one call perturb(), restore() and update()")

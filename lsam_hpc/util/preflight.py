@@ -206,9 +206,29 @@ def check_world(size: int, version: str, env: Mapping[str, str] = os.environ) ->
         raise _wrong_launcher(
             version, f"a world of {launched} ranks, as {name} says", f"one of {size}, {launched} times"
         )
+    if not name:
+        check_torchrun(size, env)
     tasks = int(env.get("SLURM_NTASKS", 1))
     if not name and size == 1 < tasks:
         raise _wrong_launcher(version, f"{tasks} ranks, as SLURM_NTASKS says", "one, started without srun or mpirun")
+
+
+def check_torchrun(size: int, env: Mapping[str, str] = os.environ) -> None:
+    """Raise StartError if torchrun started several processes, which MPI then does not connect.
+
+    Args:
+        size: number of ranks in MPI's world.
+        env: environment variables of this process.
+    """
+    processes = int(env.get("WORLD_SIZE", 1))
+    if "TORCHELASTIC_RUN_ID" in env and size == 1 < processes:
+        raise StartError(
+            "launcher",
+            f"MPI: expected a world of {processes} ranks, as torchrun's WORLD_SIZE says, found {processes} of one: "
+            f"torchrun starts processes without MPI: start the script by mpirun -n {processes} python, and set "
+            "torchrun's variables by lsam_hpc.adapters.torchrun.set_torchrun_environment()",
+            everywhere=False,
+        )
 
 
 def _wrong_launcher(version: str, expected: str, actual: str) -> StartError:

@@ -575,3 +575,24 @@ def test_a_step_takes_two_passes_where_its_rho_is_not_0():
     opt.param_groups[0]["rho"] = 0.1
     opt.step(closure)
     assert len(calls) == 5
+
+
+def test_step_without_a_closure_ends_a_step_in_phases():
+    """As frameworks call it that compute the gradients themselves; hooks are called once."""
+    model, other, calls = network(), network(), []
+    opt, reference = (SAM(torch.optim.SGD(m.parameters(), lr=0.1), rho=0.2) for m in (model, other))
+    opt.register_step_pre_hook(lambda *_: calls.append("step"))
+    for x, y in batches(3):
+        closure = closure_of(model, opt, x, y)
+        with pytest.raises(InputError, match="expected a closure"):
+            opt.step()
+        closure()
+        opt.perturb()
+        with pytest.raises(RuntimeError, match="still perturbed"):
+            opt.step()
+        closure()
+        opt.restore()
+        opt.step()
+        reference.step(closure_of(other, reference, x, y))
+    assert torch.equal(flat(model), flat(other))
+    assert opt.local_step == len(calls) - 6 == 3

@@ -96,6 +96,18 @@ def test_worlds_of_one_rank_are_reported(env: dict[str, str]) -> None:
         preflight.check_world(1, OPENMPI, env)
 
 
+def test_torchrun_is_reported_with_what_to_do() -> None:
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "1"}
+    for check in (preflight.check_torchrun, lambda size, env: preflight.check_world(size, OPENMPI, env)):
+        with pytest.raises(InputError, match="torchrun starts processes without MPI") as caught:
+            check(1, torchrun)
+        assert "start the script by mpirun -n 2 python" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        check(1, {**torchrun, "WORLD_SIZE": "1"})
+        check(1, {"WORLD_SIZE": "2"})
+    preflight.check_torchrun(2, torchrun)
+
+
 def test_older_mpis_and_builds_with_pmix_pass() -> None:
     preflight.check_pmi("Open MPI v4.1.4", PMI2)
     preflight.check_pmi(MPICH + " --with-pmix=/usr", PMIX)
