@@ -26,6 +26,7 @@ ROOMS = {
     "replay": {"h5py", "horovod"},
     "compare": {"h5py", "mpi4py", "horovod"},
     "horovod": {"h5py"},
+    "adapters": {"h5py", "horovod"},
     "launch": {"torch", "h5py"},
     "tools": {"h5py"},
     "cli": {"torch", "h5py", "horovod"},
