@@ -92,6 +92,8 @@ def test_the_site_builds_and_holds_the_api(tmp_path):
         "api/rma.html": ('id="lsam_hpc.rma.Center.add"', "why_progress_needed"),
         "api/trajectory.html": ('id="lsam_hpc.trajectory.CountSketch"',),
         "api/landscape.html": ('id="lsam_hpc.landscape.diagnose"',),
+        "frameworks.html": ("LSAMCallback", "torchrun"),
+        "api/adapters.html": ('id="lsam_hpc.adapters.lightning.LSAMCallback"', "one_process"),
         "api/horovod.html": ('id="lsam_hpc.horovod.factory.DistributedOptimizer"',),
     }.items():
         text = (tmp_path / page).read_text()
