@@ -35,6 +35,8 @@ class Job:
     silence: float = 0.0  # s since the last heartbeat
     alive: bool | None = None  # whether its processes on this machine run; None if it has none here
     dead: Collection[int] = ()  # ranks
+    lost: Collection[int] = ()  # those of `dead` without a heartbeat whose processes run, or are on another machine
+    total: int | None = None  # steps of all ranks that it will take; None: not known
     steps: Sequence[int] = ()  # of the ranks; empty before training starts
     locks: bool = False  # a job of this kind has a lock while it runs
 
@@ -77,6 +79,8 @@ def look_at(run_dir: Path, now: float, *, locks: bool) -> Job:
         silence=silence,
         alive=lives(holder.processes),
         dead=gone | set(seen.progress.unresponsive),
+        lost=set(seen.progress.unresponsive) - gone,
+        total=seen.progress.total,
         steps=seen.progress.steps,
         locks=locks,
     )

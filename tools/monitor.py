@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import select
-import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from lsam_hpc.tools.jobstate import GONE, SILENT, Job, RankLook, job_text, look_
 from lsam_hpc.trajectory import Run
 from lsam_hpc.trajectory.openfile import is_closed
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.interrupts import interrupts, sleep
 from lsam_hpc.util.text import columns
 
 HEAD = (
@@ -78,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
         print(_look(Path(args.run))[0])
         return 0
     try:
-        with _interrupts() as interrupts:
-            interrupted = _watch(Path(args.run), args.interval, interrupts)
+        with interrupts() as receiver:
+            interrupted = _watch(Path(args.run), args.interval, receiver)
     except KeyboardInterrupt:
         interrupted = True
     if interrupted:
@@ -133,26 +131,7 @@ def table(path: Path, ranks: Sequence[Status], job: str = "") -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _interrupts() -> Iterator[socket.socket]:
-    """Turn the first Ctrl-C into a byte to receive; a second one raises KeyboardInterrupt.
-
-    Python prints and drops an exception raised in a destructor, so the first Ctrl-C must not rely on one.
-    """
-    receiver, sender = socket.socketpair()
-    with receiver, sender:
-        sender.settimeout(0)
-        before = signal.getsignal(signal.SIGINT)
-        wakeup = signal.set_wakeup_fd(sender.fileno())
-        signal.signal(signal.SIGINT, lambda number, frame: signal.signal(signal.SIGINT, before))
-        try:
-            yield receiver
-        finally:
-            signal.set_wakeup_fd(wakeup)  # first: the next line may raise, and then the sockets close
-            signal.signal(signal.SIGINT, before)
-
-
-def _watch(path: Path, interval: float, interrupts: socket.socket) -> bool:
+def _watch(path: Path, interval: float, receiver: socket.socket) -> bool:
     """Show the table until the job ends; return True if Ctrl-C ended it before."""
     began = time.monotonic()  # start of the wait for files
     shown = ""
@@ -180,7 +159,7 @@ def _watch(path: Path, interval: float, interrupts: socket.socket) -> bool:
         if over:
             return False
         # Long logs take long to read: sleep for at least as long, to leave the machine to the run.
-        if _sleep(max(interval, time.monotonic() - read_at), interrupts):
+        if sleep(max(interval, time.monotonic() - read_at), receiver):
             return True
 
 
@@ -195,11 +174,6 @@ def _look(path: Path) -> tuple[str, bool]:
     else:
         over = job.is_over(looks(ranks)) or all(status.ended or status.age > GONE for status in ranks)
     return table(path, ranks, text), over
-
-
-def _sleep(seconds: float, interrupts: socket.socket) -> bool:
-    """Sleep; return True, at once, on Ctrl-C."""
-    return bool(select.select([interrupts], [], [], seconds)[0])
 
 
 def _show(text: str) -> None:

@@ -22,6 +22,7 @@ from lsam_hpc.landscape.report.report import Report, Section, Table, cell, pictu
 from lsam_hpc.landscape.report.space import space
 from lsam_hpc.tools import source
 from lsam_hpc.tools.inspect_run import summary
+from lsam_hpc.tools.live import serve
 from lsam_hpc.tools.report_facts import answer, facts
 from lsam_hpc.tools.report_surface import GRID, IMAGES, background, say
 from lsam_hpc.trajectory import Run
@@ -32,6 +33,8 @@ MOST_ROWS = 32  # rows of a table that is not folded
 def main(argv: Sequence[str]) -> int:
     """Write the report; return the exit code."""
     args = arguments(argv)
+    if args.live:
+        return serve(Path(args.run), args.port or 0, quiet=args.quiet)
     run = Run(args.run, partial=args.partial)
     out = (source.folder(args, run) if args.out else run.path if run.path.is_dir() else run.path.parent) / args.name
     say(args, "reading the run")
@@ -68,9 +71,19 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         f"{GRID}, if the run or options name model and data)",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--live", action="store_true", help="serve a page on this machine that shows the run while its job runs"
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="port of 127.0.0.1 for --live (default: a free one)")
     source.add_objective(parser, IMAGES)
     parser.set_defaults(images=None)  # with a stored surface: its number
-    args = source.parse(parser, argv, "arviz", "jinja2", "plotly", figures="")
+    args = parser.parse_args(argv)
+    if args.live:
+        _check_live(parser, args)
+        return args
+    if args.port is not None:
+        raise InputError("--port: expected --live with it, found none")
+    source.parse(parser, args, "arviz", "jinja2", "plotly", figures="")
     if args.surface and args.surface < 2:
         raise InputError(f"--surface: expected 2 points or more, or 0, found {args.surface}")
     if args.surface != 0 and not args.quiet:
@@ -78,6 +91,18 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     if Path(args.name).name != args.name:
         raise InputError(f"--name: expected a name without folders, found {args.name!r}")
     return args
+
+
+def _check_live(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    others = [
+        name
+        for name, value in vars(args).items()
+        if name not in ("run", "live", "port", "quiet") and value != parser.get_default(name)
+    ]
+    if others:
+        raise InputError(
+            f"--live: expected no other options than --port and --quiet, found --{others[0].replace('_', '-')}"
+        )
 
 
 def _checks(args: argparse.Namespace, run: Run, folder: Path) -> tuple[list[CheckResult] | None, Section, list[str]]:

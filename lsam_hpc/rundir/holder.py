@@ -37,6 +37,7 @@ class Progress:
 
     steps: Sequence[int] = ()  # local steps of each rank; empty before training starts
     unresponsive: Sequence[int] = ()  # ranks without a heartbeat
+    total: int | None = None  # steps of all ranks that the job will take; None: not known
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class RunLock:
         self.path = run_dir / NAME
         self.unresponsive: Callable[[], Collection[int]] = list  # ranks that send no heartbeats
         self.steps: Callable[[], Sequence[int]] = tuple  # local steps of each rank
+        self.total: int | None = None  # steps of all ranks that the job will take
         self._run_dir, self._rank, self._size, self._on_lost = run_dir, rank, len(ranks), on_lost
         here = [number for number, process in enumerate(ranks) if process.machine == ranks[rank].machine]
         about = machine()
@@ -141,7 +142,7 @@ class RunLock:
                     f"{holder}: this job was suspended"
                 )
                 return
-            progress = as_line(Progress(list(self.steps()), sorted(self.unresponsive())))
+            progress = as_line(Progress(list(self.steps()), sorted(self.unresponsive()), self.total))
             os.utime(file)  # before the writes, which a full disk may refuse
             if holder.rank != self._rank:
                 os.pwrite(file, self._content, 0)

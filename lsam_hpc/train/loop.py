@@ -110,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
             chain.top_eigenvalue = rma.raise_on_all(comm, lambda: top_eigenvalue(config, model, chain.dataset))
             held.unresponsive = lambda: {*opt.unresponsive_ranks, *opt.failed_ranks}
             held.steps = lambda: opt.communication.links.peers.steps
+            held.total = chain.total
             if resume_point.manifest is not None:
                 resume(chain, resume_point.state, resume_point.center)
             log.first_states(opt)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import h5py
 import numpy as np
@@ -27,6 +27,14 @@ TRIES, PAUSE, RECENT = 5, 0.05, 1.0
 BLOCK = 2**24
 
 Result = TypeVar("Result")
+
+
+class NewRows(NamedTuple):
+    """Rows of a table that were not read before."""
+
+    rows: Columns
+    place: int  # to read from next
+    stored: int  # rows of the table, of which the last may be incomplete
 
 
 class RankLog:
@@ -86,6 +94,29 @@ class RankLog:
         """Return several tables, see `table`; the file is opened once for all of them."""
         tables = self._read(lambda root, size: [self._table(root, name, size)[0] for name in names])
         return [{name: values for name, values in t.items() if name != schema.VALUES_CRC.name} for t in tables]
+
+    def after(self, places: Mapping[str, int], most: int) -> dict[str, NewRows]:
+        """Return rows that were not read before, of several tables; the file is opened once for all of them.
+
+        Args:
+            places: name of each table, and the place in it to read from: 0, or `NewRows.place` of the last call.
+            most: largest number of rows to read of each table.
+
+        Raises:
+            InputError: the log has no such table, or it is damaged.
+        """
+
+        def work(root: h5py.Group, size: int) -> dict[str, NewRows]:
+            tables = {}
+            for name, place in places.items():
+                part = slice(place, place + most)
+                rows, where, stored = self._rows(root, name, size, part)
+                # Rows of a growing file that are not intact are read again: its writer may not have finished them.
+                last = int(where[-1]) + 1 if len(where) else place
+                tables[name] = NewRows(rows, last if size else min(part.stop, max(place, stored)), stored)
+            return tables
+
+        return self._read(work)
 
     def rows(self, name: str) -> int:
         """Return the number of rows of a table."""
@@ -192,9 +223,15 @@ class RankLog:
 
     def _table(self, root: h5py.Group, name: str, size: int) -> tuple[Columns, NDArray[np.intp]]:
         """Return the intact rows without long columns and `crc`, and their positions in the file."""
-        columns = schema.TABLES[name]
         if name == "result" and self.version == 1:
             return self._version_1_result(root), np.arange(1)
+        return self._rows(root, name, size)[:2]
+
+    def _rows(
+        self, root: h5py.Group, name: str, size: int, part_of: slice = slice(None)
+    ) -> tuple[Columns, NDArray[np.intp], int]:
+        """Return the intact rows of a part of a table, as `_table`, and the number of all stored rows."""
+        columns = schema.TABLES[name]
         if not _has_table(root, name):
             raise InputError(f"{self.where}: expected a table {name}, found none")
         stored = [c for c in schema.stored(columns) if c.since <= self.version]
@@ -202,25 +239,30 @@ class RankLog:
         datasets = {c.name: self._column(part, name, c, size) for c in stored}
         # A writer may have written some columns of the last rows only.
         count = min(column.rows for column in datasets.values())
-        table: Columns = {c.name: datasets[c.name].dataset[:count] for c in stored if not c.per}
-        places = np.arange(count)
+        places = np.arange(count)[part_of]
+        rows = slice(*((int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)))
+        table: Columns = {c.name: datasets[c.name].dataset[rows] for c in stored if not c.per}
+        good = np.ones(len(places), np.bool_)
         if self.version > 1:
-            places = places[self._good_rows(name, stored, table, growing=size > 0)]
+            good = self._good_rows(name, stored, table, rows.start, growing=size > 0)
         for c in columns:
             if c.since > self.version:
-                table[c.name] = np.full(count, c.no_value, c.dtype)
+                table[c.name] = np.full(len(places), c.no_value, c.dtype)
         kept = [c.name for c in schema.stored(columns) if not c.per and c is not schema.CRC]
-        return {key: table[key][places] for key in kept if key in table}, places
+        return {key: table[key][good] for key in kept if key in table}, places[good], count
 
-    def _good_rows(self, name: str, stored: list[schema.Column], table: Columns, *, growing: bool) -> NDArray[np.bool_]:
+    def _good_rows(
+        self, name: str, stored: list[schema.Column], table: Columns, first: int, *, growing: bool
+    ) -> NDArray[np.bool_]:
         """Return which rows have the right check sum; the last rows of a growing file may be incomplete."""
         good: NDArray[np.bool_] = checksums(stored, table) == table["crc"]
         count = len(good)
         if growing and not good.all():
             count = int(np.flatnonzero(good)[-1]) + 1 if good.any() else 0
-            self._note(f"{self.where}: {name}: rows from {count} on are incomplete: the writer had not finished them")
+            text = f"rows from {first + count} on are incomplete: the writer had not finished them"
+            self._note(f"{self.where}: {name}: {text}")
         if not good[:count].all():
-            self._report_damage(name, np.flatnonzero(~good[:count]))
+            self._report_damage(name, first + np.flatnonzero(~good[:count]))
         return good
 
     def _column(self, part: h5py.Group, name: str, column: schema.Column, size: int) -> Stored:

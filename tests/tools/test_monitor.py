@@ -176,9 +176,9 @@ class Clock:
     """
 
     def __init__(self, monkeypatch, now, events):
-        self._sleep = monitor._sleep
+        self._sleep = monitor.sleep
         monkeypatch.setattr(monitor, "time", self)
-        monkeypatch.setattr(monitor, "_sleep", self.sleep)
+        monkeypatch.setattr(monitor, "sleep", self.sleep)
         self.now = now
         self.slept = []
         self._events = iter(events)
@@ -277,9 +277,9 @@ def test_a_second_interrupt_does_not_wait_for_the_read(tmp_path, monkeypatch, fo
 
 def test_an_interrupt_ends_a_sleep():
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    with monitor._interrupts() as interrupts:
+    with monitor.interrupts() as interrupts:
         timer.start()
-        assert monitor._sleep(60.0, interrupts)
+        assert monitor.sleep(60.0, interrupts)
 
 
 def test_it_sleeps_for_as_long_as_it_reads(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -18,6 +17,7 @@ from lsam_hpc.tools.report_facts import facts
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.models import mlp
 from lsam_hpc.trajectory import CountSketch, Run, Snapshots, TrajectoryWriter
+from tests.helpers.browser import chromium, wait
 from tests.helpers.landscapes import WORDS, write_run
 from tests.helpers.logs import attributes, make_run
 from tests.helpers.mpis import ROOT
@@ -212,41 +212,10 @@ def test_bad_input(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def browser(page, tmp_path_factory):
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no chromium and chromedriver here")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for word in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "use-angle=swiftshader",
-        "enable-unsafe-swiftshader",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "window-size=1200,900",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{word}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         driver.get(page.as_uri())
         wait(driver, "return !!document.querySelector('#space canvas')")
         yield driver
-    finally:
-        driver.quit()
-
-
-def wait(driver, script):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(driver, 60).until(lambda d: d.execute_script(script))
 
 
 @pytest.mark.slow("needs a browser")

@@ -211,3 +211,37 @@ def test_rows_after_close_are_dropped_with_a_warning(tmp_path):
     assert not writer.flush(0.1)
     writer.close()
     assert RankLog(writer.path).rows("step") == 1
+
+
+def test_rows_are_read_once_each_while_the_file_grows(tmp_path):
+    (tmp_path / "run").mkdir()
+    with TrajectoryWriter(tmp_path / "run", 0, LAYOUT, attributes()) as writer:
+        log, places, seen = RankLog(writer.path), {"step": 0, "exchange": 0}, []
+        for start, stop in ((0, 1), (1, 700), (700, 700), (700, 2500)):
+            write_rows(writer, start, stop)
+            assert writer.flush()
+            while (new := log.after(places, most=400))["step"].rows["time"].size:
+                places = {name: part.place for name, part in new.items()}
+                assert len(new["step"].rows["iteration"]) <= 400
+                assert new["step"].rows.keys() == log.table("step").keys()
+                seen += new["step"].rows["iteration"].tolist()
+            assert new["step"].stored >= stop
+        assert seen == list(range(2500))
+    new = log.after({"exchange": 2400}, most=400)["exchange"]  # closed
+    assert (new.place, new.stored, new.rows["iteration"].tolist()) == (2500, 2500, list(range(2400, 2500)))
+
+
+def test_rows_that_the_writer_had_not_finished_are_read_again(tmp_path):
+    path = leave_unclosed(tmp_path / "run", 100)
+    whole = path.read_bytes()
+    log, broken = RankLog(path, partial=True), bytearray(whole)
+    crc = log.table("step")["loss"][-1].tobytes()  # the last loss is in one place of the file
+    assert whole.count(crc) >= 1
+    at = whole.rindex(crc)
+    broken[at : at + 4] = b"\x01\x02\x03\x04"
+    path.write_bytes(broken)
+    new = log.after({"step": 40}, most=1000)["step"]
+    assert (new.place, len(new.rows["loss"])) == (99, 59)
+    path.write_bytes(whole)
+    new = log.after({"step": new.place}, most=1000)["step"]
+    assert (new.place, new.rows["iteration"].tolist()) == (100, [99])
