@@ -20,6 +20,8 @@ VERBS = {
     "wrap": ("lsam_hpc.launch.wrap", "run an unchanged Horovod script with LSAM"),
     "submit": ("lsam_hpc.launch.submit", "write a batch script for a cluster's scheduler, and submit it"),
     "doctor": ("lsam_hpc.launch.doctor", "check that this machine can run lsam-hpc, alone or under mpirun or srun"),
+    "help": ("lsam_hpc.shell.manual", "print the manual page of a verb"),
+    "completion": ("lsam_hpc.shell.completion", "print a script that completes verbs and options in a shell"),
     "bench": ("lsam_hpc.tools.bench.main", "benchmark lsam-hpc against a peer and the hardware's limit"),
     "simulate": ("lsam_hpc.tools.simulate", "predict throughput and staleness on another machine"),
     "monitor": ("lsam_hpc.tools.monitor", "show the progress of a run's ranks while it runs"),
@@ -54,21 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print a traceback and abort all ranks of an MPI job.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(
-        prog="lsam",
-        description="Landscape-Smoothed SAM on MPI.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="verbs:\n"
-        + "\n".join(f"  {verb:20} {text}" for verb, (_, text) in VERBS.items())
-        + "\n\n`lsam VERB --help` lists a verb's options.",
-    )
-    parser.add_argument("--version", nargs=0, action=_Version, help="show the versions of lsam-hpc and its libraries")
-    parser.add_argument("verb", choices=VERBS, metavar="VERB")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     try:
         if not argv:
             raise InputError(f"VERB: expected one of {', '.join(VERBS)}, found none: see lsam --help")
-        options = parser.parse_args(argv)
+        options = parser().parse_args(argv)
     except InputError as error:
         print(f"lsam: {error}", file=sys.stderr)
         return 2
@@ -111,6 +102,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     finally:
         launcher.watch().ending()
+
+
+def parser() -> Parser:
+    """Return the parser of the verb."""
+    verbs = Parser(
+        prog="lsam",
+        description="Landscape-Smoothed SAM on MPI.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="verbs:\n"
+        + "\n".join(f"  {verb:20} {text}" for verb, (_, text) in VERBS.items())
+        + "\n\n`lsam VERB --help` lists a verb's options.",
+    )
+    verbs.add_argument("--version", nargs=0, action=_Version, help="show the versions of lsam-hpc and its libraries")
+    verbs.add_argument("verb", choices=VERBS, metavar="VERB")
+    verbs.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return verbs
 
 
 class _Version(argparse.Action):

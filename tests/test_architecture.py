@@ -30,6 +30,7 @@ ROOMS = {
     "launch": {"torch", "h5py"},
     "tools": {"h5py"},
     "cli": {"torch", "h5py", "horovod"},
+    "shell": {"torch", "h5py", "horovod"},
     "__main__": {"torch", "h5py", "horovod"},
 }
 ORDER = list(ROOMS)

@@ -1,0 +1,1 @@
+"""What the command line says of itself: completion for shells, and a manual page of each verb."""
