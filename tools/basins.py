@@ -17,13 +17,16 @@ from lsam_hpc.landscape.formats.loss_landscape import Surface, read_surface
 from lsam_hpc.landscape.geometry.persistence import Basin, basins
 from lsam_hpc.landscape.report.tables import notes_of, places, write_arrays, write_csv
 from lsam_hpc.tools import source
+from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.document import add_json
 from lsam_hpc.util.text import columns
 
 HEAD = ("values", "basin", "x", "y", "value", "saddle_x", "saddle_y", "saddle", "into", "persistence", "border")
 MOST_PRINTED = 20  # number of basins of a loss that are printed
 
 
+@with_json
 def main(argv: Sequence[str]) -> int:
     """Compute, print, write and draw; return the exit code."""
     parser = Parser(
@@ -44,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", help="base name of the files (default: basins, and the file's name)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="format of figures (default: png)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    add_json(parser)
     args = source.parse(parser, argv, figures="")
     if args.least is not None and not 0 <= args.least < math.inf:
         raise InputError(f"--least: expected a number >= 0, found {args.least}")

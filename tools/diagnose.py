@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 import textwrap
@@ -24,6 +23,7 @@ from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.tools import source
 from lsam_hpc.tools.several import DEFAULT_OUT, new_files
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.document import add_json, document
 from lsam_hpc.util.text import columns
 
 MARKS = {True: "good", False: "BAD", None: "-"}
@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
         "Check whether a run's chains can be used as samples (R-hat, effective sample size, temperature) and how the "
         "exchanges went (staleness, waits, slow and failed ranks, rejected exchanges); say what to change.",
         several=True,
+        tables=False,
     )
     parser.add_argument(
         "--from",
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         help="share of rows to discard at the start of each chain (default: 0.5)",
     )
     parser.add_argument("--components", type=int, default=3, help="principal components of the sketches (default: 3)")
-    parser.add_argument("--json", action="store_true", help="print numbers and verdicts as JSON")
+    add_json(parser, "print numbers and verdicts as JSON, and nothing else on stdout")
     parser.add_argument("--name", default="diagnose", help="base name of the files (default: diagnose)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     verdicts = diagnose(statistics)
     for line in run.problems:
         print(line, file=sys.stderr)
-    print(json.dumps(summary(statistics, verdicts), indent=1) if args.json else table(statistics, verdicts))
+    print(document(summary(statistics, verdicts)) if args.json else table(statistics, verdicts))
     title = f"{run.path.resolve().name}, {len(statistics.used)} chains, from {100 * args.start:g} % of the run on"
     write_csv(
         out[".csv"],
@@ -98,7 +99,7 @@ def _compare(args: argparse.Namespace) -> int:
     write_csv(out[".csv"], comparison.columns)
     comparison.draw(out[f".{args.format}"])
     if args.json:
-        print(json.dumps({label: summary(of_run, diagnose(of_run)) for label, of_run in statistics.items()}, indent=1))
+        print(document({label: summary(of_run, diagnose(of_run)) for label, of_run in statistics.items()}))
     else:
         print(comparison.table, *out.values(), sep="\n")
     return 0

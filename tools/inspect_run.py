@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import textwrap
@@ -21,6 +20,7 @@ from lsam_hpc.landscape.compare.comparison import cell, run_labels
 from lsam_hpc.trajectory import Run, schema, verify
 from lsam_hpc.trajectory.rows import Columns
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.document import add_json, document
 from lsam_hpc.util.text import columns
 
 HEAD = (
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", nargs="+", help=of_run)
     parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows, and list them")
     parser.add_argument("--verify", action="store_true", help="check every row; exit with 1 if anything is wrong")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     args = parser.parse_args(argv)
     if len(args.run) > 1:
         return _compare(args)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
             info = {"path": str(run.path)}  # `problems` says why there is no summary
         problems = problems or run.problems
     if args.json:
-        print(json.dumps({**info, "problems": problems}, indent=2))
+        print(document({**info, "problems": problems}))
     else:
         shown = [text(info)] if "ranks" in info else []
         if problems:
@@ -88,7 +88,7 @@ def _compare(args: argparse.Namespace) -> int:
         with Run(path, partial=args.partial) as run:
             infos[label] = summary(run)
             problems += run.problems
-    print(json.dumps(infos, indent=2) if args.json else comparison(infos))
+    print(document(infos) if args.json else comparison(infos))
     print(*problems, sep="\n", end="\n" * bool(problems), file=sys.stderr)
     return 0
 

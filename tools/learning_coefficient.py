@@ -21,6 +21,7 @@ from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.jobs import Progress, share
+from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
@@ -31,6 +32,7 @@ SETTINGS = ("gamma", "draws", "warmup", "leapfrog")  # options that are argument
 WIDTH = 120
 
 
+@with_json
 def main(argv: Sequence[str]) -> int:
     """Compute, print, write and draw; return the exit code."""
     ranks = Ranks()

@@ -7,8 +7,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from lsam_hpc.tools.jobstate import GONE, SILENT, Job, RankLook, job_text, look_
 from lsam_hpc.trajectory import Run
 from lsam_hpc.trajectory.openfile import is_closed
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.document import add_json, document
 from lsam_hpc.util.interrupts import interrupts, sleep
 from lsam_hpc.util.text import columns
 
@@ -69,9 +71,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two refreshes (default: 2)")
     parser.add_argument("--once", action="store_true", help="show the table once")
+    add_json(parser, "print the table once, as JSON")
     args = parser.parse_args(argv)
     if not 0 < args.interval < math.inf:
         raise InputError(f"--interval: expected more than 0 seconds, found {args.interval}")
+    if args.json:
+        print(document(_numbers(Path(args.run))))
+        return 0
     if args.once:
         print(_look(Path(args.run))[0])
         return 0
@@ -161,6 +167,15 @@ def _watch(path: Path, interval: float, receiver: socket.socket) -> bool:
         # Long logs take long to read: sleep for at least as long, to leave the machine to the run.
         if sleep(max(interval, time.monotonic() - read_at), receiver):
             return True
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    """Return the table of a run as numbers."""
+    with Run(path) as run:
+        job = look_at(path, time.time(), locks="out" in run.config)
+        ranks = statuses(run, time.time(), job)
+    text = job_text(path, job, looks(ranks), max(status.global_step for status in ranks))
+    return {"path": str(path), "job": text, "ranks": [asdict(status) for status in ranks]}
 
 
 def _look(path: Path) -> tuple[str, bool]:

@@ -20,6 +20,7 @@ from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.jobs import Progress
+from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.text import columns
@@ -27,6 +28,7 @@ from lsam_hpc.util.text import columns
 HEAD = ("loss", "index", "class", "before", "after", "change", "gradient", "opposes", "cosine")
 
 
+@with_json
 def main(argv: Sequence[str]) -> int:
     """Compute, print, write and draw; return the exit code."""
     parser = source.parser(

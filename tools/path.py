@@ -25,6 +25,7 @@ from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.case_facts import Prepared
+from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
@@ -34,6 +35,7 @@ from lsam_hpc.util.text import columns
 MOST_PRINTED = 12  # largest number of states for which the matrix is printed
 
 
+@with_json
 def main(argv: Sequence[str]) -> int:
     """Evaluate the paths and draw them, for one run or to compare several; return the exit code."""
     return each_run(argv, Verb(_parser(), _one, _prepare, _name, lambda _: (".h5",), _compare, _between_centers))

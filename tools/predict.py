@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_thread
 from lsam_hpc.train.evaluation import SUBSET
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.document import document
 from lsam_hpc.util.text import columns
 
 CENTER, CHAINS, SNAPSHOTS = "center", "chains' last samples", "snapshots"
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         what = f"{objective.samples} {args.split} samples" if not args.make_batches else f"{objective.samples} samples"
         draw_reliability(panels, out[figure], f"{run.path.resolve().name}: {what}")
         if args.json:
-            print(json.dumps({**notes, "predictors": _rows(table)}, indent=1))
+            print(document({**notes, "predictors": _rows(table)}))
         else:
             _print(predictors, what)
             print("\n" + "\n".join(str(path) for path in out.values()))
@@ -98,7 +98,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--thin", type=int, default=1, metavar="N", help="take every Nth snapshot, back from the last (default: 1)"
     )
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--name", default="predict", help="base name of the files (default: predict)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     source.add_objective(parser, 0, split="test", loss=False)

@@ -61,6 +61,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "Write one HTML file about a run: facts, checks, figures, tables, and the loss around its chains as a surface "
         "that can be turned. It works without a network. A surface that lsam trajectory or an earlier report stored in "
         "RUN/figures, for the same states and data, is not computed again.",
+        tables=False,
     )
     parser.add_argument("--name", default="report.html", help="file name, in RUN or --out (default: report.html)")
     parser.add_argument(

@@ -23,6 +23,7 @@ from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.jobs import share
+from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
@@ -34,6 +35,7 @@ HEAD = ("state", "case", "norm", "rho", "sharpness", "standard_error", "loss")
 SETTINGS = ("adaptive", "normalise", "m", "steps", "restarts", "seed")  # options that are arguments of `sharpness`
 
 
+@with_json
 def main(argv: Sequence[str]) -> int:
     """Compute, print, write and draw, for one run or to compare several; return the exit code."""
     return each_run(argv, Verb(_parser(), _one, _prepare, lambda args: str(args.name), lambda _: (".csv",), _compare))

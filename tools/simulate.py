@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TextIO, get_args, get_type_hints
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.options.communication import CommunicationOptions
@@ -20,12 +22,14 @@ from lsam_hpc.simulate import machines
 from lsam_hpc.simulate.describe import Distribution, Job, Machine
 from lsam_hpc.util import preflight
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.document import document
 from lsam_hpc.util.text import columns
 
 if TYPE_CHECKING:  # they import SimPy, which --help does not need
     from lsam_hpc.simulate.lifetime import Lifetime
     from lsam_hpc.simulate.result import Result
 
+Write = Callable[[dict[str, Any]], None]  # of --json
 # Options that mean what they mean in LSAM.
 LSAM_OPTIONS = ("period", "wire_dtype", "coupling", "topology", "degree", "max_delay", "group_size", "group_ascent")
 # option -> (default, help)
@@ -96,7 +100,8 @@ def main(argv: Sequence[str]) -> int:
         metavar="OPTION",
         help="train a network in the simulated order; options of lsam train may follow",
     )
-    parser.add_argument("--json", metavar="FILE", help="file for the results")
+    results = "file for the results (without FILE: print them, and nothing else on stdout)"
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help=results)
     args = vars(parser.parse_args(argv))
     options = {name: default for name, (default, _) in OPTIONS.items()}
     if args["config"]:
@@ -117,20 +122,35 @@ def main(argv: Sequence[str]) -> int:
         measured += lines
     # --straggler overrides the stragglers measured in a run.
     job = replace(job, factors={**job.factors, **_stragglers(options["straggler"])})
+    write = partial(_write, args["json"], sys.stdout) if args["json"] else None
+    with contextlib.redirect_stdout(io.StringIO()) if args["json"] == "-" else contextlib.nullcontext():
+        return _answer(job, machine, options, measured, args=args, write=write)
+
+
+def _answer(
+    job: Job,
+    machine: Machine,
+    options: dict[str, Any],
+    measured: list[str],
+    *,
+    args: dict[str, Any],
+    write: Write | None,
+) -> int:
+    """Simulate, advise or train, and print."""
     if args["train"] is not None:
         preflight.start()  # must precede the import of MPI, although there is one process only
         from lsam_hpc.replay.verb import replay
 
         trained = replay(job, machine, options["seed"], args["train"], options["points"])
-        if args["json"]:
-            _write(args["json"], {"machine": asdict(machine), "job": asdict(job), "trained": trained})
+        if write:
+            write({"machine": asdict(machine), "job": asdict(job), "trained": trained})
         return 0
     if args["advise"]:
-        return _advise(job, machine, options, measured, args["json"])
-    return _simulate(job, machine, options, measured, args["json"])
+        return _advise(job, machine, options, measured, write)
+    return _simulate(job, machine, options, measured, write)
 
 
-def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: list[str], out: str | None) -> int:
+def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: list[str], write: Write | None) -> int:
     seconds, steps = options["seconds"] or None, options["steps"] or None
     from lsam_hpc.simulate.lifetime import Faults, live
     from lsam_hpc.simulate.result import simulate
@@ -147,7 +167,7 @@ def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: lis
     cells = [_cells(results[name], lives[name], budget) for name in names]
     print(columns([("", *names), *((label, *(c[label] for c in cells)) for label in cells[0])]))
     print("\n" + _assumptions(job, machine, measured, results["LSAM"]))
-    if out:
+    if write:
         report = {
             "machine": asdict(machine),
             "job": asdict(job),
@@ -158,11 +178,11 @@ def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: lis
                 for name in names
             },
         }
-        _write(out, report)
+        write(report)
     return 0
 
 
-def _advise(job: Job, machine: Machine, options: dict[str, Any], measured: list[str], out: str | None) -> int:
+def _advise(job: Job, machine: Machine, options: dict[str, Any], measured: list[str], write: Write | None) -> int:
     from lsam_hpc.simulate.advise import advise
 
     advice = advise(job, machine, options["seed"])
@@ -183,8 +203,8 @@ def _advise(job: Job, machine: Machine, options: dict[str, Any], measured: list[
     ]
     print("\n" + columns([("period", "wire", "group", "efficiency %", "staleness", "link %"), *rows]))
     print("\n" + _assumptions(best, machine, measured, advice.result))
-    if out:
-        _write(out, {"machine": asdict(machine), "job": asdict(best), "pull": advice.pull, "reasons": advice.reasons})
+    if write:
+        write({"machine": asdict(machine), "job": asdict(best), "pull": advice.pull, "reasons": advice.reasons})
     return 0
 
 
@@ -243,20 +263,14 @@ def _stragglers(text: str) -> dict[int, float]:
     return factors
 
 
-def _write(path: str, report: dict[str, Any]) -> None:
+def _write(path: str, stdout: TextIO, report: dict[str, Any]) -> None:
+    if path == "-":
+        print(document(report), file=stdout)
+        return
     try:
-        Path(path).write_text(json.dumps(_known(report), indent=1, allow_nan=False) + "\n")
+        Path(path).write_text(document(report) + "\n")
     except OSError as error:
         raise InputError(f"--json: expected a file that can be written, found {path}: {error.strerror}") from error
-
-
-def _known(value: Any) -> Any:  # noqa: ANN401
-    """Return a value with None for the numbers that JSON cannot express."""
-    if isinstance(value, dict):
-        return {str(k): _known(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_known(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float) -> str:

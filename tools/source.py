@@ -18,6 +18,7 @@ from lsam_hpc.landscape.packages import require
 from lsam_hpc.train.user_code import call_function, import_function
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.document import add_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,8 +32,16 @@ FIGURES = ("matplotlib", "matplotlib.figure")  # the second one imports what mat
 BATCH = 512  # images in a batch of the built-in data sets
 
 
-def parser(verb: str, description: str, *, several: bool = False, **more: Any) -> Parser:  # noqa: ANN401
-    """Return a parser with the options of all landscape programs; `several` allows several runs."""
+def parser(verb: str, description: str, *, several: bool = False, tables: bool = True, **more: Any) -> Parser:  # noqa: ANN401
+    """Return a parser with the options of all landscape programs.
+
+    Args:
+        verb: its name.
+        description: of the program.
+        several: allow several runs. Default False.
+        tables: add --json, see `numbers.with_json`. Default True.
+        more: arguments of the parser.
+    """
     verb_parser = Parser(prog=f"lsam {verb}", description=description, allow_abbrev=False, **more)
     of_run, where = "the run directory, one rank's file, or a merged file", "RUN/figures"
     if several:
@@ -42,6 +51,8 @@ def parser(verb: str, description: str, *, several: bool = False, **more: Any) -
     verb_parser.add_argument("--out", metavar="DIR", help=f"folder for figures and numbers (default: {where})")
     verb_parser.add_argument("--format", choices=FORMATS, default="png", help="format of figures (default: png)")
     verb_parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows")
+    if tables:
+        add_json(verb_parser)
     return verb_parser
 
 

@@ -29,6 +29,7 @@ from lsam_hpc.landscape.report.tables import places
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.case_facts import Prepared
+from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.tools.spectrum_files import WHOLE, suffixes, table, write, write_edge, write_flow
@@ -39,6 +40,7 @@ MEASURED = "measured"  # value of --along
 NUMBERS = ("eigenvalues", "smallest", "steps", "repeats", "products", "seed", "vectors")  # options that are `Settings`
 
 
+@with_json
 def main(argv: Sequence[str]) -> int:
     """Compute, print, write and draw, for one run or to compare several; return the exit code."""
     return each_run(argv, Verb(_parser(), _one, _prepare, _name, _suffixes, _compare))

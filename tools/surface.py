@@ -26,6 +26,7 @@ from lsam_hpc.landscape.report.tables import note, places, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.case_facts import Prepared
+from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.tools.surface_axes import POINTS, grid, state_axes, towards
@@ -36,6 +37,7 @@ DIRECTIONS = ("random", "pca", "eigenvector")
 FEW = 4.0  # effective samples below which the smoothed loss is reported as an upper bound
 
 
+@with_json
 def main(argv: Sequence[str]) -> int:
     """Evaluate the surface and draw it, or those of several runs; return the exit code."""
     return each_run(argv, Verb(_parser(), _one, _prepare, _name, lambda _: (".h5",), _compare))

@@ -28,6 +28,7 @@ from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.landscape.workqueue import evaluate
 from lsam_hpc.tools import source
 from lsam_hpc.tools.case_facts import Prepared
+from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
@@ -36,6 +37,7 @@ from lsam_hpc.util.arguments import Parser
 PARTS = ("surface", "losses")  # kinds of points; each has a folder of finished ones
 
 
+@with_json
 def main(argv: Sequence[str]) -> int:
     """Find the tracks and draw them, for one run or to compare several; return the exit code."""
     return each_run(argv, Verb(_parser(), _one, _prepare, _name, lambda _: (".h5",), _compare))

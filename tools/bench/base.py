@@ -63,7 +63,7 @@ class Report:
 
 def check_out(path: str | None) -> None:
     """Raise InputError if --json names a file that cannot be written after the measurement."""
-    if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+    if path is not None and path != "-" and (Path(path).is_dir() or not Path(path).parent.is_dir()):
         raise InputError(f"--json: expected a file in a directory that exists, found {path}")
 
 

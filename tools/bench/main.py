@@ -6,6 +6,7 @@ import importlib
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from lsam_hpc.errors import InputError
@@ -13,6 +14,7 @@ from lsam_hpc.tools.bench import base as bench_base
 from lsam_hpc.tools.bench.base import Benchmark, Report
 from lsam_hpc.util import preflight
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.document import document
 from lsam_hpc.util.text import columns
 
 # name -> (module, a `base.Benchmark`; least number of ranks, 0: it does not start MPI), in the order of
@@ -57,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     names = ", ".join([*BENCHMARKS, *OTHERS])
     parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help=f"the benchmark: {names}")
     parser.add_argument("--repeats", type=int, default=30, help="measurements in a median (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers and the machine's description to FILE")
+    report = "write the numbers and the machine's description to FILE (without FILE: print them, and nothing else)"
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help=report)
     parser.add_argument("--quick", action="store_true", help="only test that it runs: the numbers mean nothing")
     args = parser.parse_args(argv)
     if args.repeats < 1:
@@ -79,10 +82,14 @@ def main(argv: Sequence[str]) -> int:
         return 0
     words = [] if count == 1 else ["mpirun", "-n", str(count)]
     words += ["lsam", "bench", args.name, "--repeats", str(args.repeats), *["--quick"] * args.quick]
+    made = Report(args.name, shlex.join(words), args.repeats, args.quick, about, rows)
+    if args.json == "-":
+        print(document(asdict(made)))
+        return 0
     print(columns([tuple(rows[0]), *(tuple(map(bench_base.number, row.values())) for row in rows)]))
     print(", ".join(f"{key}: {value}" for key, value in about.items()), f"repeats: {args.repeats}", sep="; ")
     if args.json:
-        Report(args.name, shlex.join(words), args.repeats, args.quick, about, rows).write(Path(args.json))
+        made.write(Path(args.json))
     return 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from lsam_hpc.errors import InputError
 from lsam_hpc.util.files import atomic_path
 
+_recorded: dict[str, list[dict[str, Any]]] | None = None  # see `recorded`
 NOTES = "lsam_hpc"  # attribute of HDF5 files: how the numbers were made, as JSON
 
 
@@ -38,8 +40,21 @@ def places(folder: Path, name: str, suffixes: Sequence[str], *, overwrite: bool)
     return paths
 
 
+@contextmanager
+def recorded() -> Iterator[dict[str, list[dict[str, Any]]]]:
+    """Keep the rows of all CSV files that are written: {path: [{column: value}, ...]}."""
+    global _recorded
+    before, _recorded = _recorded, {}
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
 def write_csv(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> Path:
     """Write columns of equal length, replacing an existing file; numbers are exact, and NaN is an empty cell."""
+    if _recorded is not None:
+        _recorded[str(path)] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     path.unlink(missing_ok=True)
     with atomic_path(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
