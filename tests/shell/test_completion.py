@@ -78,12 +78,13 @@ def test_values_of_options(script: Path) -> None:
         ["wrap", "--mode", "async", "--", "--m"],
         ["inspect", "ru"],
         ["fly", "--x"],
+        ["inspect", "--json", "--v"],
     ]
     values = completed(script, *lines)
     assert values[:3] == [["lockstep"], ["async"], ["async", "lockstep"]]
     assert values[3] == ["png", "svg", "pdf"]
     assert values[4] == [name for name in words.load("bench")._actions[1].choices or [] if name.startswith("exch")]
-    assert values[5:] == [["inspect"], ["bash", "zsh", "fish"], [], [], [], []]
+    assert values[5:] == [["inspect"], ["bash", "zsh", "fish"], [], [], [], [], ["--verify"]]
 
 
 def test_a_tab_in_an_interactive_bash(script: Path, tmp_path: Path) -> None:
