@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.figures.draw_basins import draw_basins
+from lsam_hpc.landscape.compare.basins import compare_basins
+from lsam_hpc.landscape.compare.comparison import run_labels
+from lsam_hpc.landscape.figures.draw_basins import Flooded, arrays_of, draw_basins
 from lsam_hpc.landscape.figures.figures import FORMATS
 from lsam_hpc.landscape.formats.loss_landscape import Surface, read_surface
 from lsam_hpc.landscape.geometry.persistence import Basin, basins
+from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import notes_of, places, write_arrays, write_csv
 from lsam_hpc.tools import source
+from lsam_hpc.tools.comparison_files import DEFAULT_OUT, new_files, write
 from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.document import add_json
@@ -28,14 +33,40 @@ MOST_PRINTED = 20  # number of basins of a loss that are printed
 
 @with_json
 def main(argv: Sequence[str]) -> int:
-    """Compute, print, write and draw; return the exit code."""
+    """Compute, print, write and draw, for one surface or to compare several; return the exit code."""
+    args = _parser().parse_args(argv)
+    if args.least is not None and not 0 <= args.least < math.inf:
+        raise InputError(f"--least: expected a number >= 0, found {args.least}")
+    if len(args.run) > 1:
+        return _compare(args)
+    args.run = args.run[0]
+    source.parse(_parser(), args, figures="")
+    path = Path(args.run)
+    flooded, limits, title = _flooded(path, args)
+    folder = source.make_folder(Path(args.out) if args.out else path.parent)
+    name = args.name or source.file_name(f"basins-{path.stem}")
+    out = places(folder, name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
+    rows = [row for key in flooded.found for row in _rows(flooded.surface, key, flooded.found[key])]
+    table = {title: list(column) for title, column in zip(HEAD, zip(*rows, strict=True), strict=True)}
+    write_csv(out[".csv"], table)
+    figure = {"kind": "basins", "title": title, "labels": list(flooded.labels)}
+    write_arrays(out[".h5"], {**table, **arrays_of(flooded)}, {"surface": str(path), **limits, "figure": figure})
+    draw_basins(flooded, out[f".{args.format}"], title)
+    _report(flooded.surface, flooded.found, rows)
+    print("\n" + "\n".join(str(file) for file in out.values()))
+    return 0
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="lsam basins",
         description="Find the minima of a stored surface, the saddles at which their basins merge, and the persistence "
-        "of each: the height of the saddle above the minimum. Draw them, and the merge tree.",
+        "of each: the height of the saddle above the minimum. Draw them, and the merge tree; those of several surfaces "
+        "on one scale.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="SURFACE.h5", help="a plane's file, of lsam surface or of loss-landscape")
+    file = "a plane's file, of lsam surface or of loss-landscape; several are compared in one figure and table"
+    parser.add_argument("run", metavar="SURFACE.h5", nargs="+", help=file)
     parser.add_argument("--values", metavar="NAME,...", help="arrays of the file (default: all losses)")
     parser.add_argument(
         "--least",
@@ -43,30 +74,39 @@ def main(argv: Sequence[str]) -> int:
         metavar="HEIGHT",
         help="leave out basins that are not deeper (default: what rounding alone can make)",
     )
-    parser.add_argument("--out", metavar="DIR", help="folder for figures and numbers (default: that of the file)")
+    where = "folder for figures and numbers (default: that of the file; of a comparison: ./figures)"
+    parser.add_argument("--out", metavar="DIR", help=where)
     parser.add_argument("--name", help="base name of the files (default: basins, and the file's name)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="format of figures (default: png)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_json(parser)
-    args = source.parse(parser, argv, figures="")
-    if args.least is not None and not 0 <= args.least < math.inf:
-        raise InputError(f"--least: expected a number >= 0, found {args.least}")
-    path = Path(args.run)
+    return parser
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Compare the basins of several surfaces; each has no files of its own."""
+    require(*source.FIGURES)
+    paths = [Path(file) for file in args.run]
+    labels = run_labels(paths)
+    folder = Path(args.out or DEFAULT_OUT)
+    ends = (f".{args.format}", ".h5", ".csv")
+    out = new_files(folder, f"compare-{args.name or 'basins'}", ends, overwrite=args.overwrite)
+    comparison = compare_basins({label: _flooded(path, args)[0] for label, path in zip(labels, paths, strict=True)})
+    folder.mkdir(parents=True, exist_ok=True)
+    write(comparison, out)
+    print(comparison.table, end="\n\n")
+    print("\n".join(str(file) for file in out.values()))
+    return 0
+
+
+def _flooded(path: Path, args: argparse.Namespace) -> tuple[Flooded, dict[str, float], str]:
+    """Return a surface with its basins, the limits that these exceed, and the title of its figure."""
     surface = read_surface(path)
     names = _names(args.values, surface, path)
-    folder = source.make_folder(Path(args.out) if args.out else path.parent)
-    name = args.name or source.file_name(f"basins-{path.stem}")
-    out = places(folder, name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
     limits = {"least": 0.0, "epsilon": _epsilon(path)} if args.least is None else {"least": args.least}
     found = {key: basins(surface.values[key], **limits) for key in names}
-    rows = [row for key in names for row in _rows(surface, key, found[key])]
-    table = {title: list(column) for title, column in zip(HEAD, zip(*rows, strict=True), strict=True)}
-    write_csv(out[".csv"], table)
-    write_arrays(out[".h5"], table, {"surface": str(path), **limits})
-    draw_basins(surface, found, out[f".{args.format}"], path.stem)
-    _report(surface, found, rows)
-    print("\n" + "\n".join(str(file) for file in out.values()))
-    return 0
+    figure = notes_of(path).get("figure", {})
+    return Flooded(surface, found, figure.get("labels", ())), limits, figure.get("title", path.stem)
 
 
 def _names(text: str | None, surface: Surface, path: Path) -> list[str]:
@@ -106,7 +146,7 @@ def _rows(surface: Surface, name: str, found: Sequence[Basin]) -> list[tuple[Any
     return rows
 
 
-def _report(surface: Surface, found: dict[str, list[Basin]], rows: list[tuple[Any, ...]]) -> None:
+def _report(surface: Surface, found: Mapping[str, Sequence[Basin]], rows: list[tuple[Any, ...]]) -> None:
     shown = [row for row in rows if row[1] <= MOST_PRINTED]
     print(columns([HEAD, *(tuple(map(_cell, HEAD, row)) for row in shown)]))
     print()

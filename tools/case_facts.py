@@ -88,7 +88,8 @@ def differences(cases: Sequence[Case], facts: Sequence[Mapping[str, Any]]) -> li
         if fact["layout"] != other["layout"]:
             lines.append(f"{both} have different models: distances and curvatures depend on the parametrization")
         if fact["objective"] and fact["objective"]["data"] != other["objective"]["data"]:
-            lines.append(f"{both} have different {case.split or 'train'} samples: compare them with care")
+            which = f"{fact['objective']['split'] or ''} samples".lstrip()
+            lines.append(f"{both} have different {which}: compare them with care")
         lines += [
             f"{name}: {other['own'][name]:g} in {cases[first].run}, {value:g} in {case.run}: --{name} sets one for all"
             for name, value in fact["own"].items()

@@ -21,7 +21,7 @@ from lsam_hpc.landscape.figures.draw_chains import draw_chains
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.tools import source
-from lsam_hpc.tools.several import DEFAULT_OUT, new_files
+from lsam_hpc.tools.comparison_files import DEFAULT_OUT, new_files
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.document import add_json, document
 from lsam_hpc.util.text import columns

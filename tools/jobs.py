@@ -51,6 +51,7 @@ class Progress:
     def advance(self) -> None:
         """Count a finished job."""
         self._done += 1
+        self._count = max(self._count, self._done)
         now = time.monotonic()
         terminal, last = sys.stderr.isatty(), self._done == self._count
         if self._title is None or not (last or terminal or now - self._shown > PAUSE):

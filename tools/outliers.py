@@ -9,20 +9,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.compare.comparison import Comparison
+from lsam_hpc.landscape.compare.outliers import compare_outliers
 from lsam_hpc.landscape.curvature.opposing_signals import COUNT, Outliers, outliers, sample
-from lsam_hpc.landscape.figures.draw_outliers import draw_outliers
+from lsam_hpc.landscape.figures.draw_outliers import arrays_of, draw_outliers
 from lsam_hpc.landscape.geometry.axes import check_states
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
+from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.jobs import Progress
 from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
+from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
+from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.text import columns
 
 HEAD = ("loss", "index", "class", "before", "after", "change", "gradient", "opposes", "cosine")
@@ -30,28 +36,14 @@ HEAD = ("loss", "index", "class", "before", "after", "change", "gradient", "oppo
 
 @with_json
 def main(argv: Sequence[str]) -> int:
-    """Compute, print, write and draw; return the exit code."""
-    parser = source.parser(
-        "outliers",
-        "Find the samples whose loss rises and falls most between two states, and pair those whose gradients point in "
-        "opposite directions (Rosenfeld and Risteski 2023).",
-    )
-    between = f"two states, each {SYNTAX} (default: the last two snapshots of the lowest rank)"
-    parser.add_argument("--between", metavar="A,B", help=between)
-    count = f"largest number of rising and of falling samples (default: {COUNT})"
-    parser.add_argument("--count", type=int, default=COUNT, help=count)
-    parser.add_argument("--name", default="outliers", help="base name of the files (default: outliers)")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    source.add_objective(parser, 0)
-    add_ranks(parser)
-    args = source.parse(parser, argv)
-    if (comm := Ranks().comm) is not None and comm.size > 1:
-        raise InputError(f"outliers: expected one rank, found {comm.size}: the ranks do not share the work")
-    run, names, objective = _begin(args)
+    """Compute, print, write and draw, for one run or to compare several; return the exit code."""
+    return each_run(argv, Verb(_parser(), _one, _prepare, lambda args: str(args.name), lambda _: (".h5",), _compare))
+
+
+def _one(options_of_run: argparse.Namespace) -> int:
+    args, run, names, objective = _begin(options_of_run)
     out = places(source.folder(args, run), args.name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
-    states = [state(run, name) for name in names]
-    check_states(states, names)
-    first, second = (objective.vector(each) for each in states)
+    first, second = (objective.vector(each) for each in _states(run, names))
     objective.check(first)
     steps = 2 * len(objective.batches) + 2 * args.count
     progress = Progress(None if args.quiet else "lsam outliers", steps)
@@ -63,16 +55,38 @@ def main(argv: Sequence[str]) -> int:
     _print(result, names, rows)
     table = {title: [row[i] for row in rows] for i, title in enumerate(HEAD)}
     write_csv(out[".csv"], table)
-    arrays = {name: getattr(result, name) for name in ("before", "after", "rising", "falling", "norms", "cosines")}
-    write_arrays(out[".h5"], arrays, {"between": names, "count": args.count, **objective_options(args, objective)})
-    title = f"{run.path.resolve().name}, {args.split} data, {names[0]} to {names[1]}"
+    title = source.heading(args, run, objective, f"{names[0]} to {names[1]}")
     images = _images([inputs for inputs, _ in samples])
+    figure = {"kind": "outliers", "title": title, "classes": classes}
+    notes = {"between": names, "count": args.count, "figure": figure, **objective_options(args, objective)}
+    write_arrays(out[".h5"], {**arrays_of(result), "images": np.array(images)}, notes)
     draw_outliers(result, out[f".{args.format}"], (names[0], names[1]), images=images, classes=classes, title=title)
     print("\n" + "\n".join(str(path) for path in out.values()))
     return 0
 
 
-def _begin(args: argparse.Namespace) -> tuple[Run, list[str], Objective]:
+def _parser() -> Parser:
+    parser = source.parser(
+        "outliers",
+        "Find the samples whose loss rises and falls most between two states, and pair those whose gradients point in "
+        "opposite directions (Rosenfeld and Risteski 2023).",
+        several=True,
+    )
+    between = f"two states, each {SYNTAX} (default: the last two snapshots of the lowest rank)"
+    parser.add_argument("--between", metavar="A,B", help=between)
+    count = f"largest number of rising and of falling samples (default: {COUNT})"
+    parser.add_argument("--count", type=int, default=COUNT, help=count)
+    parser.add_argument("--name", default="outliers", help="base name of the files (default: outliers)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    source.add_objective(parser, 0, both=True)
+    add_ranks(parser)
+    return parser
+
+
+def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, list[str], Objective]:
+    source.parse(_parser(), args)
+    if (comm := Ranks().comm) is not None and comm.size > 1:
+        raise InputError(f"outliers: expected one rank, found {comm.size}: the ranks do not share the work")
     if args.count < 1:
         raise InputError(f"--count: expected 1 or more, found {args.count}")
     set_threads(args)
@@ -80,7 +94,22 @@ def _begin(args: argparse.Namespace) -> tuple[Run, list[str], Objective]:
     names = args.between.split(",") if args.between else [f"{run.ranks[0]}@-2", f"{run.ranks[0]}@-1"]
     if len(names) != 2:
         raise InputError(f"--between: expected two states as in 0@3,0@4, found {args.between!r}")
-    return run, names, source.objective(args, run)
+    return args, run, names, source.objective(args, run)
+
+
+def _states(run: Run, names: Sequence[str]) -> list[NDArray[np.float32]]:
+    states = [state(run, name) for name in names]
+    check_states(states, names)
+    return states
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    args, run, names, objective = _begin(args)
+    return Prepared(run, objective, _states(run, names))
+
+
+def _compare(runs: Runs) -> Comparison:
+    return compare_outliers(runs.cases, f"Losses of samples at two states, {runs.about}")
 
 
 def _class(targets: Tensor) -> str:

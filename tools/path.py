@@ -52,7 +52,6 @@ def _one(options_of_run: argparse.Namespace) -> int:
     options = {
         **objective_options(args, objective),
         "run": str(run.path),
-        "split": args.split,
         "states": names,
         "digest": digest(*states),
         "points": args.points,

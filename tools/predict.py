@@ -12,15 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.figures.draw_reliability import draw_reliability
+from lsam_hpc.landscape.compare.comparison import Comparison
+from lsam_hpc.landscape.compare.predictions import compare_predictions
+from lsam_hpc.landscape.figures.draw_reliability import arrays_of, draw_reliability
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.prediction.calibration import BINS, EDGES, Scores, mean_scores, scores
 from lsam_hpc.landscape.prediction.ensembles import chains_with_samples, members, probabilities
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import state
 from lsam_hpc.tools import source
+from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.jobs import share
 from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
+from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.train.evaluation import SUBSET
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
@@ -39,9 +43,13 @@ class Predictor(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Predict, print, write and draw; return the exit code."""
+    """Predict, print, write and draw, for one run or to compare several; return the exit code."""
+    return each_run(argv, Verb(_parser(), _one, _prepare, lambda args: str(args.name), lambda _: (".h5",), _compare))
+
+
+def _one(options_of_run: argparse.Namespace) -> int:
     ranks = Ranks()
-    args, run, objective, calibrator = ranks.raise_on_all(lambda: _begin(argv))
+    args, run, objective, calibrator = ranks.raise_on_all(lambda: _begin(options_of_run))
     figure = f".{args.format}"
     out = ranks.on_first(
         lambda: places(source.folder(args, run), args.name, [figure, ".h5", ".csv"], overwrite=args.overwrite)
@@ -50,26 +58,27 @@ def main(argv: Sequence[str]) -> int:
     predictors = _predict(args, ranks, run, objective=objective, calibrator=calibrator, ensembles=ensembles)
     if ranks.is_first:
         table = _columns(predictors)
-        notes = {"from": args.start, "thin": args.thin, "split": args.split, "ensembles": ensembles}
-        notes |= objective_options(args, objective)
+        title = source.heading(args, run, objective, "predictions")
+        notes = {"from": args.start, "thin": args.thin, "ensembles": ensembles, **objective_options(args, objective)}
         write_csv(out[".csv"], table)
         bins = [p.scores.reliability for p in predictors]
-        arrays = {name: [getattr(b, name) for b in bins] for name in ("counts", "confidence", "accuracy")}
-        write_arrays(out[".h5"], {**table, **arrays, "edges": EDGES}, notes)
         panels = {f"{p.name} ({p.members})" if p.members > 1 else p.name: p.scores for p in predictors}
-        what = f"{objective.samples} {args.split} samples" if not args.make_batches else f"{objective.samples} samples"
-        draw_reliability(panels, out[figure], f"{run.path.resolve().name}: {what}")
+        arrays = {**table, **{name: [getattr(b, name) for b in bins] for name in ("confidence", "accuracy")}}
+        numbers = {**arrays, **arrays_of(panels), "edges": EDGES}
+        write_arrays(out[".h5"], numbers, {**notes, "figure": {"kind": "predict", "title": title}})
+        draw_reliability(panels, out[figure], title)
         if args.json:
             print(document({**notes, "predictors": _rows(table)}))
         else:
-            _print(predictors, what)
+            split = "" if args.make_batches else f" {args.split}"
+            _print(predictors, f"{objective.samples}{split} samples")
             print("\n" + "\n".join(str(path) for path in out.values()))
     return 0
 
 
-def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective, Objective]:
+def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective, Objective]:
     """Return options, run, the objective on the data to predict, and the one that gives BatchNorm's statistics."""
-    args = source.parse(_parser(), argv)
+    source.parse(_parser(), args)
     args.loss = None
     set_threads(args)
     run = Run(args.run, partial=args.partial)
@@ -80,12 +89,25 @@ def _begin(argv: Sequence[str]) -> tuple[argparse.Namespace, Run, Objective, Obj
     return args, run, objective, calibrator
 
 
+def _prepare(args: argparse.Namespace) -> Prepared:
+    args, run, objective, _ = _begin(args)
+    if args.json:
+        raise InputError("--json: expected one run and one split of its data: the numbers are in the .csv file")
+    ensembles = _ensembles(args, run)
+    return Prepared(run, objective, [state(run, name) for name in (CENTER, *ensembles.get(CHAINS, ()))])
+
+
+def _compare(runs: Runs) -> Comparison:
+    return compare_predictions(runs.cases, f"Predictions, {runs.about}")
+
+
 def _parser() -> Parser:
     parser = source.parser(
         "predict",
         "Compare the predictions of the center, of a single chain, and of ensembles, which average the class "
         "probabilities of the chains' last samples or of snapshots: error, negative log-likelihood, Brier score and "
         f"expected calibration error ({BINS} bins), with reliability diagrams.",
+        several=True,
     )
     parser.add_argument(
         "--from",
@@ -100,7 +122,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--name", default="predict", help="base name of the files (default: predict)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    source.add_objective(parser, 0, split="test", loss=False)
+    source.add_objective(parser, 0, split="test", loss=False, both=True)
     add_ranks(parser)
     return parser
 

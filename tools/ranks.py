@@ -85,14 +85,18 @@ def set_threads(args: argparse.Namespace) -> None:
 
 
 def objective_options(args: argparse.Namespace, objective: Objective) -> dict[str, Any]:
-    """Return the options and data that an objective's values depend on, to store with the values."""
+    """Return the options and data that an objective's values depend on, to store with the values.
+
+    The split is None for the data of `--make-batches`, which has none.
+    """
     data = hashlib.sha256()
     for inputs, targets in objective.batches:
         for tensor in (inputs, targets):
             data.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return {
         "model": args.make_model or args.model or "the run's",
-        "loss": args.loss or "cross-entropy",
+        "loss": getattr(args, "loss", None) or "cross-entropy",
+        "split": None if args.make_batches else args.split,
         "samples": objective.samples,
         "batches": len(objective.batches),
         "data": data.hexdigest()[:16],

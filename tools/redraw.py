@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="lsam redraw",
-        description="Draw a figure of surface, trajectory, path, spectrum, sharpness or diagnose again, from the "
-        "numbers that were written beside it. Nothing is computed: neither the run nor its model or data are needed.",
+        description="Draw a figure of a landscape program again, from the numbers that were written beside it. Nothing "
+        "is computed: neither the run nor its model or data are needed.",
         allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE", help="the figure's numbers, as RUN/figures/surface-center-random.h5")

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     if args.live:
         return serve(Path(args.run), args.port or 0, quiet=args.quiet)
     run = Run(args.run, partial=args.partial)
-    out = (source.folder(args, run) if args.out else run.path if run.path.is_dir() else run.path.parent) / args.name
+    out = (source.folder(args, run) if args.out else source.home(run.path)) / args.name
     say(args, "reading the run")
     info = summary(run)
     with tempfile.TemporaryDirectory() as name:

@@ -38,7 +38,7 @@ class Background:
 
     Args:
         surface: the loss.
-        notes: what it was computed from, see `ranks.objective_options`, and the split.
+        notes: what it was computed from, see `ranks.objective_options`.
         where: file that it was read from; empty: it was computed now.
         losses: losses along the tracks, by rank; None: not known.
     """
@@ -94,7 +94,7 @@ def background(args: argparse.Namespace, run: Run, tracks: Tracks) -> tuple[Back
 
 def _known(args: argparse.Namespace, run: Run, tracks: Tracks) -> list[Stored]:
     """Return the stored surfaces of these states that may be of the data that the options name, the best one first."""
-    folders = [run.path / "figures", *([Path(args.out)] if args.out else [])]
+    folders = [source.figures_folder(run.path), *([Path(args.out)] if args.out else [])]
     known = []
     for path in dict.fromkeys(path.resolve() for folder in folders for path in sorted(folder.glob("*.h5"))):
         try:
@@ -102,7 +102,8 @@ def _known(args: argparse.Namespace, run: Run, tracks: Tracks) -> list[Stored]:
         except InputError as error:
             print(f"{error}: not used", file=sys.stderr)
             continue
-        if found and found.notes.get("split") == args.split and args.images in (None, 0, found.notes.get("samples")):
+        split = None if args.make_batches else args.split
+        if found and found.notes.get("split") == split and args.images in (None, 0, found.notes.get("samples")):
             known.append(found)
     return sorted(known, key=lambda each: (not each.losses, -len(each.surface.x)))  # the richest and finest first
 
@@ -120,12 +121,12 @@ def _notes(args: argparse.Namespace, objective: Objective) -> dict[str, Any]:
 
     chosen = copy(args)
     chosen.threads = torch.get_num_threads()
-    return {**objective_options(chosen, objective), "split": args.split}
+    return objective_options(chosen, objective)
 
 
 def _reused(known: Stored, run: Run) -> Background:
-    near = known.path.is_relative_to(run.path.resolve())
-    where = str(known.path.relative_to(run.path.resolve()) if near else known.path.name)
+    home = source.home(run.path).resolve()
+    where = str(known.path.relative_to(home) if known.path.is_relative_to(home) else known.path.name)
     return Background(known.surface, known.notes, where, known.losses)
 
 

@@ -18,13 +18,11 @@ from typing import Any
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.compare.comparison import Case, Comparison, run_labels
-from lsam_hpc.landscape.report.tables import places, write_csv
 from lsam_hpc.tools import source
 from lsam_hpc.tools.case_facts import Prepared, differences, facts_of, is_known, keep
+from lsam_hpc.tools.comparison_files import DEFAULT_OUT, new_files, write
 from lsam_hpc.tools.ranks import Ranks
 from lsam_hpc.util.arguments import Parser
-
-DEFAULT_OUT = "figures"  # folder of a comparison without --out
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def _compare(args: argparse.Namespace, verb: Verb, ranks: Ranks) -> int:
     both = f"-{args.split}" if getattr(args, "split", None) == source.BOTH else ""
     suffixes = verb.suffixes(args)
     name = f"compare-{verb.name(_copy(args))}{suffixes[0].partition('.')[0]}{both}"
-    out = ranks.on_first(lambda: new_files(folder, name, (figure, ".csv"), overwrite=args.overwrite))
+    out = ranks.on_first(lambda: new_files(folder, name, (figure, ".h5", ".csv"), overwrite=args.overwrite))
     facts = ranks.raise_on_all(lambda: _prepare(verb, cases, each))
     cases = [replace(case, alone=fact["alone"]) for case, fact in zip(cases, facts, strict=True)]
     known = ranks.on_first(lambda: _known(cases, facts, suffixes, overwrite=args.overwrite))
@@ -101,7 +99,7 @@ def _compare(args: argparse.Namespace, verb: Verb, ranks: Ranks) -> int:
                 verb.one(_copy(options))
             if ranks.is_first:
                 keep(case, fact, suffixes)
-    runs = Runs(args, cases, each, _about(cases, facts))
+    runs = Runs(args, cases, each, _about(facts))
     part = folder / f"{name}.part"
     if verb.together:
         ranks.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
@@ -109,8 +107,7 @@ def _compare(args: argparse.Namespace, verb: Verb, ranks: Ranks) -> int:
     if ranks.is_first:
         comparison = verb.compare(runs)
         folder.mkdir(parents=True, exist_ok=True)
-        comparison.draw(out[figure])
-        write_csv(out[".csv"], comparison.columns)
+        write(comparison, out, other=bool(getattr(args, "make_batches", None)))
         shutil.rmtree(part, ignore_errors=True)
         print(comparison.table, end="\n\n")
         if any(known):
@@ -128,13 +125,13 @@ def _known(
     return [is_known(*of_case, suffixes, overwrite=overwrite) for of_case in zip(cases, facts, strict=True)]
 
 
-def _about(cases: Sequence[Case], facts: Sequence[Mapping[str, Any]]) -> str:
+def _about(facts: Sequence[Mapping[str, Any]]) -> str:
     """Return the data of a comparison in words."""
-    counts = {
-        (case.split, fact["objective"]["samples"]) for case, fact in zip(cases, facts, strict=True) if fact["objective"]
-    }
-    of_split = [f"{samples:,} {split}" for split, samples in sorted(counts, reverse=True)]
-    return f"{' and '.join(of_split)} samples" if of_split else ""
+    used = [fact["objective"] for fact in facts if fact["objective"]]
+    counts = {(each["split"] or "", each["samples"]) for each in used}
+    of_split = [f"{samples:,} {split}".rstrip() for split, samples in sorted(counts, reverse=True)]
+    other = " of other data" if any(each["split"] is None for each in used) else ""
+    return f"{' and '.join(of_split)} samples{other}" if of_split else ""
 
 
 def _copy(args: argparse.Namespace) -> argparse.Namespace:
@@ -157,7 +154,7 @@ def _cases(args: argparse.Namespace, verb: Verb) -> tuple[list[Case], list[argpa
                 options.split = split
             if both:
                 options.name = f"{verb.name(_copy(args))}-{split}"
-            own = (path if path.is_dir() else path.parent) / "figures"
+            own = source.figures_folder(path)
             if args.out and len(paths) > 1:
                 own = Path(args.out) / label
                 if own.resolve() == path.resolve():
@@ -168,12 +165,6 @@ def _cases(args: argparse.Namespace, verb: Verb) -> tuple[list[Case], list[argpa
             cases.append(Case(label, split, i, own / verb.name(_copy(options))))
             each.append(options)
     return cases, each
-
-
-def new_files(folder: Path, name: str, suffixes: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
-    """Return the paths of a comparison's files by suffix; check that they can be written, see `places`."""
-    source.check_writable(folder)
-    return places(folder, name, suffixes, overwrite=overwrite)
 
 
 def _prepare(verb: Verb, cases: Sequence[Case], each: Sequence[argparse.Namespace]) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 BOTH = "both"  # value of --split
 FIGURES = ("matplotlib", "matplotlib.figure")  # the second one imports what matplotlib needs
+FOLDER = "figures"  # of figures and numbers in RUN
 BATCH = 512  # images in a batch of the built-in data sets
 
 
@@ -93,7 +94,7 @@ def add_objective(
 
 
 def parse(
-    verb_parser: Parser, argv: Sequence[str] | argparse.Namespace, *packages: str, figures: str = "figures"
+    verb_parser: Parser, argv: Sequence[str] | argparse.Namespace, *packages: str, figures: str = FOLDER
 ) -> argparse.Namespace:
     """Parse the options; check what the program needs at its end, before it computes anything.
 
@@ -110,7 +111,7 @@ def parse(
     require(*FIGURES, *packages)
     run = Path(args.run)
     if run.exists():  # otherwise `Run` says what is wrong
-        check_writable(Path(args.out) if args.out else (run if run.is_dir() else run.parent) / figures)
+        check_writable(Path(args.out) if args.out else home(run) / figures)
     return args
 
 
@@ -128,7 +129,17 @@ def check_writable(path: Path) -> None:
 
 def folder(args: argparse.Namespace, run: Run) -> Path:
     """Create the folder for figures and numbers, and return it."""
-    return make_folder(Path(args.out) if args.out else (run.path if run.path.is_dir() else run.path.parent) / "figures")
+    return make_folder(Path(args.out) if args.out else figures_folder(run.path))
+
+
+def home(path: Path) -> Path:
+    """Return the directory that a run's files are in: the run directory, or that of one file of all ranks."""
+    return path if path.is_dir() else path.parent
+
+
+def figures_folder(path: Path) -> Path:
+    """Return the folder of a run's figures without `--out`."""
+    return home(path) / FOLDER
 
 
 def make_folder(path: Path) -> Path:
@@ -186,12 +197,9 @@ def objective(args: argparse.Namespace, run: Run) -> Objective:
 
 def heading(args: argparse.Namespace, run: Run, f: Objective, *words: str) -> str:
     """Return a figure's title: the run, what is drawn, and the data and the number of images that it is computed on."""
-    data_words = (
-        ["other data", f"{f.samples:,} samples"]
-        if args.make_batches
-        else [f"{args.split} data", f"{f.samples:,} images"]
-    )
-    return ", ".join([run.path.resolve().name, *words, *data_words])
+    used = "other data" if args.make_batches else f"{args.split} data"
+    count = f"{f.samples:,} {'samples' if args.make_batches else 'images'}"
+    return ", ".join([run.path.resolve().name, *words, used, count])
 
 
 def state_label(name: str) -> str:

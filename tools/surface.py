@@ -177,7 +177,7 @@ def _options(args: argparse.Namespace, run: Run, settings: landscape.Settings) -
     options: dict[str, Any] = {
         "run": str(run.path),
         "at": args.at,
-        "split": args.split,
+        "prefix": args.split,  # of the names of the arrays, of other data too
         "kinds": list(settings.kinds),
         "seed": args.seed,
         "directions": args.to or args.directions or "random",

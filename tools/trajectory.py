@@ -56,10 +56,9 @@ def _one(options_of_run: argparse.Namespace) -> int:
         options = {
             **objective_options(args, objective),
             "run": str(run.path),
-            "split": args.split,
             "plane": digest(tracks.axes.origin, tracks.axes.directions),
         }
-        of = {**objective_options(args, objective), "split": args.split}
+        of = objective_options(args, objective)
         if args.surface:
             background = _background(args, ranks, objective, tracks, part=parts["surface"], options=options)
         if args.losses:

@@ -128,19 +128,32 @@ def nothing() -> list[tuple[Tensor, Tensor]]:
     return []
 
 
-def walks(ranks: int = 2, states: int = 6) -> np.ndarray:
+# For --model and --data: a linear classifier of images, 24 to train and 16 to test.
+def split_images(_: str | None) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((40, 1, 2, 2)).astype(np.float32), rng.integers(3, size=40)
+    return x[:24], y[:24], x[24:], y[24:]
+
+
+def flat_classifier(_: tuple[int, ...], classes: int) -> nn.Module:
+    return Flat(4, classes)
+
+
+def walks(ranks: int = 2, states: int = 6, seed: int = 0) -> np.ndarray:
     """Return the samples that `write_run` logs, shape (ranks, states, P)."""
-    return np.random.default_rng(0).standard_normal((ranks, states, SIZE)).cumsum(1).astype(np.float32) / 3
+    return np.random.default_rng(seed).standard_normal((ranks, states, SIZE)).cumsum(1).astype(np.float32) / 3
 
 
-def write_run(path: Path, ranks: int = 2, states: int = 6, snapshots: bool = True, sketches: bool = False) -> Path:
+def write_run(
+    path: Path, ranks: int = 2, states: int = 6, snapshots: bool = True, sketches: bool = False, seed: int = 0
+) -> Path:
     """Write a run whose samples are `walks` and whose center is half of the rank's sample."""
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"rho": 0.1, "stiffness": 2.0}))
     more = {"snapshots": Snapshots()} if snapshots else {}
     if sketches:
         more["sketch"] = CountSketch(SIZE, buckets=32)
-    samples = walks(ranks, states)
+    samples = walks(ranks, states, seed)
     for rank, vectors in enumerate(samples):
         with TrajectoryWriter(path, rank, LAYOUT, attributes(ranks), **more) as writer:
             for i, vector in enumerate(vectors):
@@ -163,4 +176,5 @@ def write_run(path: Path, ranks: int = 2, states: int = 6, snapshots: bool = Tru
 
 
 MODULE = "tests.helpers.landscapes"
+SPLIT_WORDS = ("--model", f"{MODULE}:flat_classifier", "--data", f"{MODULE}:split_images", "--quiet")
 WORDS = ("--make-model", f"{MODULE}:classifier", "--make-batches", f"{MODULE}:images", "--quiet")

@@ -1,5 +1,6 @@
 """`lsam learning-coefficient` on a small model and run: files, numbers, and one line per input error."""
 
+import contextlib
 import json
 
 import h5py
@@ -8,6 +9,7 @@ import pytest
 
 from lsam_hpc.cli import main
 from lsam_hpc.landscape import learning_coefficient
+from lsam_hpc.landscape.chains import learning_coefficient as learning_coefficients
 from lsam_hpc.landscape.objective import Objective
 from tests.helpers.mpis import run
 from tests.helpers.small_model import read, setting
@@ -65,6 +67,45 @@ def test_input_errors(setting, tmp_path, capsys, words, message):
     path, options, _ = setting
     assert main(["learning-coefficient", str(path), *options, *words, "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"lsam learning-coefficient: {message}\n"
+
+
+def test_finished_chains_survive_a_kill(setting, tmp_path, capsys, monkeypatch):
+    path, options, _ = setting
+    words = ["learning-coefficient", str(path), *options, *SMALL, "--at", "center,0@1"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    made, chain = [], learning_coefficients.chain
+
+    def killed(*args, **more):
+        made.append(more["seed"])
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return chain(*args, **more)
+
+    monkeypatch.setattr(learning_coefficients, "chain", killed)
+    capsys.readouterr()
+    with contextlib.suppress(KeyboardInterrupt):
+        main([*words, "--out", str(tmp_path / "cut")])
+    assert (tmp_path / "cut" / "learning-coefficient.part").is_dir()
+    assert main([*words, "--out", str(tmp_path / "cut"), "--draws", "26"]) == 2
+    assert "expected points of the same options, found draws 25 there and 26 now" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "cut")]) == 0
+    assert made == [0, 1, 0, 1, 1]  # of two states; only the chain that was killed is computed again
+    err = capsys.readouterr().err
+    assert "3 of 4 chains were finished before" in err
+    assert "lsam learning-coefficient: 35 of 35, " in err
+    files = [tmp_path / out / "learning-coefficient.csv" for out in ("whole", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not (tmp_path / "cut" / "learning-coefficient.part").exists()
+
+
+def test_the_figure_says_how_well_the_chains_mix(setting, tmp_path):
+    path, options, _ = setting
+    assert main(["learning-coefficient", str(path), *options, *SMALL, "--format", "svg", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "learning-coefficient.svg").read_text()
+    (row,) = read(tmp_path / "learning-coefficient.csv")
+    assert f"R-hat {float(row['rhat']):.3f}" in text
+    assert f"ESS bulk {float(row['ess_bulk']):.0f}, tail {float(row['ess_tail']):.0f} of 50 draws" in text
+    assert "not good: " in text
 
 
 @pytest.mark.slow("a job on two ranks")

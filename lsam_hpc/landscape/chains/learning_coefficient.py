@@ -236,6 +236,18 @@ def chain(
     return Chain(losses, distances, virials, mean, float(probabilities.mean()), size)
 
 
+def row_of(measured: Chain) -> NDArray[np.float64]:
+    """Return a chain as a row of numbers, shape (3 draws + 2 + P,), see `chain_of`."""
+    numbers = np.array([measured.acceptance, measured.step_size])
+    return np.concatenate([measured.loss, measured.distance, measured.virial, numbers, measured.mean])
+
+
+def chain_of(row: NDArray[np.float64], draws: int) -> Chain:
+    """Return the chain of a row of numbers."""
+    loss, distance, virial, rest = np.split(row, [draws, 2 * draws, 3 * draws])
+    return Chain(loss, distance, virial, rest[2:], float(rest[0]), float(rest[1]))
+
+
 def combined(objective: Objective, x: Tensor, chains: Sequence[Chain]) -> LearningCoefficient:
     """Return the estimate of chains that `chain` returned for a state."""
     mean = np.mean([each.mean for each in chains], axis=0)

@@ -51,11 +51,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table as text, its numbers as columns, and a function that draws the figure."""
+    """A table as text, its numbers as columns, and a function that draws the figure.
+
+    Args:
+        table: as text.
+        columns: of the table.
+        draw: draws the figure.
+        numbers: arrays and notes from which `lsam redraw` draws the figure. Default: it cannot.
+    """
 
     table: str
     columns: Mapping[str, Sequence[Any]]
     draw: Callable[[Path], Path]
+    numbers: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
 
 
 def run_labels(paths: Sequence[Path]) -> list[str]:

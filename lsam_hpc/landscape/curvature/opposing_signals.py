@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.objective import Batch, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lsam_hpc.landscape.objective import Batch, Objective
 
 COUNT = 8
 
@@ -98,11 +101,12 @@ def sample(objective: Objective, index: int) -> Batch:
     raise IndexError(index)
 
 
-@torch.no_grad()
 def _losses(objective: Objective, x: Tensor, advance: Callable[[], None]) -> NDArray[np.float64]:
     """Return the loss of each sample, shape (n,)."""
+    import torch  # here, because figures of the losses do not need it
+
     values = []
-    with objective.at(x) as model:
+    with torch.no_grad(), objective.at(x) as model:
         for inputs, targets in objective.batches:
             outputs = model(inputs)
             values += [objective.loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
@@ -117,6 +121,8 @@ def _angles(
     objective: Objective, x: Tensor, rising: NDArray[np.int64], falling: NDArray[np.int64], advance: Callable[[], None]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the norms of the samples' gradients, and the cosines between those of rising and falling ones."""
+    import torch
+
     norms, cosines = np.zeros(len(rising) + len(falling)), np.zeros((len(rising), len(falling)))
     with objective.at(x) as model, torch.enable_grad():
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from lsam_hpc.errors import InputError
@@ -22,12 +20,13 @@ from lsam_hpc.landscape.figures.draw_path import draw_matrix, draw_profiles
 from lsam_hpc.landscape.figures.draw_space import draw_space
 from lsam_hpc.landscape.figures.draw_surface import draw_surface
 from lsam_hpc.landscape.figures.draw_tracks import Losses, draw_tracks
+from lsam_hpc.landscape.figures.redrawn import REDRAWN
 from lsam_hpc.landscape.figures.scales import Scale
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import columns as c
 from lsam_hpc.landscape.geometry.barriers import DOUBLE, Matrix, Profile
 from lsam_hpc.landscape.geometry.tracks import Track, Tracks
-from lsam_hpc.landscape.report.tables import NOTES
+from lsam_hpc.landscape.report.tables import numbers_of
 from lsam_hpc.trajectory.openfile import DAMAGE, opened
 
 WHOLE = "all"  # the whole matrix, among the layers of a spectrum
@@ -42,7 +41,7 @@ class Stored:
 
     Args:
         path: of their file.
-        kind: of the figure: surface, trajectory, path, spectrum, edge, sharpness or diagnose.
+        kind: of the figure, as surface or compare-predict.
         title: of the figure.
         arrays: by name; texts are lists.
         notes: how they were made.
@@ -72,19 +71,11 @@ def read(path: Path) -> Stored:
     Raises:
         InputError: there is no file, it cannot be read, or it has no numbers of a figure.
     """
-    arrays: dict[str, Any] = {}
-
-    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset) and not name.endswith(("eigenvectors", "directions", "origin")):
-            texts = h5py.check_string_dtype(item.dtype) is not None
-            arrays[name] = np.asarray(item.asstr()[()]).tolist() if texts else item[()]
-
     if not path.is_file():
         raise InputError(f"{path}: expected the .h5 file beside a figure, found none: lsam surface RUN writes one")
     try:
         with opened(path) as (file, _):
-            notes = json.loads(file.attrs[NOTES]) if NOTES in file.attrs else {}
-            file.visititems(add)
+            arrays, notes = numbers_of(file)
     except DAMAGE as error:
         raise InputError(
             f"{path}: expected the .h5 file beside a figure, found: {str(error).splitlines()[0]}"
@@ -128,7 +119,7 @@ def redraw(stored: Stored, out: Mapping[str, Path], scale: Scale, *, space: bool
 
 
 def _surface(stored: Stored) -> tuple[Surface, dict[str, Any]]:
-    arrays, prefix = stored.arrays, f"{stored.notes['split']}_"
+    arrays, prefix = stored.arrays, f"{stored.notes['prefix']}_"
     x, y = arrays["xcoordinates"], arrays.get("ycoordinates")
     values = {n.removeprefix(prefix): np.where(v == -1, np.nan, v) for n, v in arrays.items() if n.startswith(prefix)}
     if "acc" in values:
@@ -250,6 +241,13 @@ def _diagnose(stored: Stored, out: Mapping[str, Path], _: Scale) -> None:
     draw_chains(chains, out[""], stored.title)
 
 
+def _redrawn(kind: str) -> Callable[[Stored, Mapping[str, Path], Scale], None]:
+    def draw(stored: Stored, out: Mapping[str, Path], _: Scale) -> None:
+        REDRAWN[kind](stored.arrays, stored.notes, stored.title, out[""])
+
+    return draw
+
+
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
@@ -262,4 +260,5 @@ _DRAW: dict[str, Callable[[Stored, Mapping[str, Path], Scale], None]] = {
     "edge": _edge,
     "sharpness": _sharpness,
     "diagnose": _diagnose,
+    **{kind: _redrawn(kind) for kind in REDRAWN},
 }

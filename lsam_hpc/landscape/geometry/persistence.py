@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.geometry.path import rounding
+from lsam_hpc.landscape.geometry.barriers import rounding
 
 Point = tuple[int, int]  # row and column
 
@@ -64,7 +64,7 @@ def basins(values: NDArray[np.floating], least: float = 0.0, epsilon: float = 0.
         least: leave out basins whose persistence is not above this. Default: 0, which leaves out none but the further
             points of a plateau.
         epsilon: machine epsilon of the type in which the values were computed: also leave out basins that rounding
-            alone can make, of up to `path.rounding(value, level, epsilon)`. Default: 0, for exact values.
+            alone can make, of up to `barriers.rounding(value, level, epsilon)`. Default: 0, for exact values.
 
     Raises:
         InputError: the surface has not two dimensions, or no finite value.

@@ -123,11 +123,13 @@ def of_space(tracks: Tracks, background: Surface, words: str, *, where: str) -> 
 
 
 def losses_of(notes: Mapping[str, Any]) -> str:
-    """Return which loss of which data was computed, from `ranks.objective_options` and the split."""
+    """Return which loss of which data was computed, from `ranks.objective_options`."""
     samples = notes.get("samples")
     loss = notes.get("loss", "cross-entropy")
     words = f"{loss} of {samples:,} samples" if isinstance(samples, int) else str(loss)
-    return f"{words} of the {notes['split']} data" if "split" in notes else words
+    if "split" not in notes:
+        return words
+    return f"{words} of the {notes['split']} data" if notes["split"] else f"{words} of other data"
 
 
 def _range(values: list[float]) -> str:

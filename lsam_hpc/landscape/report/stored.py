@@ -35,7 +35,7 @@ class Stored:
     Args:
         path: of the file.
         surface: the loss.
-        notes: what it was computed from, see `ranks.objective_options`, and the split.
+        notes: what it was computed from, see `ranks.objective_options`.
         losses: losses along the tracks, by rank; None if the file has none.
     """
 

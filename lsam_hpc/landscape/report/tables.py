@@ -94,6 +94,19 @@ def notes_of(path: Path) -> dict[str, Any]:
     return notes if isinstance(notes, dict) else {}
 
 
+def numbers_of(file: h5py.File) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arrays of a file, without vectors of parameters, texts as lists, and its notes; see `write_arrays`."""
+    arrays: dict[str, Any] = {}
+
+    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and not name.endswith(("eigenvectors", "directions", "origin")):
+            texts = h5py.check_string_dtype(item.dtype) is not None
+            arrays[name] = np.asarray(item.asstr()[()]).tolist() if texts else item[()]
+
+    file.visititems(add)
+    return arrays, json.loads(file.attrs[NOTES]) if NOTES in file.attrs else {}
+
+
 def _cell(value: Any) -> Any:  # noqa: ANN401 (any cell)
     number = isinstance(value, (float, np.floating))
     return "" if number and np.isnan(value) else (repr(float(value)) if number else value)
