@@ -10,7 +10,7 @@ import numpy as np
 
 from lsam_hpc.landscape.curvature.blocks import Spectrum
 from lsam_hpc.landscape.figures.draw_curvature import NAMES
-from lsam_hpc.landscape.figures.figures import COLOURS, SURFACE, figure, save
+from lsam_hpc.landscape.figures.figures import COLOURS, SURFACE, figure, heading, save
 from lsam_hpc.landscape.figures.scales import log_axis
 
 
@@ -36,7 +36,7 @@ def draw_classes(spectra: Sequence[tuple[str, str, Spectrum]], path: Path, title
         for ax, (draw, matrix) in zip(np.ravel(axes), panels, strict=False):
             draw(ax, {name: s for m, name, s in spectra if m == matrix}, _colours(classes))
             ax.set_title(NAMES[matrix])
-        drawing.suptitle(title)
+        heading(drawing, title)
         return save(drawing, path)
 
 

@@ -41,8 +41,8 @@ class Settings:
 
     Args:
         kinds: some of `"loss"`: f and the classification error in %; `"sam"`: f_SAM(x) = f(x + rho g / |g|) with the
-            gradient g over all data; `"regularised"`: f(x) + rho |g|, which is f_SAM to first order in rho (Compagnoni
-            et al. 2023, arXiv 2301.08203); `"smoothed"`: F(y) = -T log E[exp(-f_SAM(x) / T)], x ~ N(y, T / lambda I),
+            gradient g over all data; `"regularised"`: f(x) + rho |g|, the loss that SAM with all data implicitly descends
+            (see below); `"smoothed"`: F(y) = -T log E[exp(-f_SAM(x) / T)], x ~ N(y, T / lambda I),
             by Monte Carlo, with its standard error and effective sample size. Default: loss.
         rho: ascent radius, in units of the parameters.
         temperature: T of the smoothing, in units of the loss.
@@ -52,6 +52,15 @@ class Settings:
 
     Raises:
         InputError: a kind is unknown, or a number is out of range.
+
+    The gradient of f + rho |g| is grad f + rho H g / |g|. SAM's, grad f(x + rho g / |g|), differs from it by O(rho^2),
+    and not at all where f is quadratic. So a step of size lr differs from the gradient flow of f + rho |g| by
+    O(lr rho^2 + lr^2), and training over a fixed time lr steps by O(rho^2 + lr): first order in lr if rho^2 is at most
+    of the order of lr. Its value differs from f_SAM by rho^2 g'Hg / (2 |g|^2) + O(rho^3).
+
+    Source: Compagnoni et al. 2023, "An SDE for Modeling SAM: Theory and Insights" (arXiv 2301.08203): the drift of SAM
+    and of their DNSAM with all data. With mini-batches their drift of SAM has the mean of the mini-batches' |g|, which
+    is larger, and noise is added that depends on the Hessian; neither is part of this value.
     """
 
     kinds: tuple[str, ...] = ("loss",)

@@ -24,6 +24,7 @@ from lsam_hpc.landscape.geometry.tracks import Track, from_sketches, from_snapsh
 from lsam_hpc.trajectory import Run
 from tests.helpers.figures import check, height, overlapping, shown, tick_labels
 from tests.helpers.landscapes import write_run
+from tests.helpers.mpis import ROOT
 
 X, Y = np.linspace(-2, 2, 17), np.linspace(-1, 1, 9)
 BOWL = Surface(X, Y, {"loss": 1e-3 + (X**2 + 9 * Y[:, None] ** 2), "error": 10 * (X**2 + Y[:, None] ** 2)})
@@ -283,3 +284,9 @@ def test_rank_plots_are_those_of_arviz(n):
     np.testing.assert_allclose(counts / counts.sum(1, keepdims=True), heights / heights.sum(1, keepdims=True))
     np.testing.assert_allclose(np.diff(edges), np.ravel(axes)[0].patches[0].get_width())
     np.testing.assert_array_equal(counts.sum(1), n)
+
+
+def test_all_titles_are_headings():
+    """A title is broken into lines by one function, so that none is cut or wider than its figure."""
+    folder = ROOT / "lsam_hpc" / "landscape" / "figures"
+    assert [file.name for file in folder.glob("*.py") if "suptitle(" in file.read_text()] == ["figures.py"]

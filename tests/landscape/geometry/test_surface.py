@@ -47,6 +47,26 @@ def test_the_regularised_loss_of_a_quadratic():
     assert values(f, torch.from_numpy(c), Settings(("regularised",), rho=0.3)) == [0.0]
 
 
+def slope(f, x, rho):
+    """Return the gradient of f + rho |grad f| by central differences of its values."""
+    h, settings = 1e-5, Settings(("regularised",), rho=rho)
+    ups, downs = ([values(f, x + s * h * e, settings)[0] for e in torch.eye(len(x)).double()] for s in (1, -1))
+    return (np.array(ups) - np.array(downs)) / (2 * h)
+
+
+def test_the_regularised_loss_has_the_gradient_of_sam_up_to_the_second_order_of_rho():
+    """Exactly on a quadratic; half the radius makes a quarter of the difference elsewhere."""
+    f, _, c = quadratic()
+    x = torch.from_numpy(c + np.random.default_rng(2).standard_normal(6))
+    sam = f.gradient(f.ascent(x, 0.3))[1].numpy()
+    np.testing.assert_allclose(slope(f, x, 0.3), sam, rtol=1e-7, atol=1e-7)
+    bent = function(lambda w: (w**4).sum() + (w.prod() + 1) ** 2 + torch.sin(3 * w[0]), 3)
+    x = torch.tensor([0.4, -0.9, 0.7], dtype=torch.float64)
+    gaps = [np.linalg.norm(slope(bent, x, rho) - bent.gradient(bent.ascent(x, rho))[1].numpy()) for rho in (0.02, 0.01)]
+    assert gaps[0] / gaps[1] == pytest.approx(4, rel=0.05)
+    assert gaps[1] > 1e-5
+
+
 def test_a_line_and_its_smoothed_loss():
     a = 3.0
     f = function(lambda x: 0.5 * a * x @ x, 1)
