@@ -5,6 +5,7 @@ Estimates must be within 4 standard errors of the truth: an exact sampler fails 
 
 import itertools
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,14 +16,16 @@ from torch import nn
 
 from lsam_hpc import InputError
 from lsam_hpc.landscape import learning_coefficient
+from lsam_hpc.landscape.chains import learning_coefficient as module
 from lsam_hpc.landscape.chains.hmc import hmc
 from lsam_hpc.landscape.chains.learning_coefficient import (
     LearningCoefficient,
     chain,
+    combined,
     fixed_statistics,
     inverse_temperature,
 )
-from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.landscape.objective import Objective, Value
 from tests.helpers.landscapes import Free
 
 SHORT = {"draws": 250, "warmup": 80, "leapfrog": 4}
@@ -117,19 +120,55 @@ def crossing(k, samples, gamma):
     return sum(quad(lambda w: scale * w ** (2 * k) / precision(w) * weight(w), *part)[0] for part in parts) / mass
 
 
+class Crossing:
+    """The function w1^2 w2^2k of two parameters as the mean loss over samples, ten times as fast as with autograd."""
+
+    size = 2
+
+    def __init__(self, k, samples):
+        self.k, self.samples = k, samples
+
+    def vector(self, x):
+        return torch.as_tensor(x, dtype=torch.float64)
+
+    def __call__(self, x):
+        return Value(self.gradient(x)[0], math.nan)
+
+    def gradient(self, x):
+        (a, b), k = x.numpy(), self.k
+        with np.errstate(all="ignore"):  # far away it overflows, and the step is not accepted
+            slope = [2 * a * b ** (2 * k), 2 * k * a**2 * b ** (2 * k - 1)]
+            return float(a**2 * b ** (2 * k)), torch.tensor(slope, dtype=torch.float64)
+
+
+SEEDS = 5  # estimates of 4 chains each
+
+
 @pytest.mark.parametrize(
     ("k", "gamma", "options"),
     [
-        (1, 10.0, {"draws": 450, "warmup": 100, "leapfrog": 8}),
-        pytest.param(2, 1.0, {"draws": 800, "warmup": 200, "leapfrog": 12}, marks=pytest.mark.slow("5 s of chains")),
+        (1, 10.0, {"draws": 800, "warmup": 200, "leapfrog": 8}),
+        pytest.param(2, 1.0, {"draws": 2000, "warmup": 300, "leapfrog": 12}, marks=pytest.mark.slow("12 s of chains")),
     ],
 )
-def test_normal_crossings(k, gamma, options):
-    f = over(1000, lambda w: w[0] ** 2 * w[1] ** (2 * k), 2)
-    estimate = learning_coefficient(f, torch.zeros(2), gamma=gamma, seed=7, **options)
-    assert abs(estimate.value - crossing(k, 1000, gamma)) < 4 * estimate.error
-    assert estimate.error < 0.1 * estimate.value
-    assert not bad(estimate) - {"draws", "agreement"}
+def test_normal_crossings(k, gamma, options, monkeypatch):
+    """Each of five estimates, and that of all their chains, is within 4 of its own Monte Carlo standard errors.
+
+    For an exact sampler one of the six fails with a probability of 4e-4, and the last has a standard error of 3 %.
+    """
+    monkeypatch.setattr(module, "fixed_statistics", lambda f, _: nullcontext(f))  # there are none
+    f, x, exact = Crossing(k, 1000), torch.zeros(2, dtype=torch.float64), crossing(k, 1000, gamma)
+    chains = [chain(f, x, gamma=gamma, seed=seed, **options) for seed in range(4 * SEEDS)]
+    estimates = [combined(f, x, chains[4 * i : 4 * i + 4]) for i in range(SEEDS)]
+    for estimate in estimates:
+        assert abs(estimate.value - exact) < 4 * estimate.error
+        assert estimate.error < 0.1 * exact
+        assert not bad(estimate) - {"agreement"}
+        assert estimate.rhat < 1.03
+    together = combined(f, x, chains)
+    assert abs(together.value - exact) < 4 * together.error
+    assert together.error < 0.04 * exact
+    assert bad(together) <= {"draws"}  # at least 100 are needed of each chain's tails
 
 
 def test_the_integral_has_the_limit_that_the_theory_names():
