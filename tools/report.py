@@ -23,6 +23,7 @@ from lsam_hpc.landscape.report.space import space
 from lsam_hpc.tools import source
 from lsam_hpc.tools.inspect_run import summary
 from lsam_hpc.tools.live import serve
+from lsam_hpc.tools.marks import checkpoint_marks
 from lsam_hpc.tools.report_facts import answer, facts
 from lsam_hpc.tools.report_surface import GRID, IMAGES, background, say
 from lsam_hpc.trajectory import Run
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         sections = [checks, *_where(args, run, Path(name), drawn)]
     first = Section("summary", "Summary", facts=facts(info, verdicts))
     say(args, "writing the page")
-    others = figurefiles.pictures(run.path / "figures", drawn)
+    others = figurefiles.pictures(source.figures_folder(run.path), out, drawn)
     more = [Section("figures", "Figures of other programs", pictures=others)] if others else []
     title = f"Run {run.path.resolve().name}"
     Report(title, [first, *sections, *more, _ranks(info), _options(info)]).write(out)
@@ -127,8 +128,8 @@ def _checks(args: argparse.Namespace, run: Run, folder: Path) -> tuple[list[Chec
     section = Section(
         name, title, text, verdicts=verdicts, pictures=[drawn], tables=[_mixing(statistics)], terms=captions.DEFINITIONS
     )
-    start = figurefiles.notes(run.path / "figures" / "diagnose.h5").get("from")
-    return verdicts, section, ["diagnose"] if start == statistics.start else []
+    files = source.figures_folder(run.path).glob("*.h5")
+    return verdicts, section, [file.stem for file in files if stored.shows_chains(file, statistics)]
 
 
 def _mixing(statistics: Chains) -> Table:
@@ -156,7 +157,7 @@ def _where(args: argparse.Namespace, run: Run, folder: Path, drawn: list[str]) -
     except InputError as error:
         return [Section("where", title, f"Not drawn: {error}.")]
     found, text = background(args, run, tracks)
-    surface = found.surface if found else None
+    surface, split = (found.surface, found.notes.get("split")) if found else (None, None)
     logged = {rank: (steps["total_iteration"], steps["loss"]) for rank in run.ranks for steps in [run.steps(rank)]}
     name = f"{run.path.resolve().name}: {len(tracks.ranks)} ranks, from {tracks.source}"
     losses = found.losses if found else None
@@ -170,12 +171,13 @@ def _where(args: argparse.Namespace, run: Run, folder: Path, drawn: list[str]) -
                 "surface",
                 "The loss around the chains",
                 captions.of_space(tracks, found.surface, words, where=found.where),
-                space=space(tracks, found.surface, f"{found.notes['split']} loss"),
+                space=space(tracks, found.surface, f"{split} loss" if split else "loss"),
                 names=[f"rank {rank}" for rank in tracks.ranks],
                 label=captions.moves(tracks),
             )
         )
-    drawn += [f.stem for f in (run.path / "figures").glob("*.h5") if stored.draws(f, tracks)]
+    files = source.figures_folder(run.path).glob("*.h5")
+    drawn += [file.stem for file in files if stored.shows_tracks(file, tracks, surface, losses, split)]
     return sections
 
 
@@ -183,7 +185,8 @@ def _tracks(run: Run) -> Tracks:
     count = sum(
         run.log(rank).rows("snapshot/sample") for rank in run.ranks if "snapshot/sample" in run.log(rank).tables
     )
-    return from_snapshots(run) if count > 2 else from_sketches(run)
+    marks = checkpoint_marks(run)  # as in the figure of `lsam trajectory`
+    return from_snapshots(run, marks=marks) if count > 2 else from_sketches(run, marks)
 
 
 def _ends(tracks: Tracks) -> Table:

@@ -28,6 +28,7 @@ from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.landscape.workqueue import evaluate
 from lsam_hpc.tools import source
 from lsam_hpc.tools.case_facts import Prepared
+from lsam_hpc.tools.marks import checkpoint_marks
 from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
@@ -155,15 +156,7 @@ def _count(run: Run, table: str) -> int:
 
 
 def _tracks(args: argparse.Namespace, run: Run) -> Tracks:
-    marks = {name: state(run, name) for name in args.mark}
-    checkpoints = sorted((run.path / "checkpoints").glob("*.pt"))
-    for path in checkpoints if not args.mark else []:
-        if path.name.startswith("rank-"):  # a rank's resume file: its samples are drawn already
-            continue
-        try:
-            marks[f"checkpoint {path.stem}"] = state(run, str(path))
-        except InputError as error:  # not fatal: the user did not name this file
-            print(f"{error}: it is not drawn", file=sys.stderr)
+    marks = {name: state(run, name) for name in args.mark} if args.mark else checkpoint_marks(run)
     if args.source == "sketches":
         return from_sketches(run, marks)
     axes = None

@@ -178,7 +178,7 @@ def test_what_other_verbs_stored_is_used_and_shown_once(tmp_path):
     assert captions[3].startswith("Rise of the loss when the parameters move within a ball: ")
     assert captions[3].endswith(" File: figures/sharpness.png; numbers: figures/sharpness.csv.")
     assert len(captions) == 4
-    assert "(cross-entropy of 30 samples of the train data; read from figures/trajectory.h5, not computed" in body
+    assert "(cross-entropy of 30 samples of other data; read from figures/trajectory.h5, not computed" in body
     with h5py.File(path / "figures" / "trajectory.h5") as file:
         loss = file["surface/loss"][()]
     shown = json.loads(re.search(r'id="space-data">(.*?)</script>', body)[1])["traces"][0]["z"]

@@ -41,8 +41,8 @@ class Settings:
 
     Args:
         kinds: some of `"loss"`: f and the classification error in %; `"sam"`: f_SAM(x) = f(x + rho g / |g|) with the
-            gradient g over all data; `"regularised"`: f(x) + rho |g|, the loss that SAM with all data implicitly descends
-            (see below); `"smoothed"`: F(y) = -T log E[exp(-f_SAM(x) / T)], x ~ N(y, T / lambda I),
+            gradient g over all data; `"regularised"`: f(x) + rho |g|, the loss that SAM with all data implicitly
+            descends (see below); `"smoothed"`: F(y) = -T log E[exp(-f_SAM(x) / T)], x ~ N(y, T / lambda I),
             by Monte Carlo, with its standard error and effective sample size. Default: loss.
         rho: ascent radius, in units of the parameters.
         temperature: T of the smoothing, in units of the loss.

@@ -124,12 +124,17 @@ def of_space(tracks: Tracks, background: Surface, words: str, *, where: str) -> 
 
 def losses_of(notes: Mapping[str, Any]) -> str:
     """Return which loss of which data was computed, from `ranks.objective_options`."""
+    loss, data = notes.get("loss", "cross-entropy"), data_of(notes)
+    return f"{loss} of {data}" if data else str(loss)
+
+
+def data_of(notes: Mapping[str, Any]) -> str:
+    """Return which data were used, from `ranks.objective_options`; empty if they are not named."""
     samples = notes.get("samples")
-    loss = notes.get("loss", "cross-entropy")
-    words = f"{loss} of {samples:,} samples" if isinstance(samples, int) else str(loss)
-    if "split" not in notes:
-        return words
-    return f"{words} of the {notes['split']} data" if notes["split"] else f"{words} of other data"
+    words = [f"{samples:,} samples"] if isinstance(samples, int) else []
+    if "split" in notes:
+        words.append(f"the {notes['split']} data" if notes["split"] else "other data")
+    return " of ".join(words)
 
 
 def _range(values: list[float]) -> str:

@@ -13,26 +13,28 @@ import numpy as np
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures.draw_surface import TITLES
 from lsam_hpc.landscape.geometry.surface import LOSSES
-from lsam_hpc.landscape.report.captions import losses_of
-from lsam_hpc.landscape.report.report import KINDS, Picture, picture
+from lsam_hpc.landscape.report.captions import data_of, losses_of
+from lsam_hpc.landscape.report.report import KINDS, LINKED, Picture, link, picture
 from lsam_hpc.landscape.report.tables import NOTES
 from lsam_hpc.trajectory.openfile import DAMAGE, opened
 
 
-def pictures(folder: Path, drawn: Sequence[str] = ()) -> list[Picture]:
-    """Return the figures in a folder, in the order of their names.
+def pictures(folder: Path, page: Path, drawn: Sequence[str] = ()) -> list[Picture]:
+    """Return the figures in a folder, in the order of their names; one that exists as PDF only is a link.
 
     Args:
         folder: RUN/figures; it need not exist.
+        page: file that will show them.
         drawn: names of figures without suffix that the page has drawn itself.
     """
-    files = sorted(f for f in folder.iterdir() if f.suffix in KINDS) if folder.is_dir() else []
+    files = sorted(f for f in folder.iterdir() if f.suffix in (*KINDS, LINKED)) if folder.is_dir() else []
     made: dict[str, Picture] = {}
-    for file in files:
-        if file.stem not in drawn and file.stem not in made:  # .png before .svg
+    for file in sorted(files, key=lambda f: f.suffix == LINKED):  # .png before .svg before .pdf
+        if file.stem not in drawn and file.stem not in made:
             text = caption(file)
-            made[file.stem] = picture(file, f"Figure {file.stem}. {text}", text)
-    return list(made.values())
+            alt = f"Figure {file.stem}. {text}"
+            made[file.stem] = link(file, page, alt, text) if file.suffix == LINKED else picture(file, alt, text)
+    return [made[stem] for stem in sorted(made)]
 
 
 def notes(path: Path) -> dict[str, Any]:
@@ -74,6 +76,10 @@ def _said(file: h5py.File, notes: Mapping[str, Any]) -> str:
         ("case", _sharpness),
         ("barrier", _barriers),
         ("off_plane", _tracks),
+        ("predictor", _predictions),
+        ("saddle_at", _basins),
+        ("cosines", _outliers),
+        ("half_parameters", _learning_coefficients),
     ):
         if name in file:
             return say(file, notes)
@@ -133,8 +139,66 @@ def _barriers(file: h5py.File, notes: Mapping[str, Any]) -> str:
 
 
 def _tracks(file: h5py.File, notes: Mapping[str, Any]) -> str:
-    off = file["off_plane"][()]
+    off, objective = file["off_plane"][()], notes.get("objective")
     return (
         f"Samples and center on the axes {', '.join(map(str, notes.get('labels', [])[:2]))}; the states are "
-        f"{np.median(off):.3g} off this plane (median)."
+        f"{np.median(off):.3g} off this plane (median)"
+        f"{f'; losses: {losses_of(objective)}' if objective else ''}."
     )
+
+
+def _predictions(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    names, error, nll, ece = (file[name][()] for name in ("predictor", "error", "nll", "ece"))
+    texts = [name.decode() for name in names]
+    rows = [
+        f"{text} {error[i]:.2f} % wrong, NLL {nll[i]:.3g}, calibration error {ece[i]:.2g}"
+        for i, text in enumerate(texts)
+    ]
+    best = f" The lowest NLL is that of {texts[int(np.argmin(nll))]}." if len(texts) > 1 else ""
+    return f"Accuracy against confidence of predictions of {data_of(notes)}: {'; '.join(rows)}.{best}"
+
+
+def _basins(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    names, value, saddle = file["values"].asstr()[()], file["value"][()], file["saddle"][()]
+    texts = []
+    for name in dict.fromkeys(names):
+        own = names == name
+        heights = (saddle - value)[own]
+        text = f"{name} has {_count(int(own.sum()), 'basin')}, its lowest minimum {value[own].min():.3g}"
+        if np.isfinite(heights).any():
+            text += f", and the way out of the next deepest one rises by {np.nanmax(heights):.3g}"
+        texts.append(text)
+    where = Path(str(notes.get("surface", ""))).name
+    return f"Minima (circles) and saddles (crosses) of {where}, and the tree in which basins merge: {'; '.join(texts)}."
+
+
+def _outliers(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    before, after, cosines = (file[name][()] for name in ("before", "after", "cosines"))
+    change, shown = after - before, np.r_[file["rising"][()], file["falling"][()]]
+    share = np.abs(change[shown]).sum() / max(float(np.abs(change).sum()), 1e-300)
+    pairs = file["pairs"][()]
+    opposed = f"; the most opposed pair has a cosine of {cosines[tuple(pairs[0])]:.2f}" if len(pairs) else ""
+    first, second = notes["between"]
+    return (
+        f"The loss of each sample at {first} and {second} ({losses_of(notes)}): {before.mean():.3g} and "
+        f"{after.mean():.3g} on average, {(change > 0).sum():,} samples rise and {(change < 0).sum():,} fall. The "
+        f"{len(shown)} that change most make {100 * share:.0f} % of all changes{opposed}."
+    )
+
+
+def _learning_coefficients(file: h5py.File, notes: Mapping[str, Any]) -> str:
+    texts = []
+    for i, name in enumerate(file["state"].asstr()[()]):
+        value, error, half, rhat, bulk, tail = (
+            float(file[column][i])
+            for column in ("lambda", "standard_error", "half_parameters", "rhat", "ess_bulk", "ess_tail")
+        )
+        wrong = ", ".join(notes["problems"][name])
+        text = f"{value:.4g} ± {error:.2g} at {name}, of at most {half:g} at a regular minimum (R-hat {rhat:.3f}, "
+        text += f"effective sample size {bulk:.0f}, in the tails {tail:.0f})"
+        texts.append(text + (f", not to be used because of {wrong}" if wrong else ""))
+    return f"Draws of the chains whose mean is the learning coefficient: {'; '.join(texts)}; {losses_of(notes)}."
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -5,35 +5,40 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.chains.diagnosis import CheckResult
 from lsam_hpc.util.files import atomic_path
 
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
+LINKED = ".pdf"  # of figures that are not embedded
 DPI = 150.0  # of a PNG image that does not say it
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, embedded in the page.
+    """A figure, embedded in the page, or a link to its file.
 
     Args:
-        source: the image as a data URI.
+        source: the image as a data URI; empty for a link.
         alt: description for people who cannot see the figure.
         caption: text below the figure.
         width: of the figure in points, 1/72 inch. At as many pixels, text of 9 points is 9 pixels high.
+        link: address of the file, relative to the page.
     """
 
     source: str
     alt: str
     caption: str
     width: int = 600
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,11 @@ def picture(path: Path, alt: str, caption: str) -> Picture:
     data = path.read_bytes()
     text = base64.b64encode(data).decode()
     return Picture(f"data:{KINDS[path.suffix]};base64,{text}", alt, caption, _width(data))
+
+
+def link(path: Path, page: Path, alt: str, caption: str) -> Picture:
+    """Return a file that a page cannot embed as a link from it."""
+    return Picture("", alt, caption, link=quote(os.path.relpath(path.resolve(), page.resolve().parent)))
 
 
 def _width(image: bytes) -> int:

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.chains.statistics import Chains
 from lsam_hpc.landscape.figures.draw_tracks import Losses
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry.surface import LOSS
 from lsam_hpc.landscape.geometry.tracks import Tracks
-from lsam_hpc.landscape.report.tables import NOTES, write_arrays
+from lsam_hpc.landscape.report.tables import NOTES, numbers_of, write_arrays
 from lsam_hpc.trajectory.openfile import DAMAGE, opened
 
 OBJECTIVE = "objective"  # among the notes: model, data, split, ... of the losses
@@ -90,13 +91,68 @@ def find(path: Path, tracks: Tracks, points: int | None = None) -> Stored | None
     return Stored(path, surface, notes, losses) if _covers(surface, tracks) else None
 
 
-def draws(path: Path, tracks: Tracks) -> bool:
-    """Return whether an HDF5 file is of a figure of these tracks; False if it is damaged."""
+def shows_tracks(
+    path: Path, tracks: Tracks, background: Surface | None, losses: Mapping[int, Losses] | None, split: str | None
+) -> bool:
+    """Return whether a figure of these tracks shows all that the figure beside an HDF5 file does; False if damaged.
+
+    Args:
+        path: of the file.
+        tracks: that are drawn, with their marks.
+        background: the loss on the plane that is drawn.
+        losses: along the tracks that are drawn.
+        split: of the data of the losses; None: of other data.
+    """
     try:
         with opened(path) as (file, _):
-            return _same_states(file, tracks)
+            arrays, notes = numbers_of(file)
+            if not _same_states(file, tracks):
+                return False
     except (InputError, *DAMAGE):
         return False
+    now: dict[str, Any] = {
+        "center_x": np.concatenate([track.center[:, 0] for track in tracks.ranks.values()]),
+        "center_y": np.concatenate([track.center[:, 1] for track in tracks.ranks.values()]),
+        "marks_at": np.array([*tracks.marks.values()]).reshape(-1, 2),
+    }
+    if losses is not None:
+        now["loss"] = np.concatenate([losses[rank].true for rank in tracks.ranks])
+        now["plane_loss"] = np.concatenate([losses[rank].plane for rank in tracks.ranks])
+    if background is not None:
+        now |= {"surface/x": background.x, "surface/y": background.y, "surface/loss": background.values[LOSS]}
+    drawn = {"center_x", "center_y", "marks_at", "loss", "plane_loss", "surface/x", "surface/y", "surface/loss"}
+    of_losses = notes.get(OBJECTIVE) or {"split": split}
+    return (
+        notes.get("source") == tracks.source
+        and list(notes.get("labels", [])) == list(tracks.labels)
+        and list(arrays.get("marks", [])) == list(tracks.marks)
+        and of_losses.get("split") == split
+        and all(name in now and _close(arrays[name], now[name]) for name in drawn & arrays.keys())
+    )
+
+
+def shows_chains(path: Path, statistics: Chains) -> bool:
+    """Return whether a figure of these chains is the one beside an HDF5 file; False if that is damaged."""
+    try:
+        with opened(path) as (file, _):
+            arrays, notes = numbers_of(file)
+    except (InputError, *DAMAGE):
+        return False
+    drawn = {name: values for name, values in arrays.items() if name.startswith("draws/")}
+    now = {f"draws/{quantity.name}": quantity.draws for quantity in statistics.quantities}
+    more = {"staleness": statistics.staleness, "waits": statistics.waits}
+    return (
+        notes.get("from") == statistics.start
+        and list(drawn) == sorted(now)
+        and all(_close(arrays.get(name, np.empty(0)), values) for name, values in {**now, **more}.items())
+    )
+
+
+def _close(stored: NDArray[Any], now: NDArray[Any]) -> bool:
+    if np.shape(stored) != np.shape(now):
+        return False
+    unit = float(np.nanmax(np.abs(now), initial=0.0)) or 1.0
+    return np.allclose(stored, now, rtol=0, atol=SAME_STATES * unit, equal_nan=True)
 
 
 def write(path: Path, tracks: Tracks, surface: Surface, notes: Mapping[str, Any]) -> None:
