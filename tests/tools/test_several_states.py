@@ -109,6 +109,9 @@ def test_outliers(runs, drawn):
     assert table[0]["outliers_of_the_first_run"] == ""
     assert int(float(table[1]["outliers_of_the_first_run"])) == len(chosen[0] & chosen[1])
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim() == figure.axes[1].get_ylim()
+    low, high = figure.axes[0].get_xlim()
+    shown = np.concatenate([values for axis in figure.axes for values in axis.lines[0].get_data()])
+    assert low < shown.min() < shown.max() < high
     assert "30 samples of other data" in figure.get_suptitle()
     assert {row["split"] for row in table} == {"other"}
 
@@ -154,7 +157,10 @@ def test_learning_coefficients(runs, drawn):
         assert "draws" in row["problems"]  # 30 draws are too few
     figure = drawn[-1]
     for first, axes in ((figure.axes[0], figure.axes[1:3]), (figure.axes[3], figure.axes[4:6])):
-        assert axes[0].get_ylim() == axes[1].get_ylim()
+        low, high = axes[0].get_ylim()
+        assert axes[1].get_ylim() == (low, high)
+        drawn_draws = np.concatenate([line.get_ydata() for axis in axes for line in axis.lines])
+        assert low < drawn_draws.min() < drawn_draws.max() < high
         state = first.get_title().partition(":")[0]
         values = [float(row["lambda"]) for row in table if row["state"] == state]
         assert [bar.lines[0].get_ydata()[0] for bar in first.containers] == values

@@ -27,7 +27,7 @@ def draw_parts(parts: Sequence[Part], title: str, path: Path) -> Path:
     """Draw the comparison."""
     labels = named([part.case for part in parts])
     cases = {label: estimates_of(part.arrays, part.notes) for label, part in zip(labels, parts, strict=True)}
-    return draw_learning_coefficients_of(cases, path, title, [part.case.style for part in parts])
+    return draw_learning_coefficients_of(cases, path, title)
 
 
 def _rows(part: Part) -> list[dict[str, Any]]:

@@ -68,32 +68,32 @@ def draw_learning_coefficients(estimates: Mapping[str, Estimated], path: Path, t
         return save(drawing, path)
 
 
-def draw_learning_coefficients_of(
-    cases: Mapping[str, Mapping[str, Estimated]], path: Path, title: str = "", styles: Sequence[Mapping[str, Any]] = ()
-) -> Path:
+def draw_learning_coefficients_of(cases: Mapping[str, Mapping[str, Estimated]], path: Path, title: str = "") -> Path:
     """Draw the estimates of several runs beside each other, and the chains of each, a row for each state on one scale.
 
     Args:
         cases: estimates by the name of the state, by label of the run.
         path: of the figure, see `figures.save`.
         title: of the figure.
-        styles: colour of each run's estimates.
     """
     states = list(dict.fromkeys(name for of_run in cases.values() for name in of_run))
     size = 3.0 + 2.7 * len(cases), 1.0 + 2.7 * len(states)
     with figure(*size, rows=len(states), cols=1 + len(cases)) as (drawing, grid):
         grid = np.reshape(grid, (len(states), 1 + len(cases)))
         for (first, *others), state in zip(grid, states, strict=True):
+            excess = [of_run[state].excess[:MAX_CHAINS] for of_run in cases.values()]
+            low, high = min(each.min() for each in excess), max(each.max() for each in excess)
+            margin = 0.05 * ((high - low) or 1.0)
             for i, ((label, of_run), axis) in enumerate(zip(cases.items(), others, strict=True)):
                 estimate = of_run[state]
-                look = {"color": styles[i]["color"]} if styles else {}
-                first.errorbar([i], [estimate.value], [2 * estimate.error], fmt="o", capsize=4, markersize=4, **look)
+                look: dict[str, Any] = {"fmt": "o", "capsize": 4, "markersize": 4, "color": CENTER}
+                first.errorbar([i], [estimate.value], [2 * estimate.error], **look)
                 _trace(axis, estimate)
                 words = estimate.mixing.replace(", ESS", "\nESS").replace(" draws", "")
                 text = "\n".join(part for part in (label, words, estimate.judged) if part)
                 axis.set_title(text, fontsize=8)
                 axis.tick_params(labelleft=i == 0)
-                axis.sharey(others[0])
+                axis.set_ylim(low - margin, high + margin)
             first.set_title(f"{state}: λ ± 2 standard errors", fontsize=8)
             first.set_xticks(range(len(cases)), list(cases), rotation=20, ha="right")
             first.margins(x=0.3)

@@ -77,7 +77,7 @@ def draw_reliability_of(cases: Sequence[Predicted], path: Path, title: str = "")
                 below.step(EDGES, np.r_[share, share[-1]], where="post", linewidth=1.2, **style)
             above.set_title(kind)
             if len(cases) <= MOST_TOLD:
-                above.legend(handles=lines, loc="upper left", fontsize=6.5)
+                above.legend(handles=lines, loc="best", fontsize=6.5)
         _finish(axes, counted="share of predictions")
         drawn = [line for line in axes[0, 0].lines if line.get_label() == "calibrated"]
         for label, style, _ in cases:
