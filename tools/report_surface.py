@@ -102,8 +102,9 @@ def _known(args: argparse.Namespace, run: Run, tracks: Tracks) -> list[Stored]:
         except InputError as error:
             print(f"{error}: not used", file=sys.stderr)
             continue
-        split = None if args.make_batches else args.split
-        if found and found.notes.get("split") == split and args.images in (None, 0, found.notes.get("samples")):
+        # Of other data (None) it may be what the user has in mind: `Stored.same` decides if the data can be loaded.
+        splits = (None,) if args.make_batches else (args.split, None)
+        if found and found.notes.get("split") in splits and args.images in (None, 0, found.notes.get("samples")):
             known.append(found)
     return sorted(known, key=lambda each: (not each.losses, -len(each.surface.x)))  # the richest and finest first
 

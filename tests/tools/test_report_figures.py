@@ -56,8 +56,10 @@ def test_captions_of_states_and_samples(tmp_path):
     said = {name: caption(path / "figures" / f"{name}.png") for name in ("predict", "outliers", "learning-coefficient")}
     rows = {name: read(path / "figures" / f"{name}.csv") for name in said}
     center = rows["predict"][0]
-    assert said["predict"].startswith("Accuracy against confidence of predictions of 30 samples of other data: center ")
-    assert f"center {float(center['error']):.2f} % wrong, NLL {float(center['nll']):.3g}, cal" in said["predict"]
+    assert said["predict"].startswith(
+        "Accuracy against confidence of predictions of 30 samples of other data: center: "
+    )
+    assert f"center: {float(center['error']):.2f} % wrong, NLL {float(center['nll']):.3g}, cal" in said["predict"]
     best = min(rows["predict"], key=lambda row: float(row["nll"]))["predictor"]
     assert f"The lowest NLL is that of {best}." in said["predict"]
     assert said["outliers"].startswith(

@@ -151,7 +151,7 @@ def _predictions(file: h5py.File, notes: Mapping[str, Any]) -> str:
     names, error, nll, ece = (file[name][()] for name in ("predictor", "error", "nll", "ece"))
     texts = [name.decode() for name in names]
     rows = [
-        f"{text} {error[i]:.2f} % wrong, NLL {nll[i]:.3g}, calibration error {ece[i]:.2g}"
+        f"{text}: {error[i]:.2f} % wrong, NLL {nll[i]:.3g}, calibration error {ece[i]:.2g}"
         for i, text in enumerate(texts)
     ]
     best = f" The lowest NLL is that of {texts[int(np.argmin(nll))]}." if len(texts) > 1 else ""
