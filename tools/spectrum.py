@@ -16,11 +16,11 @@ from torch import Tensor
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.compare.comparison import Comparison
 from lsam_hpc.landscape.compare.spectra import EDGE, FILE, compare_edges, compare_spectra
-from lsam_hpc.landscape.curvature.blocks import ALL, EIGENVALUES, KINDS, SMALLEST, TRACE, Block, Settings, Spectrum
+from lsam_hpc.landscape.curvature.blocks import ALL, EIGENVALUES, KINDS, SMALLEST, TRACE, WHOLE, Block, Settings, Spectrum
 from lsam_hpc.landscape.curvature.blocks import spectra as compute
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, measured, snapshots
 from lsam_hpc.landscape.curvature.gradient_flow import GRADIENTS, TOLERANCE, Flow, check_flow, gradient_flow
-from lsam_hpc.landscape.curvature.products import MATRICES, curvature, layers
+from lsam_hpc.landscape.curvature.products import MATRICES, check_products, curvature, layers
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.figures.draw_curvature import NAMES
 from lsam_hpc.landscape.objective import Objective
@@ -32,7 +32,7 @@ from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
-from lsam_hpc.tools.spectrum_files import WHOLE, suffixes, table, write, write_edge, write_flow
+from lsam_hpc.tools.spectrum_files import suffixes, table, write, write_edge, write_flow
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 
@@ -112,10 +112,10 @@ def _one(options_of_run: argparse.Namespace) -> int:
 
 def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective | None, Settings]:
     """Return options, run, the loss (None if nothing is computed), and settings."""
-    source.parse(_parser(), args, "scipy")
+    source.parse(_parser(), args)
     if not args.quiet:
         require("tqdm")
-    named = bool(args.kinds or args.layers or args.vectors or args.classes)
+    named = bool(args.kinds or args.layers or args.vectors or args.classes or args.smallest is not None)
     args.only_others = not named and bool(args.flow or (args.along and not args.at))
     args.flow_at = args.flow and not (args.along and not args.at)
     args.double = args.double or args.flow
@@ -128,12 +128,13 @@ def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective
     for name in args.kinds:
         if name not in KINDS:
             raise InputError(f"--kinds: expected some of {', '.join(KINDS)}, found {name!r}")
-    if args.kinds and not set(args.kinds) - {SMALLEST} and "hessian" not in args.matrix:
-        raise InputError(f"--kinds: expected --matrix hessian for smallest, found {','.join(args.matrix)}")
+    if args.smallest is not None and "hessian" not in args.matrix:
+        raise InputError(f"--smallest: expected --matrix hessian, found {','.join(args.matrix)}")
     if args.vectors and args.kinds and EIGENVALUES not in args.kinds:
         raise InputError(f"--vectors: expected {EIGENVALUES} among --kinds, found {','.join(args.kinds)}")
     try:
-        settings = Settings(**{name: getattr(args, name) for name in NUMBERS})
+        given = {name: getattr(args, name) for name in NUMBERS}
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except InputError as error:
         raise InputError(f"--{error}") from error
     set_threads(args)
@@ -159,7 +160,7 @@ def _has_measured(run: Run) -> bool:
 def _parser() -> Parser:
     parser = source.parser(
         "spectrum",
-        "Compute the largest and smallest eigenvalues, the trace and the spectral density of the Hessian and the "
+        "Compute the largest eigenvalues, the trace and the spectral density of the Hessian and the "
         "Gauss-Newton matrix of the loss at a state; with --along the sharpness at every snapshot, beside 2 / lr. "
         "Under mpirun the ranks share the work; after a kill the same command resumes.",
         several=True,
@@ -167,14 +168,14 @@ def _parser() -> Parser:
     parser.add_argument("--at", metavar="STATE", help=f"{SYNTAX} (default: center)")
     parser.add_argument("--matrix", default="hessian,ggn", help="some of hessian, ggn (default: both)")
     parser.add_argument("--eigenvalues", type=int, default=10, metavar="K", help="how many, the largest (default: 10)")
-    smallest = "how many eigenvalues of the Hessian, the smallest (default: 1)"
-    parser.add_argument("--smallest", type=int, default=1, metavar="K", help=smallest)
+    smallest = "also compute so many eigenvalues of the Hessian and its blocks, the smallest (default: none)"
+    parser.add_argument("--smallest", type=int, metavar="K", help=smallest)
     parser.add_argument("--layers", action="store_true", help="also analyse each layer's diagonal block")
     parser.add_argument(
         "--kinds",
         metavar="KIND,...",
-        help="some of eigenvalues, smallest (of the Hessian), trace, density (default: all; for layers eigenvalues and "
-        "trace; with --along none, unless --at, --layers, --class or --vectors is given)",
+        help="some of eigenvalues, trace, density (default: all; for layers eigenvalues and trace; with --along none, "
+        "unless --at, --layers, --class, --smallest or --vectors is given)",
     )
     classes = "also analyse the loss of each of these classes, or of all classes"
     parser.add_argument("--class", dest="classes", metavar="C,...", help=f"{classes} (--class all)")
@@ -227,10 +228,11 @@ def _flow(
 
 
 def _check(objective: Objective, x: Tensor, matrices: Sequence[str]) -> None:
-    """Raise InputError if a product with a matrix is not finite or not reproducible."""
+    """Raise InputError if the loss or a product with a matrix is not finite or not reproducible."""
+    objective.check(x)
     for matrix in matrices:
-        with curvature(objective, x, matrix):
-            pass
+        with curvature(objective, x, matrix, check=False) as operator:
+            check_products(operator, matrix)
 
 
 def _classes(args: argparse.Namespace, objective: Objective) -> dict[str, Objective]:
@@ -254,9 +256,8 @@ def _blocks(args: argparse.Namespace, objective: Objective, classes: Iterable[st
     groups = [(*part, ALL) for part in parts] + [(*parts[0], name) for name in classes]
     blocks = [Block(matrix, *part) for matrix in args.matrix for part in groups]
     # The Gauss-Newton matrix of a convex loss has no negative eigenvalues.
-    return [
-        b if b.matrix == "hessian" else b._replace(kinds=tuple(k for k in b.kinds if k != SMALLEST)) for b in blocks
-    ]
+    more = () if args.smallest is None else (SMALLEST,)
+    return [b._replace(kinds=b.kinds + more) if b.matrix == "hessian" else b for b in blocks]
 
 
 def _options(blocks: Sequence[Block], settings: Settings) -> dict[str, Any]:
@@ -277,7 +278,7 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     if args.flow:
         raise InputError("--flow: expected one run, and one split of its data")
     if args.along and not args.only_others:
-        raise InputError("--along: of several runs it excludes --at, --kinds, --layers, --class and --vectors")
+        raise InputError("--along: of several runs it excludes --at, --kinds, --layers, --class, --smallest and --vectors")
     if objective is None:
         return Prepared(run)
     if args.along:

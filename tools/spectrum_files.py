@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lsam_hpc.landscape.curvature.blocks import ALL, DENSITY, EIGENVALUES, SMALLEST, TRACE, Block, Spectrum
+from lsam_hpc.landscape.curvature.blocks import ALL, DENSITY, EIGENVALUES, SMALLEST, TRACE, WHOLE, Block, Spectrum
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge
 from lsam_hpc.landscape.curvature.gradient_flow import Flow
 from lsam_hpc.landscape.figures.draw_classes import draw_classes
 from lsam_hpc.landscape.figures.draw_curvature import draw_edge, draw_layers, draw_spectra
 from lsam_hpc.landscape.report.tables import write_arrays, write_csv
 from lsam_hpc.util.text import columns
-
-WHOLE = "all"  # name of the whole matrix among the blocks
 
 
 def table(blocks: Sequence[Block], spectra: Sequence[Spectrum], samples: int, classes: Mapping[str, int]) -> str:
@@ -28,7 +26,8 @@ def table(blocks: Sequence[Block], spectra: Sequence[Spectrum], samples: int, cl
         samples: their number.
         classes: number of samples of each class; empty if the table needs no column for them.
     """
-    head = ("parameters", "largest", "second", "smallest", "-smallest/largest", "trace", "+-", "smallest node")
+    low = ("smallest", "-smallest/largest") if any(len(s.smallest) for s in spectra) else ()
+    head = ("parameters", "largest", "second", *low, "trace", "+-", "smallest node")
     rows = [("matrix", "layer", *(("class", "samples") if classes else ()), *head)]
     for block, spectrum in zip(blocks, spectra, strict=True):
         values, trace, density = spectrum.values, spectrum.trace, spectrum.density
@@ -40,14 +39,18 @@ def table(blocks: Sequence[Block], spectra: Sequence[Spectrum], samples: int, cl
                 f"{block.size:,}",
                 f"{values[0]:.5g}" if len(values) else "-",
                 f"{values[1]:.5g}" if len(values) > 1 else "-",
-                f"{spectrum.smallest[0]:.5g}" if len(spectrum.smallest) else "-",
-                "-" if np.isnan(spectrum.ratio) else f"{spectrum.ratio:.4g}",
+                *_low(spectrum)[: len(low)],
                 f"{trace.value:.5g}" if trace else "-",
                 f"{trace.error:.2g}" if trace else "-",
                 f"{density.nodes[0]:.4g}" if density else "-",
             )
         )
     return columns(rows)
+
+
+def _low(spectrum: Spectrum) -> tuple[str, str]:
+    lowest = f"{spectrum.smallest[0]:.5g}" if len(spectrum.smallest) else "-"
+    return lowest, "-" if np.isnan(spectrum.ratio) else f"{spectrum.ratio:.4g}"
 
 
 def suffixes(blocks: Sequence[Block], format_: str, *, along: bool, flow: bool) -> list[str]:

@@ -68,7 +68,8 @@ def _one(options_of_run: argparse.Namespace) -> int:
 
 def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective, landscape.Settings]:
     source.parse(_parser(), args)
-    require(*(["scipy"] if args.directions == "eigenvector" else []), *([] if args.quiet else ["tqdm"]))
+    if not args.quiet:
+        require("tqdm")
     set_threads(args)
     run = Run(args.run, partial=args.partial)
     return args, run, source.objective(args, run), _settings(args, run)

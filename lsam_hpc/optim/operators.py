@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lsam_hpc.errors import InputError
@@ -17,6 +19,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Product = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # a batch's matrix times a vector, parameter by parameter
 
 KEPT = 2 * 2**30  # bytes of graphs that are kept between products; graphs of further batches are made for each product
+SPLIT = 10**8  # bytes of a batch's graph above which it is divided on CPUs, whose caches are small
+PROBE = 16  # samples whose graph is measured for this
 
 
 class MeanLoss(Protocol):
@@ -42,7 +46,8 @@ class Operator:
     """A symmetric matrix at the model's present point; `operator @ v` multiplies it by v of shape (P,) or (P, n).
 
     The graph of each batch's first derivatives is made once and kept, so that a product is one more backward pass.
-    Graphs of further batches that do not fit into `KEPT` bytes are made again for every product.
+    Graphs of further batches that do not fit into `KEPT` bytes are made again for every product. On CPUs batches are
+    divided if the loss is cross-entropy, of which a batch's is the mean of its parts'.
 
     Args:
         objective: the mean loss f.
@@ -58,13 +63,18 @@ class Operator:
         self._sizes = [p.numel() for p in self._params]
         self.shape = (sum(self._sizes), sum(self._sizes))
         self._graphs: list[Product] = []
-        if len(objective.batches) == 1:  # making it again would take as much memory
-            self._graphs.append(self._graph(objective.batches[0]))
+        self._batches = list(objective.batches)
+        first, adds = self._batches[0], _adds(objective)
+        if len(self._batches) == 1 and not adds:  # making it again would take as much memory
+            self._graphs.append(self._graph(first))
             return
-        first = objective.batches[0]
-        per_sample = max(1, self._bytes(first)) / len(first[1])
+        probe = (first[0][:PROBE], first[1][:PROBE]) if adds else first
+        per_sample = max(1, self._bytes(probe)) / len(probe[1])
+        if adds:
+            pairs = [_parts(batch, per_sample) for batch in self._batches]
+            self._batches = [part for parts in pairs for part in parts]
         used = 0.0
-        for batch in objective.batches:
+        for batch in self._batches:
             used += per_sample * len(batch[1])
             if used > KEPT:
                 break
@@ -76,15 +86,15 @@ class Operator:
         return self._sum(v, self._graphs)
 
     def difference(self, v: Tensor) -> float:
-        """Return the relative difference between two products with v, each from new graphs."""
-        first, second = self._sum(v, []), self._sum(v, [])
+        """Return the relative difference between two products with v, the second one from new graphs."""
+        first, second = self @ v, self._sum(v, [])
         return float(torch.linalg.vector_norm(first - second) / torch.linalg.vector_norm(first).clamp_min(1e-12))
 
     def _sum(self, v: Tensor, graphs: Sequence[Product]) -> Tensor:
         pieces = v.to(self.device, self.dtype).split(self._sizes)
         vectors = [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self._params, strict=True)]
         total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
-        for index, batch in enumerate(self._objective.batches):
+        for index, batch in enumerate(self._batches):
             graph = graphs[index] if index < len(graphs) else self._graph(batch)
             parts = torch.cat([part.reshape(-1).to(self.dtype) for part in graph(vectors)])
             total.add_(parts, alpha=len(batch[1]) / self._objective.samples)
@@ -110,6 +120,19 @@ class Operator:
         size = sum(sizes.values())
         del graph
         return size
+
+
+def _adds(objective: MeanLoss) -> bool:
+    """Return True if batches are to be divided: on CPUs, where a batch's loss is the mean of its samples' losses."""
+    if objective.device.type != "cpu" or objective.loss is not functional.cross_entropy:
+        return False
+    return not any(bool((y < 0).any()) for _, y in objective.batches)  # cross-entropy leaves targets of -100 out
+
+
+def _parts(batch: Batch, per_sample: float) -> Sequence[Batch]:
+    """Return parts of about equal size of a batch, whose graphs have at most `SPLIT` bytes."""
+    count = min(len(batch[1]), math.ceil(per_sample * len(batch[1]) / SPLIT))
+    return list(zip(*(t.tensor_split(count) for t in batch), strict=True))
 
 
 def _hessian(model: nn.Module, loss: Loss, batch: Batch, params: Sequence[Tensor]) -> Product:

@@ -5,7 +5,7 @@ from __future__ import annotations
 EXTRAS = {  # module -> the extra that has it
     **dict.fromkeys(("tqdm", "pytorch_optimizer", "PIL", "yaml", "tomli"), "train"),
     **dict.fromkeys(("matplotlib", "pandas", "xarray", "hdf5plugin", "pyarrow", "tensorboard"), "analysis"),
-    **dict.fromkeys(("arviz", "scipy", "plotly", "jinja2"), "landscape"),
+    **dict.fromkeys(("arviz", "plotly", "jinja2"), "landscape"),
     "simpy": "simulate",
     "ml_dtypes": "half",
 }

@@ -41,8 +41,6 @@ MISSING = [
     *((verb, "matplotlib", "analysis") for verb in DRAWS),
     *((verb, "arviz", "landscape") for verb in ("diagnose", "learning-coefficient")),
     *(("report", name, "landscape") for name in ("arviz", "jinja2", "plotly")),
-    ("spectrum", "scipy", "landscape"),
-    ("surface", "scipy", "landscape"),  # with --directions eigenvector
     *((verb, "tqdm", "train") for verb in ("path", "report", "spectrum", "surface", "trajectory")),  # without --quiet
 ]
 
@@ -69,7 +67,6 @@ def nothing_computed(monkeypatch):
 def test_a_missing_package_is_named_before_anything_is_computed(path, capsys, monkeypatch, verb, name, extra):
     monkeypatch.setitem(sys.modules, name, None)
     words = [word for word in OPTIONS[verb] if word != "--quiet" or extra != "train"]
-    words += ["--directions", "eigenvector"] if verb == "surface" and extra == "landscape" else []
     for _ in range(2):  # the first try leaves nothing that changes the second's answer
         assert main([verb, str(path), *words]) == 2
         expected = f"lsam {verb}: expected the package {name}, found none: pip install 'lsam-hpc[{extra}]'\n"
@@ -107,8 +104,7 @@ def test_the_package_that_another_one_lacks_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("verb", DRAWS)
 def test_no_other_package_is_needed(path, monkeypatch, verb):
-    optional = {"tqdm"} if verb != "surface" else {"tqdm", "scipy"}
-    needed = {name for other, name, _ in MISSING if other == verb} - optional
+    needed = {name for other, name, _ in MISSING if other == verb} - {"tqdm"}
     small = {"surface": ("--x=-1:1:2",), "path": ("--points", "3"), "sharpness": ("--steps", "2")}
     small["learning-coefficient"] = ("--draws", "20", "--warmup", "20", "--chains", "1")
     small["spectrum"] = ("--matrix", "ggn", "--steps", "3", "--repeats", "2")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.curvature import spectral_density, trace
-from lsam_hpc.landscape.curvature.products import curvature
+from lsam_hpc.landscape.curvature.products import Operator, curvature
 from lsam_hpc.landscape.curvature.spectral_density import Density
-from lsam_hpc.landscape.curvature.spectrum import eigenpairs
+from lsam_hpc.landscape.curvature.spectrum import extremes, shares_quadrature
 from lsam_hpc.landscape.curvature.trace import Trace
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.workqueue import evaluate
@@ -25,7 +27,9 @@ from lsam_hpc.util.files import atomic_path
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-EIGENVALUES, SMALLEST, TRACE, DENSITY = KINDS = ("eigenvalues", "smallest", "trace", "density")
+EIGENVALUES, TRACE, DENSITY = KINDS = ("eigenvalues", "trace", "density")
+SMALLEST = "smallest"  # a further kind, of the Hessian only
+WHOLE = "all"  # the layer of a whole matrix
 ALL = "all"  # the samples that are not divided into classes
 
 
@@ -68,7 +72,7 @@ class Settings:
         products: matrix-vector products for a trace estimate, a multiple of 3. Default: 30.
         seed: of random vectors. Default: 0.
         vectors: keep the eigenvectors of the largest. Default: False.
-        smallest: how many eigenvalues, the smallest. Default: 1.
+        smallest: how many eigenvalues of blocks whose kinds have `SMALLEST`, the smallest. Default: 1.
 
     Raises:
         InputError: a number is out of range.
@@ -109,7 +113,8 @@ def spectra(
 ) -> list[Spectrum]:
     """Return the spectra of blocks at a point. The eigenvectors are on rank 0 only.
 
-    A job is eigenvalues of a block at one end, or one of its trace's or its density's random estimates.
+    A job is the eigenvalues of a block at both ends, with the first random estimate of its density, or another random
+    estimate of its density or its trace. The graphs of a block are kept from job to job.
 
     Args:
         objective: f on fixed data.
@@ -125,25 +130,36 @@ def spectra(
     Raises:
         InputError: the iteration for eigenvalues does not converge, or the folder holds results of other options.
     """
-    jobs = [job for index, block in enumerate(blocks) for job in _jobs(index, block, settings)]
-    widths = {EIGENVALUES: settings.eigenvalues, SMALLEST: settings.smallest, TRACE: 1, DENSITY: 2 * settings.steps}
+    jobs = [job for index, block in enumerate(blocks) for job in _jobs(index, block, settings, objective.dtype)]
     groups = {ALL: objective, **(classes or {})}
-    width = max((widths[job.kind] for job in jobs), default=1)
+    widths = {EIGENVALUES: settings.eigenvalues, SMALLEST: settings.smallest, TRACE: 1}
+    widths |= {"nodes": settings.steps, "weights": settings.steps}
+    ends = np.cumsum(list(widths.values()))
 
-    def work(index: int) -> list[float]:
-        job = jobs[index]
-        block = blocks[job.block]
-        numbers = _numbers(groups[block.group], x, block, job, settings, folder=folder)
-        return [*numbers, *[np.nan] * (width - len(numbers))]
+    with ExitStack() as stack:
+        of_block: dict[int, Operator] = {}  # of the last job
 
-    table = evaluate(work, len(jobs), width, folder, options, comm=comm, title=title)
-    rows: dict[tuple[int, str], list[NDArray[np.float64]]] = {}
+        def work(index: int) -> list[float]:
+            job = jobs[index]
+            block = blocks[job.block]
+            if job.block not in of_block:
+                stack.close()
+                of_block.clear()
+                opened = curvature(groups[block.group], x, block.matrix, block.params, check=False)
+                of_block[job.block] = stack.enter_context(opened)
+            numbers = _numbers(of_block[job.block], block, job, settings, folder)
+            filled = ([*numbers.get(name, ()), *[np.nan] * width][:width] for name, width in widths.items())
+            return [number for numbers in filled for number in numbers]
+
+        table = evaluate(work, len(jobs), int(ends[-1]), folder, options, comm=comm, title=title)
+    rows: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in blocks]
     for job, row in zip(jobs, table, strict=True):
-        rows.setdefault((job.block, job.kind), []).append(row[:1] if job.kind == TRACE else row[~np.isnan(row)])
+        parts = zip(widths, np.split(row, ends[:-1]), strict=True)
+        rows[job.block].append({name: part[~np.isnan(part)] for name, part in parts})
 
     def collect() -> list[Spectrum]:
         read = folder if settings.vectors and (comm is None or comm.rank == 0) else None
-        return [_spectrum(index, rows, read) for index in range(len(blocks))]
+        return [_spectrum(index, of_block, read) for index, of_block in enumerate(rows)]
 
     if comm is None:
         return collect()
@@ -152,53 +168,59 @@ def spectra(
     return raise_on_all(comm, collect)
 
 
-def _jobs(index: int, block: Block, settings: Settings) -> list[_Job]:
-    once = trace.is_exact(block.size, settings.products)
-    counts = {EIGENVALUES: 1, SMALLEST: 1, TRACE: 1 if once else settings.repeats, DENSITY: settings.repeats}
-    return [_Job(index, kind, repeat) for kind in KINDS if kind in block.kinds for repeat in range(counts[kind])]
+def _jobs(index: int, block: Block, settings: Settings, dtype: torch.dtype) -> list[_Job]:
+    ends = bool({EIGENVALUES, SMALLEST} & set(block.kinds))
+    traces = 0 if TRACE not in block.kinds else 1 if trace.is_exact(block.size, settings.products) else settings.repeats
+    first = int(ends and shares_quadrature(block.size, dtype, sum(_wanted(block, settings)), settings.steps))
+    densities = range(first, settings.repeats if DENSITY in block.kinds else 0)
+    jobs = [_Job(index, EIGENVALUES)] * ends
+    return jobs + [_Job(index, TRACE, i) for i in range(traces)] + [_Job(index, DENSITY, i) for i in densities]
 
 
-def _numbers(
-    objective: Objective, x: Tensor, block: Block, job: _Job, settings: Settings, *, folder: Path | None
-) -> list[float]:
+def _wanted(block: Block, settings: Settings) -> tuple[int, int]:
+    """Return how many eigenvalues of a block are computed, the largest and the smallest."""
+    counts = {EIGENVALUES: settings.eigenvalues, SMALLEST: settings.smallest}
+    largest, smallest = (min(count, block.size) * (kind in block.kinds) for kind, count in counts.items())
+    return largest, smallest
+
+
+def _numbers(operator: Operator, block: Block, job: _Job, settings: Settings, folder: Path | None) -> dict[str, Any]:
     """Return the results of a job; write the eigenvectors into the folder."""
-    if job.kind == EIGENVALUES:
-        k = min(settings.eigenvalues, block.size)
-        values, vectors = eigenpairs(
-            objective, x, k, block.matrix, seed=settings.seed, params=block.params, check=False
-        )
-        if settings.vectors and folder:
-            path = _vectors(folder, job.block)
-            path.unlink(missing_ok=True)
-            with atomic_path(path) as part, part.open("wb") as file:
-                np.save(file, vectors.astype(np.float32))
-        return list(values)
-    if job.kind == SMALLEST:
-        k = min(settings.smallest, block.size)
-        options: dict[str, Any] = {"seed": settings.seed, "params": block.params, "check": False}
-        return list(eigenpairs(objective, x, k, block.matrix, end="smallest", **options)[0])
-    with curvature(objective, x, block.matrix, block.params, check=False) as operator:
-        if job.kind == TRACE:
-            return [trace.estimate(operator, settings.products, seed=settings.seed, repeat=job.repeat)]
-        part_density = spectral_density.quadrature(operator, settings.steps, seed=settings.seed, repeat=job.repeat)
-        return [*part_density.nodes, *part_density.weights]
+    if job.kind == TRACE:
+        return {TRACE: [trace.estimate(operator, settings.products, seed=settings.seed, repeat=job.repeat)]}
+    if job.kind == DENSITY:
+        density = spectral_density.quadrature(operator, settings.steps, seed=settings.seed, repeat=job.repeat)
+        return {"nodes": density.nodes, "weights": density.weights}
+    steps = settings.steps if DENSITY in block.kinds else 0
+    ends = extremes(operator, *_wanted(block, settings), seed=settings.seed, steps=steps)
+    if settings.vectors and folder:
+        path = _vectors(folder, job.block)
+        path.unlink(missing_ok=True)
+        with atomic_path(path) as part, part.open("wb") as file:
+            np.save(file, ends.vectors.astype(np.float32))
+    numbers = {EIGENVALUES: ends.largest, SMALLEST: ends.smallest}
+    return numbers | ({"nodes": ends.density.nodes, "weights": ends.density.weights} if ends.density else {})
 
 
-def _spectrum(index: int, rows: Mapping[tuple[int, str], list[NDArray[np.float64]]], folder: Path | None) -> Spectrum:
-    values, smallest, estimates, parts = (rows.get((index, kind), []) for kind in KINDS)
+def _spectrum(index: int, rows: Sequence[Mapping[str, NDArray[np.float64]]], folder: Path | None) -> Spectrum:
+    def joined(name: str) -> NDArray[np.float64]:
+        return np.concatenate([np.empty(0), *(row[name] for row in rows)])
+
     vectors = np.empty((0, 0), np.float32)
-    if folder and values:
+    if folder and len(joined(EIGENVALUES)):
         path = _vectors(folder, index)
         try:
             vectors = np.load(path)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: expected eigenvectors, found: {error}; remove {folder}") from error
+    traces = joined(TRACE).tolist()
+    parts = [Density(row["nodes"], row["weights"]) for row in rows if len(row["nodes"])]
     return Spectrum(
-        values[0] if values else np.empty(0),
+        joined(EIGENVALUES),
         vectors,
-        trace.mean([float(row[0]) for row in estimates]) if estimates else None,
-        spectral_density.mean([Density(*row.reshape(2, -1)) for row in parts]) if parts else None,
-        smallest[0] if smallest else np.empty(0),
+        trace.mean(traces) if traces else None,
+        spectral_density.mean(parts) if parts else None,
+        joined(SMALLEST),
     )
 
 

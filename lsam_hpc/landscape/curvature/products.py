@@ -15,7 +15,7 @@ from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.optim.accelerators import fork_rng
 from lsam_hpc.optim.operators import MATRICES, Operator, differentiated_twice
 
-__all__ = ["MATRICES", "Operator", "curvature", "dense", "layers", "seeded"]
+__all__ = ["MATRICES", "Operator", "check_products", "curvature", "dense", "layers", "seeded"]
 
 RANDOM = 1e-3  # relative difference between two products that counts as randomness of the model
 
@@ -62,11 +62,11 @@ def curvature(
     with objective.at(x) as model, differentiated_twice():
         operator = Operator(objective, model, matrix, chosen)
         if check:
-            _check(operator, matrix)
+            check_products(operator, matrix)
         yield operator
 
 
-def _check(operator: Operator, matrix: str) -> None:
+def check_products(operator: Operator, matrix: str) -> None:
     """Raise InputError if a product changes between two evaluations of the model."""
     generator = torch.Generator().manual_seed(0)
     change = operator.difference(torch.randn(operator.shape[0], generator=generator))

@@ -68,9 +68,14 @@ def quadrature(operator: Operator, steps: int, *, seed: int = 0, repeat: int = 0
         seed: of the random vector.
         repeat: number of the vector; vectors are independent.
     """
+    return Density(*lanczos(operator, random_start(operator, seed, repeat), steps))
+
+
+def random_start(operator: Operator, seed: int, repeat: int = 0) -> Tensor:
+    """Return the random vector of length 1 from which `quadrature` starts."""
     with seeded(seed, operator.device, repeat):
         start = torch.randn(operator.shape[0], dtype=operator.dtype, device=operator.device)
-    return Density(*lanczos(operator, start / torch.linalg.vector_norm(start), steps))
+    return torch.nn.functional.normalize(start, dim=0)
 
 
 def mean(parts: Sequence[Density]) -> Density:

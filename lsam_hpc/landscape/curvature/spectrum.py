@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.landscape.curvature.lanczos import Extremes, lanczos_extremes, room
 from lsam_hpc.landscape.curvature.products import Operator, curvature, dense
-from lsam_hpc.landscape.curvature.spectral_density import lanczos
+from lsam_hpc.landscape.curvature.spectral_density import random_start
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.packages import package
 
 SMALL = 64  # largest number of parameters for which the dense matrix is decomposed
 ENDS = ("largest", "smallest")
-_STEPS = 20  # of Lanczos, for the scale of the eigenvalues
-TOLERANCE = {"float32": 1e-5, "float64": 1e-10}  # |A v - w v| / |w|; float32 products are no more accurate
+TOLERANCE = {4: 1e-5, 8: 1e-10}  # |A v - w v| / |w|, by the bytes of a number; float32 products are no more accurate
+LOW = 1e-5  # the same for the smallest eigenvalues, in units of the largest |w|
 
 
 def eigenpairs(
@@ -36,8 +35,7 @@ def eigenpairs(
     """Return the k largest eigenvalues, descending, shape (k,), and their vectors of length 1, shape (k, P).
 
     Or the k smallest, ascending: the most negative ones, to 1e-5 of the largest |w|, far better if they are isolated.
-    By Lanczos with implicit restarts (scipy's eigsh), with 2 k + 1 vectors, at least 20, in memory. The sign of a
-    vector is such that its largest element is positive.
+    By Lanczos, see `lanczos_extremes`. The sign of a vector is such that its largest element is positive.
 
     Args:
         objective: f on fixed data.
@@ -52,56 +50,55 @@ def eigenpairs(
 
     Raises:
         InputError: k is not in 1 to P, the iteration does not converge, or `curvature` raises it.
-
-    Source: Lehoucq, Sorensen and Yang 1998, "ARPACK Users' Guide".
     """
-    linalg = package("scipy.sparse.linalg", "spectrum")
     if end not in ENDS:
         raise InputError(f"end: expected one of {', '.join(ENDS)}, found {end!r}")
-    sign = 1 if end == "largest" else -1
     with curvature(objective, x, matrix, params, check=check) as operator:
         size = operator.shape[0]
         if not 1 <= k <= size:
             raise InputError(f"eigenvalues: expected 1 to {size}, found {k}")
-        if size <= SMALL or k >= size // 2:
-            values, columns = np.linalg.eigh(_symmetric(dense(operator).double().cpu().numpy()))
-        else:
-            dtype = np.dtype(str(operator.dtype).removeprefix("torch."))
-            start = np.random.default_rng(seed).standard_normal(size).astype(dtype)
-            try:
-                # The tolerance is relative to the eigenvalue, and the smallest may be 0: take those of scale - A.
-                scale = 0.0 if end == "largest" else _scale(operator, start)
-                tolerance = max(TOLERANCE[dtype.name], 0.0 if end == "largest" else TOLERANCE["float32"])
-                linear = linalg.LinearOperator(operator.shape, matvec=_in_numpy(operator, scale, sign), dtype=dtype)
-                values, columns = linalg.eigsh(linear, k, which="LA", v0=start, tol=tolerance)
-                values = sign * (values - scale)
-            except linalg.ArpackNoConvergence as error:
-                raise InputError(
-                    f"eigenvalues: expected {k} that converge, found {len(error.eigenvalues)}: "
-                    "compute fewer, or use float64 (--double)"
-                ) from error
-    order = np.argsort(-sign * values)[:k]
-    values, vectors = values[order].astype(np.float64), columns.T[order].astype(np.float64)
-    return values, vectors * np.sign(vectors[np.arange(k), np.abs(vectors).argmax(1)])[:, None]
+        if end == "largest":
+            return extremes(operator, k, seed=seed)[:2]
+        return extremes(operator, 0, k, seed=seed)[2:4]
 
 
-def _scale(operator: Operator, start: NDArray[Any]) -> float:
-    """Return about the largest absolute eigenvalue."""
-    first = torch.tensor(start / np.linalg.norm(start)).to(operator.device)
-    return float(np.abs(lanczos(operator, first, _STEPS)[0]).max()) or 1.0
+def extremes(operator: Operator, largest: int, smallest: int = 0, *, seed: int = 0, steps: int = 0) -> Extremes:
+    """Return the largest and the smallest eigenvalues with their vectors, see `eigenpairs`.
+
+    Args:
+        operator: the matrix.
+        largest: how many, 0 to P.
+        smallest: how many, 0 to P.
+        seed: of the start vector.
+        steps: also return the quadrature of `density` from its first random vector, with reorthogonalisation; see
+            `shares_quadrature`. Default: 0, none.
+    """
+    if _is_dense(operator.shape[0], largest + smallest):
+        values, columns = np.linalg.eigh(_symmetric(dense(operator).double().cpu().numpy()))
+        top = values[::-1][:largest], columns.T[::-1][:largest]
+        ends = Extremes(*top, values[:smallest], columns.T[:smallest], None)
+    else:
+        steps *= shares_quadrature(operator.shape[0], operator.dtype, largest + smallest, steps)
+        start, tolerance = random_start(operator, seed), (TOLERANCE[operator.dtype.itemsize], LOW)
+        ends = lanczos_extremes(operator, start, largest, smallest, tolerance=tolerance, steps=steps)
+    return ends._replace(vectors=_signed(ends.vectors), low_vectors=_signed(ends.low_vectors))
 
 
-def _in_numpy(operator: Operator, scale: float, sign: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """Return v -> scale v + sign A v."""
-
-    def product(v: NDArray[Any]) -> NDArray[Any]:
-        flat = torch.tensor(v.reshape(-1))
-        result: NDArray[Any] = sign * (operator @ flat).cpu().numpy()
-        return result + scale * v.reshape(-1) if scale else result
-
-    return product
+def shares_quadrature(size: int, dtype: torch.dtype, wanted: int, steps: int) -> bool:
+    """Return True if `extremes` returns the quadrature too: with `steps` vectors in memory, no dense decomposition."""
+    return not _is_dense(size, wanted) and steps <= room(size, dtype, wanted)
 
 
-def _symmetric(matrix: NDArray[Any]) -> NDArray[Any]:
-    half: NDArray[Any] = (matrix + matrix.T) / 2
+def _is_dense(size: int, wanted: int) -> bool:
+    return size <= SMALL or 2 * wanted >= size
+
+
+def _signed(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    largest = vectors[np.arange(len(vectors)), np.abs(vectors).argmax(1)]
+    signed: NDArray[np.float64] = vectors * np.sign(largest)[:, None]
+    return signed
+
+
+def _symmetric(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    half: NDArray[np.float64] = (matrix + matrix.T) / 2
     return half

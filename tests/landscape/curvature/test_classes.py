@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lsam_hpc import InputError
-from lsam_hpc.landscape.curvature.blocks import Block, Settings, Spectrum, spectra
+from lsam_hpc.landscape.curvature.blocks import KINDS, SMALLEST, Block, Settings, Spectrum, spectra
 from lsam_hpc.landscape.curvature.products import curvature, dense
 from lsam_hpc.landscape.figures.draw_classes import draw_classes
 from lsam_hpc.landscape.objective import Objective
@@ -53,7 +53,7 @@ def test_spectra_of_a_class_are_those_of_its_own_hessian(case):
             return nn.functional.cross_entropy(outputs, y[y == chosen])
 
         truth = {c: torch.autograd.functional.hessian(lambda w, c=c: loss(w, c), at).numpy() for c in (0, 1, 3)}
-    blocks = [Block("hessian", "all", f.size, None, group=group) for group in ("all", "3", "0")]
+    blocks = [Block("hessian", "all", f.size, None, (*KINDS, SMALLEST), group) for group in ("all", "3", "0")]
     found = spectra(f, at, blocks, Settings(3, steps=60, smallest=2), classes=f.of_classes())
     values = np.linalg.eigvalsh(hessian(f, at))
     np.testing.assert_allclose(found[0].values, values[:-4:-1], rtol=1e-8)

@@ -127,6 +127,30 @@ def test_float32_has_the_same_kernels(name):
         np.testing.assert_allclose(top, eigenpairs(f, f.start(), 1, matrix)[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("divided", [True, False])
+def test_batches_are_divided_where_the_loss_adds(monkeypatch, divided):
+    monkeypatch.setattr(operators, "SPLIT", 1)
+    f = problem("BatchNorm2d")
+    x, v = f.start(), torch.randn(f.size, dtype=torch.float64)
+    expected = matrices(f, x)
+    if not divided:  # of unequal parts, the mean of the parts' means would be another loss
+        weight = torch.tensor([1.0, 3.0, 9.0], dtype=torch.float64)
+        f.loss = nn.CrossEntropyLoss(weight)
+        grown = torch.autograd.functional.hessian
+        with f.at(x) as model:
+
+            def loss(flat):
+                pieces = flat.split([p.numel() for p in f.params])
+                named = {name: piece.view(shape) for (name, shape), piece in zip(f.layout, pieces, strict=True)}
+                call = torch.func.functional_call
+                return sum(f.loss(call(model, named, (a,)), b) * len(b) for a, b in f.batches) / f.samples
+
+            expected["hessian"] = grown(loss, x)
+    with curvature(f, x, "hessian") as operator:
+        assert len(operator._graphs) == (9 if divided else 2)
+        torch.testing.assert_close(operator @ v, expected["hessian"] @ v, rtol=1e-10, atol=1e-12)
+
+
 def test_graphs_beyond_the_limit_are_made_again(monkeypatch):
     f = problem("LSTM")
     v = torch.randn(f.size, dtype=torch.float64)
