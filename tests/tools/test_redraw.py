@@ -84,10 +84,7 @@ def test_the_same_figure_without_the_run(path, numbers, words, ends, tmp_path, c
     ("words", "message"),
     [
         (["--kinds", "eigenvalues"], "expected the numbers of a figure, found a spectrum without one"),
-        (
-            ["--layers", "--kinds", "eigenvalues", "--smallest", "1"],
-            "expected the numbers of a figure, found a spectrum without one",
-        ),
+        (["--kinds", "trace", "--smallest", "1"], "expected the numbers of a figure, found a spectrum without one"),
     ],
 )
 def test_numbers_without_a_figure(numbers, words, message, capsys):

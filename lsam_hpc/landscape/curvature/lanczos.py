@@ -61,7 +61,7 @@ def lanczos_extremes(
     basis = torch.empty(room(size, operator.dtype, wanted), size, dtype=operator.dtype, device=operator.device)
     basis[0] = start
     t = np.zeros((len(basis), len(basis)))  # the matrix in the basis
-    generator, outside = torch.Generator().manual_seed(0), False
+    generator = torch.Generator().manual_seed(0)
     least = max(LEAST, 2 * wanted + 1)  # fewer vectors may miss copies of an eigenvalue
     used, test, density = 0, least, None
     for products in range(1, 10 * size + 1):
@@ -71,8 +71,7 @@ def lanczos_extremes(
         if not math.isfinite(t[used - 1, used - 1] + beta):
             raise InputError(f"eigenvalues: expected finite products with the matrix, found {beta}")
         rounding = 10 * torch.finfo(operator.dtype).eps * float(np.abs(t[:used, :used]).max())
-        if (exact := beta <= rounding) and not outside:  # copies of eigenvalues may lie outside of an invariant space
-            outside, least = True, products + least
+        exact = beta <= rounding  # the vectors span an invariant space
         full = used == len(basis)
         if full or exact or used in (steps, test):
             theta, s = np.linalg.eigh(t[:used, :used])

@@ -68,6 +68,12 @@ def test_no_more_products_than_arpack(name, k):
         assert ours.products <= 1.1 * theirs.products
 
 
+def test_eigenvalues_of_0_need_no_relative_tolerance():
+    matrix = Diagonal(np.r_[5.0, 4.0, 1e-9 * NOISE[2:]], torch.float32)  # 0 up to rounding
+    np.testing.assert_allclose(extremes(matrix, 4).largest, [5, 4, 0, 0], atol=1e-6)
+    assert matrix.products < 2 * lanczos.LEAST
+
+
 def test_the_quadrature_of_the_first_steps(monkeypatch):
     matrix = Diagonal(SPECTRA["a network's"])
     ends = extremes(matrix, 3, seed=5, steps=15)
