@@ -16,7 +16,17 @@ from torch import Tensor
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.compare.comparison import Comparison
 from lsam_hpc.landscape.compare.spectra import EDGE, FILE, compare_edges, compare_spectra
-from lsam_hpc.landscape.curvature.blocks import ALL, EIGENVALUES, KINDS, SMALLEST, TRACE, WHOLE, Block, Settings, Spectrum
+from lsam_hpc.landscape.curvature.blocks import (
+    ALL,
+    EIGENVALUES,
+    KINDS,
+    SMALLEST,
+    TRACE,
+    WHOLE,
+    Block,
+    Settings,
+    Spectrum,
+)
 from lsam_hpc.landscape.curvature.blocks import spectra as compute
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, measured, snapshots
 from lsam_hpc.landscape.curvature.gradient_flow import GRADIENTS, TOLERANCE, Flow, check_flow, gradient_flow
@@ -278,7 +288,7 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     if args.flow:
         raise InputError("--flow: expected one run, and one split of its data")
     if args.along and not args.only_others:
-        raise InputError("--along: of several runs it excludes --at, --kinds, --layers, --class, --smallest and --vectors")
+        raise InputError("--along: of several runs it excludes --at, --kinds, --layers, --class, --smallest, --vectors")
     if objective is None:
         return Prepared(run)
     if args.along:
