@@ -63,7 +63,7 @@ def test_the_matrix_of_all_ranks_and_the_center(path, capsys):
 def test_rounding_is_no_barrier(tmp_path, capsys, monkeypatch):
     # States at a distance of 1e-3, where float32 rounds by more than the convex loss falls below its chord.
     near = walks(3)[0, 0] + 1e-4 * walks(3)
-    monkeypatch.setattr(landscapes, "walks", lambda ranks, states: near)
+    monkeypatch.setattr(landscapes, "walks", lambda ranks, states, seed: near)
     path = write_run(tmp_path / "run", 3)
     for words, dtype in (((), "torch.float64"), (("--single",), "torch.float32"), (("--double",), "torch.float64")):
         assert lsam_path(path, "--overwrite", *words) == 0
