@@ -86,7 +86,7 @@ def test_the_site_builds_and_holds_the_api(tmp_path):
     assert built.returncode == 0, built.stdout + built.stderr
     for page, words in {
         "index.html": ("Tutorial", "Which page answers what"),
-        "results.html": ("figures/cifar10.png",),
+        "results.html": ("figures/equal-seconds.png",),
         "api/lsam_hpc.html": ('id="lsam_hpc.LSAM.rendezvous"', "heartbeat_timeout", 'id="lsam_hpc.SAM.perturb"'),
         "api/optim.html": ('id="lsam_hpc.optim.masks.FSAM"', "ScalarOrSchedule"),
         "api/rma.html": ('id="lsam_hpc.rma.Center.add"', "why_progress_needed"),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.center import LocalCenter
+from lsam_hpc.options.recipes import RECIPES
 from lsam_hpc.replay.bench import Bench, replay
 from lsam_hpc.replay.chain import Player
 from lsam_hpc.replay.verb import steps_of_one_pass
@@ -32,17 +33,7 @@ from lsam_hpc.util.arguments import Parser
 DATA, VALIDATION, EPOCHS, SEEDS = "fashion-mnist", 5000, 3.0, 3
 RANKS, IMAGES = 8, 64  # images on each rank
 
-# The recipe: see docs/results.md.
-RECIPE: dict[str, Any] = {
-    "coupling": "restart",
-    "period": 1,
-    "pull": 1 / RANKS,
-    "momentum": 0.8,
-    "lr": 0.2,
-    "rho": 0.05,
-    "rho_from": 0.75,
-    "synchronous_start": 0.1,
-}
+RECIPE: dict[str, Any] = {**RECIPES["large-batch"], "lr": 0.2, "rho": 0.05}
 
 
 class Predicted(LocalCenter):
@@ -125,7 +116,7 @@ def same(factor: float) -> float:
 
 
 SAM = {"synchronous": True, "lr": 0.1, "coupling": "elastic", "momentum": 0.9, "synchronous_start": 0.0, "rho": 0.02}
-EASGD_FORM = {"coupling": "elastic", "pull": 0.9 / RANKS}
+EASGD_FORM = {"coupling": "elastic"}
 TRIALS = (
     Trial("data-parallel SAM", {**SAM, "rho_from": 0.0}),
     Trial("data-parallel SAM in the last quarter", SAM),
@@ -147,8 +138,8 @@ TRIALS = (
     Trial("period 4", {"period": 4}),
     Trial("period max(1, (0.2 / lr factor)^2)", period=partial(quadratic, 0.2)),
     Trial("period max(1, (0.5 / lr factor)^2)", period=partial(quadratic, 0.5)),
-    Trial("elastic, pull 0.9 / 8, period 4", {**EASGD_FORM, "period": 4}),
-    Trial("elastic, pull 0.9 / 8", EASGD_FORM),
+    Trial("elastic, period 4", {**EASGD_FORM, "period": 4}),
+    Trial("elastic", EASGD_FORM),
     Trial("elastic, pull 0.5", {"coupling": "elastic", "pull": 0.5}),
     Trial("elastic, pull 0.5 that follows lr", {"coupling": "elastic", "pull": 0.5}, pull=same),
     Trial("exchanges at once", {"overlap": False}),
@@ -177,10 +168,11 @@ def run(trial: Trial, seed: int, folder: str) -> float:
     assert config.steps is not None
     factor = partial(lr_factor, config, total=config.steps)
     more: dict[str, Any] = {}
+    pull = 0.9 / RANKS if config.pull is None else config.pull
     if trial.period is not None:
         more["period"] = lambda step: trial.period(factor(step))
     if trial.pull is not None:
-        more["pull"] = lambda step: config.pull * trial.pull(factor(step))
+        more["pull"] = lambda step: pull * trial.pull(factor(step))
     bench = Bench(config, RANKS, dataset, more, trial.make_center)
     bench.take_together(Event(0.0, 0, "together", step) for step in range(config.steps))
     players = bench.players()

@@ -15,7 +15,7 @@ from lsam_hpc.compare.run import SAME_SECONDS, Record, SuiteRunner
 from lsam_hpc.compare.suite import Cell, Options, Suite
 from lsam_hpc.errors import InputError
 from lsam_hpc.replay.bench import Point
-from lsam_hpc.replay.train import train
+from lsam_hpc.replay.train import check, train
 from lsam_hpc.replay.verb import SIMULATED, Clock, numbers, simulated_job
 from lsam_hpc.simulate import machines
 from lsam_hpc.simulate.describe import Job
@@ -46,22 +46,27 @@ class SimulatedRunner(SuiteRunner):
         self._machine = machines.load(suite.simulate.machine)
         for stragglers in suite.stragglers:
             slowed(stragglers, 1, suite.simulate.step)
+        if not suite.equal_seconds and len(suite.stragglers) > 1:
+            raise InputError(
+                f"stragglers: expected one of them at equal samples, which take the same steps with all, found "
+                f"{', '.join(suite.stragglers)}"
+            )
+        self._grids = {} if suite.tune is None else suite.tune.grids
+        for method in suite.methods:
+            cell = suite.cell(method, next(iter(suite.budgets)), suite.ranks[0], 0, stragglers="none", more={})
+            check(_config(cell))
         super().__init__(suite, out, start, say)
 
     def tuned(self) -> dict[str, Options]:
         """Run the tuning, and return the setting of each column and method with the lowest error on held-out images."""
-        suite, best = self._suite, {}
-        if suite.tune is None:
-            return {}
-        for column in self._columns():
-            for method, grid in suite.tune.grids.items():
-                errors = []
-                for trial, chosen in enumerate(grid):
-                    cells = [self._trial(column, method, seed, trial, chosen) for seed in suite.tune.seeds]
-                    found = [self._one(cell)["result"]["center_test_error"] for cell in cells]
-                    errors.append(statistics.fmean(found))
-                best[_key(column, method)] = grid[errors.index(min(errors))]
-        return best
+        errors: dict[str, dict[int, list[float]]] = {}
+        for record in self.trials():
+            cell = Cell(**record["cell"])
+            assert cell.trial is not None
+            of_setting = errors.setdefault(_key((cell.budget, cell.stragglers, cell.ranks), cell.method), {})
+            of_setting.setdefault(cell.trial, []).append(record["result"]["center_test_error"])
+        best = {key: min(found, key=lambda trial: statistics.fmean(found[trial])) for key, found in errors.items()}
+        return {key: self._grids[key.rpartition(": ")[2]][trial] for key, trial in best.items()}
 
     def records(self, tuned: Mapping[str, Options]) -> list[Record]:
         """Run all cells with the chosen settings; return their results."""
@@ -197,10 +202,24 @@ def _seconds(cell: Cell, suite: Suite) -> float:
 
 @cache
 def _simulated_seconds(machine: str, job: _Hashable, steps: int, seed: int) -> float:
-    clock = Clock(events(job.job, machines.load(machine), steps=steps, seed=seed))
-    for _ in clock:
-        pass
-    return clock.now
+    """Return the time when the last of `steps` steps of all ranks ends; a rank begins no step once all have begun."""
+    ranks = job.job.ranks
+    begun, active, now = 0, set(range(ranks)), 0.0
+    for event in events(job.job, machines.load(machine), seed=seed):
+        now = event.time
+        if event.kind == "together":
+            begun += ranks
+            if begun >= steps:
+                break
+        elif event.kind == "step" and event.rank in active:
+            if begun == ranks * job.job.together:
+                begun += ranks  # the first step of each chain
+            begun += 1
+            if begun > steps:
+                active.discard(event.rank)
+                if not active:
+                    break
+    return now
 
 
 class _Hashable:
@@ -218,11 +237,18 @@ class _Hashable:
 
 
 def _steps_within(cell: Cell, seconds: float, suite: Suite) -> int:
-    """Return the number of steps of a cell that take the given seconds, to about a step of each rank."""
+    """Return the largest number of steps of a cell that take at most the given seconds, to a step of each rank."""
     config = _config(cell)
-    steps = total_steps(config.together(cell.ranks), load(config))
-    for _ in range(3):  # the seconds are nearly proportional to the steps
+    total = total_steps(config.together(cell.ranks), load(config))
+    round_of_steps = 1 if config.synchronous else cell.ranks
+
+    def taken(steps: int) -> float:
         options = {name: value for name, value in cell.options.items() if name != "epochs"} | {"steps": steps}
-        taken = _seconds(dataclasses.replace(cell, options=options), suite)
-        steps = max(1, math.floor(steps * seconds / taken))
+        return _seconds(dataclasses.replace(cell, options=options), suite)
+
+    steps = total
+    for _ in range(3):  # the seconds are nearly proportional to the steps
+        steps = max(1, math.floor(steps * seconds / taken(steps)))
+    while steps > round_of_steps and taken(steps) > seconds:
+        steps -= round_of_steps
     return steps

@@ -12,6 +12,7 @@ from typing import Any
 from lsam_hpc.compare.suite import LOCAL_STEPS, NAME, RESERVED, Cell, Options, Simulation, Suite, Tuning
 from lsam_hpc.errors import InputError
 from lsam_hpc.options.files import convert, read_table, typed, unknown_option
+from lsam_hpc.options.recipes import RECIPES
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.stragglers import Stragglers
 
@@ -102,7 +103,7 @@ def _simulation(path: Path, table: object) -> Simulation | None:
 
 
 def _tuning(path: Path, table: object, grids: dict[str, tuple[Options, ...]], suite: Suite) -> Tuning:
-    known = {"validation", "budget", "ranks", "seeds"}
+    known = {"validation", "seeds"} if suite.simulate else {"validation", "budget", "ranks", "seeds"}
     if not isinstance(table, dict) or not set(table) <= known or not isinstance(table.get("validation"), int):
         raise InputError(f"{path}: tune: expected {', '.join(sorted(known))}, found {table!r}")
     lengths = {name: len(grid) for name, grid in grids.items()}
@@ -142,10 +143,14 @@ def _budget(path: Path, name: str, options: object) -> dict[str, Any]:
 
 
 def _options(path: Path, where: str, options: object) -> dict[str, Any]:
-    """Return options of `lsam train`, converted to their types."""
+    """Return options of `lsam train`, those of a recipe among them, converted to their types."""
     if not isinstance(options, dict):
         raise InputError(f"{path}: {where}: expected options of lsam train and their values, found {options!r}")
     hints = typing.get_type_hints(TrainConfig)
+    recipe = options.get("recipe")
+    if recipe is not None and recipe not in RECIPES:
+        raise InputError(f"{path}: {where}: recipe: expected one of {', '.join(RECIPES)}, found {recipe!r}")
+    options = RECIPES.get(str(recipe), {}) | {name: value for name, value in options.items() if name != "recipe"}
     return typed(f"{path}: {where}", options, {name: hint for name, hint in hints.items() if name not in RESERVED})
 
 

@@ -206,8 +206,8 @@ class Bench:
         total, self._curve_images = self._counter.total, images if points else 0
         marks = deque(total * number // points for number in range(1, points))
         for event in events:
-            yield event
             self._now = event.time
+            yield event
             if marks and self._counter.drawn >= marks[0]:
                 marks.popleft()
                 if event.kind == "together":

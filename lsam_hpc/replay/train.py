@@ -24,7 +24,20 @@ _ONLY = {
     "stragglers": "none",
     "selection": "none",
     "adversarial": "none",
+    "precision": "float32",
+    "initial_state": None,
 }
+# Ascents whose passes are not one or two.
+_OTHER_COSTS = ("asyncsam", "gam")
+
+
+def check(config: TrainConfig) -> None:
+    """Raise InputError for the first option whose value cannot be replayed."""
+    for name, only in _ONLY.items():
+        if (value := getattr(config, name)) != only:
+            raise InputError(f"--{name.replace('_', '-')}: expected {only} in a simulated order, found {value}")
+    if config.ascent in _OTHER_COSTS:
+        raise InputError(f"--ascent: expected one of one or two passes in a simulated order, found {config.ascent}")
 
 
 def train(
@@ -50,9 +63,7 @@ def train(
     Raises:
         InputError: an option has a value that cannot be replayed, or the events do not fit.
     """
-    for name, only in _ONLY.items():
-        if (value := getattr(config, name)) != only:
-            raise InputError(f"--{name.replace('_', '-')}: expected {only} in a simulated order, found {value}")
+    check(config)
     dataset = dataset or make_dataset(config)
     bench = Bench(config, ranks, dataset)
     watched = bench.watch(events, points, curve_images)

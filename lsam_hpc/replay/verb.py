@@ -43,7 +43,13 @@ def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str], points: i
             raise InputError(f"{flag}: expected before --train, where it is simulated too, found after it")
     if job.period < 1 or job.group_size > 1:
         raise InputError(f"--train: expected a period >= 1 and a group size of 1, found {job.period}, {job.group_size}")
-    config = dataclasses.replace(parse(argv), **{name: getattr(job, name) for name in SIMULATED})
+    config = parse(argv)
+    for name in SIMULATED:
+        value, simulated = getattr(config, name), getattr(job, name)
+        if value not in (simulated, getattr(TrainConfig, name)):  # from a file or a recipe
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} {value}: expected before --train too, where it is simulated, found {simulated}")
+        config = dataclasses.replace(config, **{name: simulated})
     dataset = make_dataset(config)
     job = simulated_job(job, config, dataset)
     clock = Clock(events(job, machine, seed=seed))

@@ -52,8 +52,11 @@ class Costs:
         """Return the node of a rank."""
         return rank // self.machine.ranks_per_node
 
-    def allreduce(self) -> float:
-        """Return the seconds of a step's gradient allreduce that do not overlap with the backward pass.
+    def allreduce(self, passes: int = 2) -> float:
+        """Return the seconds of a step's gradient allreduces that do not overlap with the backward passes.
+
+        Args:
+            passes: of the step; a step of one pass averages once. Default 2.
 
         The faster of a ring and a tree, as NCCL chooses; a tree has the ring's bandwidth and logarithmically many hops.
 
@@ -70,8 +73,8 @@ class Costs:
         hop = m.latency if spans else m.latency / 2
         ring = 2 * (size - 1) / size * self.vector / rate + 2 * (size - 1) * hop
         tree = 2 * self.vector / rate + 2 * math.ceil(math.log2(size)) * hop
-        passes = 2 if job.group_ascent == "averaged" else 1
-        return passes * max(0.0, min(ring, tree) - job.hidden * job.step / 2)
+        averages = passes if job.group_ascent == "averaged" else 1
+        return averages * max(0.0, min(ring, tree) - job.hidden * job.step / 2)
 
     def exchange_bytes(self) -> float:
         """Return the bytes that one exchange reads and adds, as the log counts them."""

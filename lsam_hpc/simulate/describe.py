@@ -89,7 +89,8 @@ class Job:
         group_ascent: `"own"`: one allreduce per step; `"averaged"`: two.
         hidden: fraction of a pass that an allreduce overlaps with. Default 0.
         shards: number of ranks that own a part of the center. Default: all.
-        together: local steps at the start in which all ranks average their gradients and do not exchange. Default 0.
+        together: of `events`: local steps at the start in which all ranks average their gradients and do not exchange.
+            Default 0.
         single: steps of all ranks at the start that take one pass, half of `step`. Default 0.
     """
 

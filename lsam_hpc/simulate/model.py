@@ -105,7 +105,7 @@ class Model:
         self.version = self.begun = 0  # adds that have ended, and adds that have begun
         self.steps = taken  # of all ranks
         self._half = job.wire_dtype != "float32"
-        self._allreduce = c.allreduce()
+        self._allreduce = [c.allreduce(passes) for passes in (1, 2)]
         self._listen = listen
         self._limit: int | None = None
         self._reached = self.env.event()
@@ -143,9 +143,9 @@ class Model:
         job = self.job
         in_flight: deque[InFlightExchange] = deque()
         since = 0
-        for idle, work in lengths(job, chain.ranks, seed):
+        for idle, work, pauses in lengths(job, chain.ranks, seed):
             passes = 1 if self.steps < job.single else 2
-            yield from self._step(chain, passes / 2 * idle, passes / 2 * work)
+            yield from self._step(chain, passes / 2 * idle + pauses[:passes].sum(0), passes / 2 * work, passes)
             chain.steps += 1
             chain.ended = self.env.now
             self.steps += job.group_size
@@ -174,16 +174,17 @@ class Model:
             in_flight.append(flight)
             jobs.put(flight)
 
-    def _step(self, chain: Chain, idle: Any, work: Any) -> Process:  # noqa: ANN401
+    def _step(self, chain: Chain, idle: Any, work: Any, passes: int) -> Process:  # noqa: ANN401
+        allreduce = self._allreduce[passes - 1]
         if not work.any():
             chain.threads[0].sleep()
-            yield self.env.timeout(float(idle.max()) + self._allreduce)
+            yield self.env.timeout(float(idle.max()) + allreduce)
         elif len(idle) == 1:
             yield from self._member(chain.threads[0], float(idle[0]), float(work[0]))
         else:
             members = zip(chain.threads, idle, work, strict=True)
             yield self.env.all_of([self.env.process(self._member(t, float(i), float(w))) for t, i, w in members])
-            yield self.env.timeout(self._allreduce)
+            yield self.env.timeout(allreduce)
 
     def _member(self, thread: Thread, idle: float, work: float) -> Process:
         if idle > 0:

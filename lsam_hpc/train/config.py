@@ -105,11 +105,14 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     if recipe is not None and recipe not in RECIPES:
         raise InputError(f"--recipe: expected one of {', '.join(RECIPES)}, found {recipe}")
     options = dict(RECIPES.get(recipe, {}))
-    options |= read_options(Path(file), typing.get_type_hints(TrainConfig)) if file else {}
+    given = read_options(Path(file), typing.get_type_hints(TrainConfig)) if file else {}
+    options |= given
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if one in flags:
             options.pop(other, None)  # --steps overrides the file's epochs, and --epochs its steps
     options |= flags
+    if options.get("synchronous") and "synchronous_start" not in {**given, **flags}:
+        options.pop("synchronous_start", None)  # of the recipe
     if "steps" in options and "epochs" in options:
         raise InputError("--steps and --epochs exclude each other")
     config = TrainConfig(**options)

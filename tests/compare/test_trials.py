@@ -25,7 +25,6 @@ def trials(monkeypatch):
 def small(trials, monkeypatch):
     for name, value in {"DATA": "digits", "VALIDATION": 300, "EPOCHS": 12.0, "RANKS": 3, "IMAGES": 8}.items():
         monkeypatch.setattr(trials, name, value)
-    monkeypatch.setitem(trials.RECIPE, "pull", 1 / 3)
     return trials
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lsam_hpc.errors import InputError
 from lsam_hpc.rma.center import CHUNK_BYTES
 from lsam_hpc.simulate.cores import Thread
-from lsam_hpc.simulate.costs import MESSAGE
+from lsam_hpc.simulate.costs import MESSAGE, Costs
 from lsam_hpc.simulate.describe import Job, Machine
 from lsam_hpc.simulate.events import events
 from lsam_hpc.simulate.fluid import Fluid
@@ -339,6 +339,27 @@ def test_steps_together_wait_for_the_slowest_and_steps_of_one_pass_take_half():
         ("step", 0, 4, 5.8),  # two passes
     ]
     assert [e.kind for e in events(job, HOST, steps=8)] == ["together"] * 3 + ["step"] * 2
+
+
+def test_pauses_follow_passes():
+    """As many pauses a second, of the same length, whether steps take one pass or two."""
+    job = replace(JOB, period=0, step=1.0, pause_every=4.0, pause=2.0)
+    pauses = {single: [] for single in (0, 10**9)}
+    for single, found in pauses.items():
+        times = [e.time for e in events(replace(job, single=single), HOST, steps=8000)]
+        lengths = np.diff([0.0, *times]) - (0.5 if single else 1.0)
+        found += [length for length in lengths if length > 1e-9]
+        seconds = 4000 if single else 8000  # without pauses
+        assert abs(sum(found) - seconds / 4 * 2) < 5 * 2 * math.sqrt(2 * seconds / 4)  # five standard deviations
+        assert abs(len(found) / len(lengths) - (1 - math.exp(-(0.125 if single else 0.25)))) < 0.025
+
+
+def test_a_step_of_one_pass_averages_once():
+    job = replace(JOB, ranks=2, group_size=2, period=0, group_ascent="averaged")
+    machine = replace(HOST, link=4e4)
+    one, two = Costs(job, machine).allreduce(1), Costs(job, machine).allreduce()
+    assert two == pytest.approx(2 * one)
+    assert one == Costs(replace(job, group_ascent="own"), machine).allreduce()
 
 
 def test_too_short_a_time_is_an_error():

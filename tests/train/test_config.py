@@ -41,6 +41,7 @@ def test_a_file_and_flags_win_over_a_recipe(tmp_path):
     file.write_text("period = 8\nmomentum = 0.9\n")
     config = parse(["--recipe", "large-batch", "--config", str(file), "--period", "2"])
     assert config == dataclasses.replace(recipe, period=2, momentum=0.9)
+    assert parse(["--recipe", "large-batch", "--synchronous"]).synchronous_start == 0
     with pytest.raises(InputError, match=r"^--recipe: expected one of large-batch, found small$"):
         parse(["--recipe", "small"])
 
