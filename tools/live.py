@@ -18,6 +18,7 @@ from lsam_hpc.tools.live_ranks import LiveRun
 from lsam_hpc.util.interrupts import interrupts, sleep
 
 INTERVAL = 2.0  # s between two looks at the run, at least
+PAGES = 8  # looks at other ranks that are kept, for as many pages
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -94,7 +95,10 @@ class LiveServer(ThreadingHTTPServer):
                     seen = self._run.look(first)
                 except InputError as error:  # the directory was removed or is on a disk that fails
                     seen = {"error": str(error), "behind": False, "seconds": 0.0}
-                self._looks = {first: (time.monotonic(), seen)}
+                self._looks.pop(first, None)
+                self._looks[first] = time.monotonic(), seen
+                if len(self._looks) > PAGES:
+                    del self._looks[next(iter(self._looks))]
             # Long looks are followed by pauses of the same length, to leave the machine to the run.
             again = 0.05 if seen["behind"] else max(INTERVAL, seen["seconds"])
             return json.dumps({**seen, "again": again}, allow_nan=False).encode()

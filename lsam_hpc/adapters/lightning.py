@@ -105,7 +105,8 @@ class LSAMCallback(Callback):  # type: ignore[misc]
                     sam.zero_grad()
                     with _silent(model):
                         repeat(window[:-1])
-                return closure()
+                loss = closure()
+                return _present(loss) if model.automatic_optimization else loss
             with _silent(model):
                 if not model.automatic_optimization:
                     return closure()
@@ -114,7 +115,7 @@ class LSAMCallback(Callback):  # type: ignore[misc]
 
         def repeat(batches: list[tuple[Any, ...]]) -> Any:  # noqa: ANN401 - the last one's loss
             for arguments in batches:
-                output = trainer.strategy.training_step(*arguments)
+                output = _present(trainer.strategy.training_step(*arguments))
                 loss = (output["loss"] if isinstance(output, Mapping) else output) / trainer.accumulate_grad_batches
                 trainer.strategy.backward(loss, None)
             return loss
@@ -165,6 +166,13 @@ class LSAMCallback(Callback):  # type: ignore[misc]
     def _undo(self) -> None:
         self._replaced.close()
         self._chain = self._center = None
+
+
+def _present(output: Any) -> Any:  # noqa: ANN401 - what the module's training_step returns
+    """Return an output of `training_step`; raise InputError if it is None, by which Lightning skips a mini-batch."""
+    if output is None:
+        raise InputError("training_step: expected a loss for every mini-batch with SAM and LSAM, found None")
+    return output
 
 
 @contextmanager

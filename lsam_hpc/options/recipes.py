@@ -1,4 +1,4 @@
-"""Sets of options of `lsam train` that were found to work together (docs/results.md)."""
+"""Sets of options of `lsam train` that belong together; docs/results.md says where they help."""
 
 from __future__ import annotations
 

@@ -135,6 +135,14 @@ def test_what_cannot_work_is_refused(lt, tmp_path):
     with pytest.raises(InputError, match="expected accumulate_grad_batches=1, found 2"):
         lt.fit(lt.Net(same_random_numbers=True), tmp_path, accumulate_grad_batches=2)
 
+    class Skips(lt.Net):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx == 2 else super().training_step(batch, batch_idx)
+
+    for parts in (1, 2):
+        with pytest.raises(InputError, match="training_step: expected a loss for every mini-batch with SAM"):
+            lt.fit(Skips(), tmp_path, accumulate_grad_batches=parts)
+
     class Saves(lt.lightning.Callback):
         def on_validation_epoch_end(self, trainer, pl_module):
             if not trainer.sanity_checking:

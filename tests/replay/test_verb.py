@@ -27,10 +27,7 @@ def test_trains_in_the_simulated_order(tmp_path, capsys):
     [
         (["--train", "--period", "3"], "--period: expected before --train, where it is simulated too, found after it"),
         (["--train", "--coupling=kernel"], "--coupling: expected before --train, where it is simulated too"),
-        (
-            ["--train", "--recipe", "large-batch"],
-            "--period 1: expected before --train too, where it is simulated",
-        ),
+        (["--train", "--recipe", "large-batch"], "--period 1: expected before --train too, where it is simulated"),
         (["--train", "--ascent", "gam"], "--ascent: expected one of one or two passes in a simulated order, found gam"),
         (["--train", "--topology", "gossip"], "--topology: expected center in a simulated order, found gossip"),
         (["--train", "--stepz", "3"], "--stepz: expected a known option"),
