@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.compare.basins import compare_basins
-from lsam_hpc.landscape.compare.comparison import run_labels
+from lsam_hpc.landscape.compare.comparison import Case, run_labels
+from lsam_hpc.landscape.compare.kinds import Kind, compare, together
 from lsam_hpc.landscape.figures.draw_basins import Flooded, arrays_of, draw_basins
 from lsam_hpc.landscape.figures.figures import FORMATS
+from lsam_hpc.landscape.figures.stored import Stored
 from lsam_hpc.landscape.formats.loss_landscape import Surface, read_surface
 from lsam_hpc.landscape.geometry.persistence import Basin, basins
 from lsam_hpc.landscape.packages import require
@@ -91,9 +92,13 @@ def _compare(args: argparse.Namespace) -> int:
     folder = Path(args.out or DEFAULT_OUT)
     ends = (f".{args.format}", ".h5", ".csv")
     out = new_files(folder, f"compare-{args.name or 'basins'}", ends, overwrite=args.overwrite)
-    comparison = compare_basins({label: _flooded(path, args)[0] for label, path in zip(labels, paths, strict=True)})
+    cases = [Case(label, "", i, path) for i, (label, path) in enumerate(zip(labels, paths, strict=True))]
+    surfaces = [_flooded(path, args)[0] for path in paths]
+    numbers = [Stored(Path(), "basins", "", arrays_of(each), {"labels": list(each.labels)}) for each in surfaces]
+    compared = together(Kind("basins", {"title": f"Basins of {len(surfaces)} surfaces"}), cases, numbers)
+    comparison = compare(compared)
     folder.mkdir(parents=True, exist_ok=True)
-    write(comparison, out)
+    write(comparison, compared, out)
     print(comparison.table, end="\n\n")
     print("\n".join(str(file) for file in out.values()))
     return 0

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lsam_hpc.landscape.compare.comparison import Comparison
+from lsam_hpc.landscape.figures.stored import Stored
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.tools import source
 
 DEFAULT_OUT = "figures"  # folder of a comparison without --out
 
 
-def write(comparison: Comparison, out: dict[str, Path], *, other: bool = False) -> None:
-    """Draw a comparison and write its numbers; without those of its figure, remove .h5 from the files.
+def write(comparison: Comparison, stored: Stored, out: Mapping[str, Path], *, other: bool = False) -> None:
+    """Draw a comparison and write its numbers.
 
     Args:
         comparison: of runs.
+        stored: the numbers that its figure shows.
         out: paths of the files, by suffix.
         other: whether the data are of `--make-batches`, which have no split.
     """
@@ -24,10 +26,8 @@ def write(comparison: Comparison, out: dict[str, Path], *, other: bool = False) 
     if other and "split" in columns:
         columns["split"] = ["other"] * len(columns["split"])
     write_csv(out[".csv"], columns)
-    if comparison.numbers is None:
-        del out[".h5"]
-    else:
-        write_arrays(out[".h5"], *comparison.numbers)
+    figure = {"kind": stored.kind, "title": stored.title, **stored.notes}
+    write_arrays(out[".h5"], stored.arrays, {"figure": figure})
     comparison.draw(next(path for suffix, path in out.items() if suffix not in (".csv", ".h5")))
 
 

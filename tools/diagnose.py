@@ -16,12 +16,14 @@ import numpy as np
 from lsam_hpc.landscape.chains.diagnosis import CheckResult, are_samples, diagnose
 from lsam_hpc.landscape.chains.statistics import Chains, chains
 from lsam_hpc.landscape.compare.chains import compare_chains
-from lsam_hpc.landscape.compare.comparison import run_labels
+from lsam_hpc.landscape.compare.comparison import Case, run_labels
+from lsam_hpc.landscape.compare.kinds import Kind, together
 from lsam_hpc.landscape.figures.draw_chains import draw_chains
+from lsam_hpc.landscape.figures.stored import Stored
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.tools import source
-from lsam_hpc.tools.comparison_files import DEFAULT_OUT, new_files
+from lsam_hpc.tools.comparison_files import DEFAULT_OUT, new_files, write
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.document import add_json, document
 from lsam_hpc.util.text import columns
@@ -71,12 +73,8 @@ def main(argv: Sequence[str]) -> int:
             for field in dataclasses.fields(CheckResult)
         },
     )
-    draws = {f"draws/{quantity.name}": quantity.draws for quantity in statistics.quantities}
-    write_arrays(
-        out[".h5"],
-        {**draws, "staleness": statistics.staleness, "waits": statistics.waits, "explained": statistics.explained},
-        {**summary(statistics, verdicts), "figure": {"kind": "diagnose", "title": title}},
-    )
+    stored = _stored(statistics, verdicts)
+    write_arrays(out[".h5"], stored.arrays, {**stored.notes, "figure": {"kind": "diagnose", "title": title}})
     draw_chains(statistics, out[f".{args.format}"], title)
     if not args.json:
         print("\n" + "\n".join(str(path) for path in out.values()))
@@ -89,20 +87,28 @@ def _compare(args: argparse.Namespace) -> int:
     paths = [Path(run) for run in args.run]
     labels = run_labels(paths)
     folder = Path(args.out or DEFAULT_OUT)
-    out = new_files(folder, f"compare-{args.name}", (f".{args.format}", ".csv"), overwrite=args.overwrite)
+    out = new_files(folder, f"compare-{args.name}", (f".{args.format}", ".h5", ".csv"), overwrite=args.overwrite)
     runs = {label: Run(path, partial=args.partial) for label, path in zip(labels, paths, strict=True)}
     statistics = {label: chains(run, args.start, args.components) for label, run in runs.items()}
     for line in (line for run in runs.values() for line in run.problems):
         print(line, file=sys.stderr)
     comparison = compare_chains(statistics)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(out[".csv"], comparison.columns)
-    comparison.draw(out[f".{args.format}"])
+    cases = [Case(label, "", i, path) for i, (label, path) in enumerate(zip(labels, paths, strict=True))]
+    numbers = [_stored(of_run, diagnose(of_run)) for of_run in statistics.values()]
+    write(comparison, together(Kind("chains", {}), cases, numbers), out)
     if args.json:
         print(document({label: summary(of_run, diagnose(of_run)) for label, of_run in statistics.items()}))
     else:
         print(comparison.table, *out.values(), sep="\n")
     return 0
+
+
+def _stored(statistics: Chains, verdicts: Sequence[CheckResult]) -> Stored:
+    """Return the numbers that are written."""
+    arrays: dict[str, Any] = {f"draws/{quantity.name}": quantity.draws for quantity in statistics.quantities}
+    arrays |= {name: getattr(statistics, name) for name in ("staleness", "waits", "explained")}
+    return Stored(Path(), "diagnose", "", arrays, summary(statistics, verdicts))
 
 
 def table(statistics: Chains, verdicts: Sequence[CheckResult]) -> str:

@@ -18,8 +18,7 @@ from torch import Tensor
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.chains import learning_coefficient as llc
 from lsam_hpc.landscape.chains.mcmc import MIN_DRAWS
-from lsam_hpc.landscape.compare.comparison import Comparison
-from lsam_hpc.landscape.compare.learning_coefficients import compare_learning_coefficients
+from lsam_hpc.landscape.compare.kinds import Kind
 from lsam_hpc.landscape.figures.draw_learning_coefficient import draw_learning_coefficients, estimates_of
 from lsam_hpc.landscape.figures.draw_learning_coefficient import part as array
 from lsam_hpc.landscape.objective import Objective
@@ -137,9 +136,9 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     return Prepared(run, objective, [state(run, name) for name in args.at])
 
 
-def _compare(runs: Runs) -> Comparison:
+def _compare(runs: Runs) -> Kind:
     words = f"gamma {runs.args.gamma:g}, {runs.about}"
-    return compare_learning_coefficients(runs.cases, f"Local learning coefficients, {words}")
+    return Kind("learning coefficients", {"title": f"Local learning coefficients, {words}"})
 
 
 def _parser() -> Parser:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.compare.comparison import Comparison
-from lsam_hpc.landscape.compare.outliers import compare_outliers
+from lsam_hpc.landscape.compare.kinds import Kind
 from lsam_hpc.landscape.curvature.opposing_signals import COUNT, Outliers, outliers, sample
 from lsam_hpc.landscape.figures.draw_outliers import arrays_of, draw_outliers
 from lsam_hpc.landscape.geometry.axes import check_states
@@ -108,8 +107,8 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     return Prepared(run, objective, _states(run, names))
 
 
-def _compare(runs: Runs) -> Comparison:
-    return compare_outliers(runs.cases, f"Losses of samples at two states, {runs.about}")
+def _compare(runs: Runs) -> Kind:
+    return Kind("outliers", {"title": f"Losses of samples at two states, {runs.about}"})
 
 
 def _class(targets: Tensor) -> str:

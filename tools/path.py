@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.compare.comparison import Comparison
-from lsam_hpc.landscape.compare.paths import compare_matrices, compare_profiles
+from lsam_hpc.landscape.compare.kinds import Kind
 from lsam_hpc.landscape.figures.draw_path import draw_matrix, draw_profiles
+from lsam_hpc.landscape.figures.stored import Stored
 from lsam_hpc.landscape.geometry.axes import check_states
+from lsam_hpc.landscape.geometry.barriers import DOUBLE
 from lsam_hpc.landscape.geometry.path import Matrix, Profile, curve, find_curve, line, lines, rounding
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import require
@@ -174,11 +175,19 @@ def _between_centers(runs: Runs, ranks: Ranks, part: Path) -> list[Matrix | None
     return matrices
 
 
-def _compare(runs: Runs) -> Comparison:
+def _compare(runs: Runs) -> Kind:
     if runs.args.between:
-        first, second = runs.args.between.split(",")
-        return compare_profiles(runs.cases, (first, second), runs.about)
-    return compare_matrices(runs.cases, runs.together, runs.about)
+        return Kind("profiles", {"title": runs.about, "ends": runs.args.between.split(",")})
+    return Kind("matrices", {"title": runs.about}, list(map(_stored, runs.together)))
+
+
+def _stored(matrix: Matrix | None) -> Stored:
+    """Return the numbers of the lines between centers as those of a figure; empty if there are none."""
+    if matrix is None:
+        return Stored(Path(), "path", "", {}, {})
+    arrays = {"names": list(matrix.names), "t": matrix.t, "loss": matrix.loss, "error": matrix.error}
+    dtype = "torch.float64" if matrix.epsilon == DOUBLE else "torch.float32"
+    return Stored(Path(), "path", "", arrays, {"dtype": dtype})
 
 
 def _names(args: argparse.Namespace, run: Run) -> list[str]:

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.compare.comparison import Comparison
-from lsam_hpc.landscape.compare.predictions import compare_predictions
+from lsam_hpc.landscape.compare.kinds import Kind
 from lsam_hpc.landscape.figures.draw_reliability import arrays_of, draw_reliability
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.prediction.calibration import BINS, EDGES, Scores, mean_scores, scores
@@ -97,8 +96,8 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     return Prepared(run, objective, [state(run, name) for name in (CENTER, *ensembles.get(CHAINS, ()))])
 
 
-def _compare(runs: Runs) -> Comparison:
-    return compare_predictions(runs.cases, f"Predictions, {runs.about}")
+def _compare(runs: Runs) -> Kind:
+    return Kind("predictions", {"title": f"Predictions, {runs.about}"})
 
 
 def _parser() -> Parser:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures.figures import FORMATS
+from lsam_hpc.landscape.figures.redraw import redraw
 from lsam_hpc.landscape.figures.scales import Scale
-from lsam_hpc.landscape.figures.stored import read, redraw
+from lsam_hpc.landscape.figures.stored import read
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places
 from lsam_hpc.util.arguments import Parser
@@ -42,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="lsam redraw",
-        description="Draw a figure of a landscape program again, from the numbers that were written beside it. Nothing "
-        "is computed: neither the run nor its model or data are needed.",
+        description="Draw a figure of a landscape program, of one run or of several, again, from the numbers that were "
+        "written beside it. Nothing is computed: neither the runs nor their models or data are needed.",
         allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE", help="the figure's numbers, as RUN/figures/surface-center-random.h5")

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures.draw_tracks import Losses
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import surface
-from lsam_hpc.landscape.geometry.axes import Axes, ranges
-from lsam_hpc.landscape.geometry.tracks import Tracks
+from lsam_hpc.landscape.geometry.axes import Axes
+from lsam_hpc.landscape.geometry.tracks import Tracks, grid_around
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report import stored
 from lsam_hpc.landscape.report.stored import Stored
@@ -132,8 +130,7 @@ def _reused(known: Stored, run: Run) -> Background:
 
 
 def _computed(args: argparse.Namespace, objective: Objective, tracks: Tracks, axes: Axes) -> Background:
-    points = np.concatenate([part for track in tracks.ranks.values() for part in (track.sample, track.center)])
-    x, y = ranges(points[np.isfinite(points[:, 0])], args.surface or GRID, 0.15)
+    x, y = grid_around(tracks, args.surface or GRID)
     title = None if args.quiet else "lsam report --surface"
     made = surface.scan(objective, axes.origin, axes.directions, x, y, title=title)
     return Background(made, _notes(args, objective))

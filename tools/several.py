@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.compare.comparison import Case, Comparison, run_labels
+from lsam_hpc.landscape.compare.comparison import Case, run_labels
+from lsam_hpc.landscape.compare.kinds import Kind, compare, together
+from lsam_hpc.landscape.figures.stored import Stored, read
 from lsam_hpc.tools import source
 from lsam_hpc.tools.case_facts import Prepared, differences, facts_of, is_known, keep
 from lsam_hpc.tools.comparison_files import DEFAULT_OUT, new_files, write
@@ -54,7 +56,7 @@ class Verb:
         prepare: checks options and states of one run, before anything is computed.
         name: base name of its files, from the options.
         suffixes: of its files that a comparison reads, from the options.
-        compare: reads the files and returns the comparison; called on rank 0.
+        compare: returns the kind of the comparison; called on rank 0.
         together: computes numbers of all runs together, with a folder for finished points; called on every rank.
             Default: there are none.
     """
@@ -64,7 +66,7 @@ class Verb:
     prepare: Callable[[argparse.Namespace], Prepared]
     name: Callable[[argparse.Namespace], str]
     suffixes: Callable[[argparse.Namespace], Sequence[str]]
-    compare: Callable[[Runs], Comparison]
+    compare: Callable[[Runs], Kind]
     together: Callable[[Runs, Ranks, Path], Any] | None = None
 
 
@@ -105,9 +107,12 @@ def _compare(args: argparse.Namespace, verb: Verb, ranks: Ranks) -> int:
         ranks.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
         runs = replace(runs, together=verb.together(runs, ranks, part))
     if ranks.is_first:
-        comparison = verb.compare(runs)
+        kind = verb.compare(runs)
+        numbers = [read(c.file(suffixes[0])) if c.alone else Stored(c.base, "", "", {}, {}) for c in cases]
+        compared = together(kind, cases, numbers)
+        comparison = compare(compared)
         folder.mkdir(parents=True, exist_ok=True)
-        write(comparison, out, other=bool(getattr(args, "make_batches", None)))
+        write(comparison, compared, out, other=bool(getattr(args, "make_batches", None)))
         shutil.rmtree(part, ignore_errors=True)
         print(comparison.table, end="\n\n")
         if any(known):

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.compare.comparison import Comparison
-from lsam_hpc.landscape.compare.sharpness import compare_sharpness
+from lsam_hpc.landscape.compare.comparison import cell
+from lsam_hpc.landscape.compare.kinds import Kind
 from lsam_hpc.landscape.curvature.sharpness import CASES, NORMS, RHOS, SAMPLES, STEPS, M, Sharpness, sharpness
 from lsam_hpc.landscape.figures.draw_curvature import draw_sharpness
 from lsam_hpc.landscape.objective import Objective
@@ -38,7 +38,7 @@ SETTINGS = ("adaptive", "normalise", "m", "steps", "restarts", "seed")  # option
 @with_json
 def main(argv: Sequence[str]) -> int:
     """Compute, print, write and draw, for one run or to compare several; return the exit code."""
-    return each_run(argv, Verb(_parser(), _one, _prepare, lambda args: str(args.name), lambda _: (".csv",), _compare))
+    return each_run(argv, Verb(_parser(), _one, _prepare, lambda args: str(args.name), lambda _: (".h5",), _compare))
 
 
 def _one(options_of_run: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def _one(options_of_run: argparse.Namespace) -> int:
     results = share(ranks, jobs, None if args.quiet else "lsam sharpness")
     if ranks.is_first:
         rows = [(*case, *result) for case, result in zip(cases, results, strict=True)]
-        print(columns([HEAD, *(tuple(map(_cell, row)) for row in rows)]))
+        print(columns([HEAD, *(tuple(map(cell, row)) for row in rows)]))
         table = dict(zip(HEAD, map(list, zip(*rows, strict=True)), strict=True))
         panels = _panels(args, cases, results)
         heading = source.heading(args, run, objective)
@@ -127,8 +127,8 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     return Prepared(run, objective, [state(run, name) for name in args.at])
 
 
-def _compare(runs: Runs) -> Comparison:
-    return compare_sharpness(runs.cases, adaptive=not runs.args.plain)
+def _compare(_: Runs) -> Kind:
+    return Kind("sharpness", {})
 
 
 def _job(
@@ -155,10 +155,6 @@ def _panels(
                 ]
                 states[name] = tuple(np.array(column) for column in zip(*rows, strict=True))
     return panels
-
-
-def _cell(value: Any) -> str:  # noqa: ANN401
-    return value if isinstance(value, str) else "-" if math.isnan(value) else f"{value:.5g}"
 
 
 if __name__ == "__main__":

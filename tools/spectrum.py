@@ -14,23 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.compare.comparison import Comparison
-from lsam_hpc.landscape.compare.spectra import EDGE, FILE, compare_edges, compare_spectra
-from lsam_hpc.landscape.curvature.blocks import (
-    ALL,
-    EIGENVALUES,
-    KINDS,
-    SMALLEST,
-    TRACE,
-    WHOLE,
-    Block,
-    Settings,
-    Spectrum,
-)
+from lsam_hpc.landscape.compare.kinds import Kind
+from lsam_hpc.landscape.compare.spectra import EDGE, FILE
+from lsam_hpc.landscape.curvature.blocks import Block, Settings
 from lsam_hpc.landscape.curvature.blocks import spectra as compute
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge, edge, measured, snapshots
 from lsam_hpc.landscape.curvature.gradient_flow import GRADIENTS, TOLERANCE, Flow, check_flow, gradient_flow
 from lsam_hpc.landscape.curvature.products import MATRICES, check_products, curvature, layers
+from lsam_hpc.landscape.curvature.results import ALL, EIGENVALUES, KINDS, SMALLEST, TRACE, WHOLE, Spectrum
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.figures.draw_curvature import NAMES
 from lsam_hpc.landscape.objective import Objective
@@ -297,13 +288,14 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     return Prepared(run, objective, [state(run, args.at)])
 
 
-def _compare(runs: Runs) -> Comparison:
+def _compare(runs: Runs) -> Kind:
     if runs.args.along == MEASURED:
-        return compare_edges(runs.cases, f"{NAMES['hessian']}, measured in training")
+        return Kind("edges", {"title": f"{NAMES['hessian']}, measured in training", "counted": "measurements"})
     if runs.args.along:
         matrix = NAMES[runs.args.matrix.split(",")[0]]
-        return compare_edges(runs.cases, f"{matrix}, snapshots of the {runs.args.along}, {runs.about}")
-    return compare_spectra(runs.cases, f"At {runs.args.at or 'center'}, {runs.about}")
+        title = f"{matrix}, snapshots of the {runs.args.along}, {runs.about}"
+        return Kind("edges", {"title": title, "counted": "snapshots"})
+    return Kind("spectra", {"title": f"At {runs.args.at or 'center'}, {runs.about}"})
 
 
 if __name__ == "__main__":

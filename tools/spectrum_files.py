@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lsam_hpc.landscape.curvature.blocks import ALL, DENSITY, EIGENVALUES, SMALLEST, TRACE, WHOLE, Block, Spectrum
+from lsam_hpc.landscape.curvature.blocks import Block
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge
 from lsam_hpc.landscape.curvature.gradient_flow import Flow
-from lsam_hpc.landscape.figures.draw_classes import draw_classes
-from lsam_hpc.landscape.figures.draw_curvature import draw_edge, draw_layers, draw_spectra
+from lsam_hpc.landscape.curvature.results import ALL, DENSITY, EIGENVALUES, SMALLEST, TRACE, WHOLE, Spectrum
+from lsam_hpc.landscape.figures.draw_curvature import draw_edge
+from lsam_hpc.landscape.figures.redraw import redraw
+from lsam_hpc.landscape.figures.scales import AUTOMATIC
+from lsam_hpc.landscape.figures.stored import CLASS, read
 from lsam_hpc.landscape.report.tables import write_arrays, write_csv
 from lsam_hpc.util.text import columns
 
@@ -91,7 +94,7 @@ def write(
     _write_tables(out, each)
     arrays: dict[str, Any] = {}
     for b, s in each:
-        at = f"{b.matrix}/{b.layer}" if b.group == ALL else f"{b.matrix}/class {b.group}"
+        at = f"{b.matrix}/{b.layer}" if b.group == ALL else f"{b.matrix}/{CLASS}{b.group}"
         arrays[f"{at}/parameters"] = b.size
         if len(s.values):
             arrays[f"{at}/eigenvalues"] = s.values
@@ -111,17 +114,8 @@ def write(
     layers = list(dict.fromkeys(b.layer for b in blocks if b.layer != WHOLE))
     figure_notes = {"kind": "spectrum", "title": title, "matrices": matrices, "layers": layers}
     write_arrays(out[".h5"], arrays, {**notes, "figure": figure_notes})
-    if (figure := f".{format_}") in out:
-        whole = {b.matrix: (s.values, s.density) for b, s in each if b.layer == WHOLE and b.group == ALL and s.density}
-        draw_spectra(whole, out[figure], title)
-    if (figure := f"-classes.{format_}") in out:
-        of_classes = [(b, s) for b, s in each if b.group != ALL]
-        draw_classes([(b.matrix, b.group, s) for b, s in of_classes], out[figure], title)
-    if (figure := f"-layers.{format_}") in out:
-        inner = [(b, s) for b, s in each if b.layer != WHOLE]
-        tops = {m: np.array([s.values[0] for b, s in inner if b.matrix == m and len(s.values)]) for m in matrices}
-        means = {m: np.array([s.trace.value / b.size for b, s in inner if b.matrix == m and s.trace]) for m in matrices}
-        draw_layers(layers, tops, means, out[figure], title)
+    stored = read(out[".h5"])
+    redraw(stored, {end: out[f"{end}.{format_}"] for end in stored.suffixes}, AUTOMATIC)
 
 
 def write_edge(

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.compare.comparison import Comparison
-from lsam_hpc.landscape.compare.surfaces import compare_surfaces
+from lsam_hpc.landscape.compare.kinds import Kind
 from lsam_hpc.landscape.figures.draw_surface import draw_surface
 from lsam_hpc.landscape.formats import loss_landscape as li2018
 from lsam_hpc.landscape.geometry import surface as landscape
@@ -245,10 +243,10 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     return Prepared(run, objective, [state(run, args.at), *others], own)
 
 
-def _compare(runs: Runs) -> Comparison:
+def _compare(runs: Runs) -> Kind:
     args = runs.args
     kind, flat = args.directions or "random", args.line
-    marks: list[dict[str, NDArray[np.float64]]] = [{args.at: np.zeros(1 if flat else 2)} for _ in runs.cases]
+    marks: list[dict[str, list[float]]] = [{args.at: [0.0] * (1 if flat else 2)} for _ in runs.cases]
     unit = {"none": "distance", "model": "in norms of the model"}
     how = args.normalise or ("filter" if kind == "random" else "none")
     names = {"random": "random direction", "pca": "principal component", "eigenvector": "eigenvector"}
@@ -256,9 +254,9 @@ def _compare(runs: Runs) -> Comparison:
     if args.to:
         opened = [Run(options.run, partial=options.partial) for options in runs.each]
         axes = [towards(args, run, state(run, args.at)) for run in opened]
-        marks = [dict(of_run.marks) for of_run in axes]
+        marks = [{name: at.tolist() for name, at in of_run.marks.items()} for of_run in axes]
         labels = [label.partition(" (distance ")[0] for label in axes[0].labels]
-    return compare_surfaces(runs.cases, labels, marks, f"Around {args.at}, {runs.about}")
+    return Kind("surfaces", {"title": f"Around {args.at}, {runs.about}", "labels": labels, "marks": marks})
 
 
 def _report(out: dict[str, Path], surface: li2018.Surface, settings: landscape.Settings) -> None:

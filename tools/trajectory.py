@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.compare.comparison import Comparison
-from lsam_hpc.landscape.compare.tracks import compare_tracks
+from lsam_hpc.landscape.compare.kinds import Kind
 from lsam_hpc.landscape.figures.draw_tracks import Losses, draw_tracks
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import surface as landscape
-from lsam_hpc.landscape.geometry.axes import Axes, ranges, through
-from lsam_hpc.landscape.geometry.tracks import SOURCES, Tracks, from_sketches, from_snapshots
+from lsam_hpc.landscape.geometry.axes import Axes, through
+from lsam_hpc.landscape.geometry.tracks import SOURCES, Tracks, from_sketches, from_snapshots, grid_around
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.stored import OBJECTIVE
@@ -145,10 +144,8 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     return Prepared(run, objective, states)
 
 
-def _compare(runs: Runs) -> Comparison:
-    opened = [Run(options.run, partial=options.partial) for options in runs.each]
-    one_center = [run.config.get("topology", "center") == "center" for run in opened]
-    return compare_tracks(runs.cases, one_center, runs.about)
+def _compare(runs: Runs) -> Kind:
+    return Kind("tracks", {"about": runs.about})
 
 
 def _count(run: Run, table: str) -> int:
@@ -172,9 +169,7 @@ def _background(
     args: argparse.Namespace, ranks: Ranks, objective: Objective, tracks: Tracks, *, part: Path, options: dict[str, Any]
 ) -> Surface:
     axes = _plane(tracks)
-    all_places = [track.sample for track in tracks.ranks.values()] + [track.center for track in tracks.ranks.values()]
-    at = np.concatenate([*all_places, *(place[None] for place in tracks.marks.values())])
-    x, y = ranges(at[np.isfinite(at[:, 0])], args.surface, 0.15)
+    x, y = grid_around(tracks, args.surface)
     title = None if args.quiet else "lsam trajectory --surface"
     shared: dict[str, Any] = {"folder": part, "options": {**options, "x": list(x), "y": list(y)}, "comm": ranks.comm}
     return landscape.scan(objective, axes.origin, axes.directions, x, y, title=title, **shared)

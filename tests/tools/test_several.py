@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import sys
 
 import h5py
@@ -11,13 +12,17 @@ import pytest
 import torch
 
 from lsam_hpc.cli import main
-from lsam_hpc.landscape import Objective, lines, read_surface
+from lsam_hpc.landscape import Edge, Limits, Objective, lines, read_surface
 from lsam_hpc.landscape.chains.diagnosis import diagnose
 from lsam_hpc.landscape.chains.statistics import chains
 from lsam_hpc.landscape.compare import chains as compared_chains
 from lsam_hpc.landscape.compare import paths, spectra, surfaces, tracks
+from lsam_hpc.landscape.compare.comparison import Case
+from lsam_hpc.landscape.figures import draw_curvature
 from lsam_hpc.landscape.figures.figures import save
+from lsam_hpc.landscape.figures.stored import read
 from lsam_hpc.tools import surface as surface_program
+from lsam_hpc.tools.spectrum_files import write_edge
 from lsam_hpc.trajectory import CountSketch, Run, Snapshots, TrajectoryWriter
 from tests.helpers.logs import attributes
 from tests.helpers.mpis import run as run_command
@@ -260,6 +265,7 @@ def test_sharpness_while_training(runs, drawn, tmp_path):
 
 def test_sharpness_that_was_measured_while_training(runs, drawn):
     assert lsam("spectrum", *runs, "--along", "measured") == 0
+    assert {row["measurements"] for row in rows("figures/compare-spectrum-center-edge.csv")} == {"6"}
     curves = iter(line for line in drawn[0].axes[0].lines if line.get_marker() == "o")
     for run, row in zip(runs, rows("figures/compare-spectrum-center-edge.csv"), strict=True):
         values = [Run(run).log(rank).table("curvature")["eigenvalue"] for rank in (0, 1)]
@@ -335,12 +341,11 @@ def test_trajectories_have_equal_scales(runs, drawn, words):
         with h5py.File(run / "figures" / "trajectory.h5") as file:
             of_rank = file["rank"][()] == 1
             track = next(line for line in axis.lines[3:4])
-            total, x = file["total_iteration"][()], file["x"][()]
-            sign = 1 if x[total.argmin()] <= x[total == total.max()].mean() else -1  # runs start on the left
-            np.testing.assert_array_equal(track.get_xdata(), sign * file["x"][of_rank])
+            x = file["x"][()]  # turned as in the figure of the run alone
+            np.testing.assert_array_equal(track.get_xdata(), x[of_rank])
             assert float(row["off_plane_(median)"]) == np.median(file["off_plane"][()])
             low, high = axis.get_xlim()
-            assert low <= (sign * x).min() <= (sign * x).max() <= high
+            assert low <= x.min() <= x.max() <= high
     if "--surface" in words:
         from matplotlib.contour import QuadContourSet
 
@@ -353,6 +358,68 @@ def test_trajectories_have_equal_scales(runs, drawn, words):
         assert last < values.max() <= high
         losses = drawn[0].axes[2:4]
         assert losses[0].get_ylim() == losses[1].get_ylim()
+
+
+COMPARED = {
+    "line": ("surface", "--line", "--x=-1:1:3", "--split", "both"),
+    "plane": ("surface", "--x=-1:1:3", "--y=-1:1:3", "--to", "0@0,1@0"),
+    "spectrum": ("spectrum", "--eigenvalues", 2, "--repeats", 2, "--products", 3, "--steps", 4, "--layers"),
+    "classes": ("spectrum", "--eigenvalues", 2, "--class", "all", "--kinds", "eigenvalues"),
+    "edge": ("spectrum", "--along", "measured"),
+    "sharpness": ("sharpness", "--rho", "0.1,0.2", "--m", 20, "--steps", 2, "--case", "worst"),
+    "matrix": ("path", "--points", 3),
+    "profiles": ("path", "--between", "0@0,0", "--points", 3),
+    "trajectory": ("trajectory", "--surface", 3, "--losses"),
+    "diagnose": ("diagnose", "--from", 0.25),
+}
+
+
+LONG = ("plane", "spectrum", "classes", "trajectory", "diagnose")
+SLOW = pytest.mark.slow("two runs analysed, and their figure drawn twice")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW) if name in LONG else name for name in COMPARED])
+def test_a_comparison_is_drawn_again_without_the_runs(runs, rendered, tmp_path, name):
+    verb, *words = COMPARED[name]
+    assert lsam(verb, *runs, *words) == 0
+    (file,) = (tmp_path / "figures").glob("*.h5")
+    shutil.rmtree(tmp_path / "runs")
+    assert main(["redraw", str(file), "--name", "again"]) == 0
+    assert file.with_name("again.png").read_bytes() == file.with_suffix(".png").read_bytes()
+
+
+def test_each_run_s_center_has_its_own_colour(runs, drawn):
+    assert lsam("trajectory", *runs) == 0
+    centers = [next(line for line in axis.lines if line.get_linewidth() == 4) for axis in drawn[0].axes[:2]]
+    legend = {
+        t.get_text(): h for t, h in zip(drawn[0].legends[0].texts, drawn[0].legends[0].legend_handles, strict=True)
+    }
+    colours = [legend[f"center of {name}"].get_color() for name in ("sgd", "sam")]
+    assert colours == [line.get_color() for line in centers]
+    assert len(set(colours)) == 2
+
+
+def test_limits_are_those_of_a_run_alone(drawn, tmp_path, monkeypatch):
+    alone = []
+    monkeypatch.setattr(draw_curvature, "save", lambda figure, path: (alone.append(figure), path)[1])
+    steps = np.arange(90.0)
+    numbers = {"total_iteration": steps, "lr": 0.1 / (1 + steps), "ratio": 0.01 + steps % 7}  # r is noisy
+    limits, at = Limits(**numbers, momentum=0.9), np.arange(0, 90, 30)
+    own = dict.fromkeys(("sharpness", "update_sharpness", "gradient_sharpness", "flow_sharpness"), 1.0 + at)
+    of_rows = {name: values[at] for name, values in numbers.items()}
+    edge = Edge(**of_rows, **own, momentum=0.9, rank=0 * at, iteration=at, logged=limits)
+    out = {end: tmp_path / f"a{end}" for end in ("-edge.csv", "-edge.h5", "-edge.png")}
+    write_edge(out, edge, "run", format_="png", flow=False)
+    numbers = [read(out["-edge.h5"])] * 2
+    cases = [Case(name, "", i, tmp_path) for i, name in enumerate("ab")]
+    spectra.compare_edges(cases, numbers, {"title": "", "counted": "snapshots"}).draw(tmp_path / "b.png")
+    of_run = {line.get_label(): line.get_xydata() for line in alone[0].axes[0].lines if line.get_label()[0] != "_"}
+    (sam,) = (at for label, at in of_run.items() if label.startswith("SAM's limit"))
+    (momentum,) = (at for label, at in of_run.items() if label.startswith("2 (1 + 0.9)"))
+    assert not np.array_equal(sam[:, 1], limits.sam_limit)  # but its running median
+    lines = [line.get_xydata() for line in drawn[0].axes[0].lines]
+    for expected in (sam, momentum):
+        assert sum(np.array_equal(line, expected) for line in lines) == 2
 
 
 def test_diagnoses(runs, drawn, capsys):
@@ -479,7 +546,7 @@ def test_all_files_go_to_the_folder_that_out_names(runs, tmp_path, rendered):
     assert not any((run / "figures").exists() for run in runs)
     names = {str(file.relative_to(tmp_path / "o")) for file in (tmp_path / "o").rglob("*.*")}
     base = "surface-center-random-line"
-    assert names == {f"compare-{base}.png", f"compare-{base}.csv"} | {
+    assert names == {f"compare-{base}{end}" for end in (".png", ".h5", ".csv")} | {
         f"{run.name}/{base}{end}" for run in runs for end in (".png", ".h5", ".csv", "-directions.h5", "-compare.json")
     }
 

@@ -25,10 +25,11 @@ __all__ = ["setting"]  # a fixture
 def test_spectrum(setting, tmp_path, capsys):
     path, options, states = setting
     words = ["--layers", "--vectors", "--along", "sample", "--eigenvalues", "3", "--steps", "10", "--repeats", "2"]
+    words += ["--kinds", "eigenvalues,trace,density"]
     assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path), "--double"]) == 0
     out, err = capsys.readouterr()
     # For each of 2 matrices: 3 times the eigenvalues, 2 estimates of the trace (1 for a small block), 2 of the density.
-    assert re.search(r"lsam spectrum: 100%.* 18/18 ", err)
+    assert re.search(r"lsam spectrum: 100%.* 26/26 ", err)
     assert re.search(r"lsam spectrum, snapshots: 100%.* 6/6 ", err)
     assert out.splitlines()[0].split() == [
         "matrix",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 from lsam_hpc.landscape.chains.diagnosis import ESS, RHAT, are_samples, diagnose
 from lsam_hpc.landscape.chains.mcmc import autocorrelation
 from lsam_hpc.landscape.chains.statistics import Chains, Quantity
-from lsam_hpc.landscape.compare.comparison import BRIGHT, Comparison, cell
+from lsam_hpc.landscape.compare.comparison import BRIGHT, Case, Comparison, cell
 from lsam_hpc.landscape.figures.figures import CENTER, figure, save
 from lsam_hpc.landscape.figures.scales import LOG, log_axis
+from lsam_hpc.landscape.figures.stored import Stored, chains_of
 from lsam_hpc.util.text import columns
 
 JUDGED = {True: "good", False: "BAD", None: "-"}
@@ -39,6 +40,12 @@ def compare_chains(runs: Mapping[str, Chains]) -> Comparison:
     for field in ("name", "good", "value", "threshold", "text"):
         table[field] = [getattr(check, field) for _, check in rows]
     return Comparison(columns(lines), table, partial(_draw, runs))
+
+
+def drawn_chains(cases: Sequence[Case], numbers: Sequence[Stored], _: Mapping[str, Any]) -> Comparison:
+    """Return the comparison without its table, from what was stored of the chains: all that the figure shows."""
+    runs = {case.run: chains_of(part) for case, part in zip(cases, numbers, strict=True)}
+    return Comparison("", {}, partial(_draw, runs))
 
 
 def _numbers(quantity: Quantity) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.figures.figures import COLOURS
+from lsam_hpc.landscape.figures.stored import Stored
 from lsam_hpc.util.text import columns
 
 BRIGHT = COLOURS[:7]  # without yellow, which is too light for a line
@@ -57,13 +58,11 @@ class Comparison:
         table: as text.
         columns: of the table.
         draw: draws the figure.
-        numbers: arrays and notes from which `lsam redraw` draws the figure. Default: it cannot.
     """
 
     table: str
     columns: Mapping[str, Sequence[Any]]
     draw: Callable[[Path], Path]
-    numbers: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
 
 
 def run_labels(paths: Sequence[Path]) -> list[str]:
@@ -89,6 +88,13 @@ def named(cases: Sequence[Case]) -> list[str]:
     """Return the name of each case: that of its run, and of its split if there are several."""
     several = len({case.split for case in cases}) > 1
     return [f"{case.run}, {case.split}" if several else case.run for case in cases]
+
+
+def first_of(case: Case, cases: Sequence[Case], numbers: Sequence[Stored]) -> Stored | None:
+    """Return the numbers of the first run on the case's split; None if that is the case itself, or of other data."""
+    splits = [other.split for other in cases]
+    first, own = splits.index(case.split), cases.index(case)
+    return numbers[first] if first != own and numbers[first].notes["data"] == numbers[own].notes["data"] else None
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, list[Any]]]:

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lsam_hpc.landscape.compare.comparison import Case, Comparison, named, of_rows
-from lsam_hpc.landscape.compare.parts import Part, pack, read_parts
 from lsam_hpc.landscape.figures.draw_learning_coefficient import draw_learning_coefficients_of, estimates_of
+from lsam_hpc.landscape.figures.stored import Stored
 
-KIND = "compare-learning-coefficient"
 COLUMNS = ("lambda", "standard_error", "half_parameters", "loss", "rhat", "ess_bulk", "ess_tail", "acceptance")
 
 
-def compare_learning_coefficients(cases: Sequence[Case], title: str) -> Comparison:
-    """Return the comparison of learning coefficients, from the .h5 files: a row for each state of each case."""
-    parts = read_parts(cases)
-    rows = [row for part in parts for row in _rows(part)]
-    numbers = pack(KIND, title, parts, ("state", "losses", *COLUMNS), ["inverse_temperature", "problems"])
-    return Comparison(*of_rows(rows), partial(draw_parts, parts, title), numbers)
+def compare_learning_coefficients(
+    cases: Sequence[Case], numbers: Sequence[Stored], how: Mapping[str, Any]
+) -> Comparison:
+    """Return the comparison of learning coefficients, a row for each state of each case; `how` has the title."""
+    rows = [row for case, part in zip(cases, numbers, strict=True) for row in _rows(case, part)]
+    drawn = {name: estimates_of(part.arrays, part.notes) for name, part in zip(named(cases), numbers, strict=True)}
+    return Comparison(*of_rows(rows), partial(draw_learning_coefficients_of, drawn, title=how["title"]))
 
 
-def draw_parts(parts: Sequence[Part], title: str, path: Path) -> Path:
-    """Draw the comparison."""
-    labels = named([part.case for part in parts])
-    cases = {label: estimates_of(part.arrays, part.notes) for label, part in zip(labels, parts, strict=True)}
-    return draw_learning_coefficients_of(cases, path, title)
-
-
-def _rows(part: Part) -> list[dict[str, Any]]:
+def _rows(case: Case, part: Stored) -> list[dict[str, Any]]:
     return [
         {
-            "run": part.case.run,
-            "split": part.case.split,
+            "run": case.run,
+            "split": case.split,
             "state": name,
             **{column: float(part.arrays[column][i]) for column in COLUMNS},
             "problems": ", ".join(part.notes["problems"][name]),

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lsam_hpc.landscape.compare.comparison import Case, Comparison, named, of_rows
-from lsam_hpc.landscape.compare.parts import Part, pack, read_parts
+from lsam_hpc.landscape.compare.comparison import Case, Comparison, first_of, named, of_rows
 from lsam_hpc.landscape.figures.draw_outliers import draw_outliers_of, outliers_of
-
-KIND = "compare-outliers"
-
-
-def compare_outliers(cases: Sequence[Case], title: str) -> Comparison:
-    """Return the comparison of outliers, from the .h5 files: a row for each case."""
-    parts = read_parts(cases)
-    rows = [_numbers(part, parts) for part in parts]
-    numbers = pack(KIND, title, parts, parts[0].arrays, ["between"])
-    return Comparison(*of_rows(rows), partial(draw_parts, parts, title), numbers)
+from lsam_hpc.landscape.figures.stored import Stored
 
 
-def draw_parts(parts: Sequence[Part], title: str, path: Path) -> Path:
-    """Draw the comparison."""
-    labels = named([part.case for part in parts])
-    cases = {
+def compare_outliers(cases: Sequence[Case], numbers: Sequence[Stored], how: Mapping[str, Any]) -> Comparison:
+    """Return the comparison of outliers, a row for each case; `how` has the title."""
+    rows = [_numbers(case, part, first_of(case, cases, numbers)) for case, part in zip(cases, numbers, strict=True)]
+    drawn = {
         label: (outliers_of(part.arrays), (part.notes["between"][0], part.notes["between"][1]))
-        for label, part in zip(labels, parts, strict=True)
+        for label, part in zip(named(cases), numbers, strict=True)
     }
-    return draw_outliers_of(cases, path, title)
+    return Comparison(*of_rows(rows), partial(draw_outliers_of, drawn, title=how["title"]))
 
 
-def _numbers(part: Part, parts: Sequence[Part]) -> dict[str, Any]:
+def _numbers(case: Case, part: Stored, first: Stored | None) -> dict[str, Any]:
     result = outliers_of(part.arrays)
     shown = {*result.rising.tolist(), *result.falling.tolist()}
-    first = next(other for other in parts if other.case.split == part.case.split)
-    of_first = outliers_of(first.arrays)
-    same = first is not part and first.notes["data"] == part.notes["data"]
+    of_first = first and outliers_of(first.arrays)
     cosines = [float(result.cosines[pair]) for pair in result.pairs]
     return {
-        "run": part.case.run,
-        "split": part.case.split,
+        "run": case.run,
+        "split": case.split,
         "from": part.notes["between"][0],
         "to": part.notes["between"][1],
         "loss_before": float(result.before.mean()),
@@ -55,6 +42,6 @@ def _numbers(part: Part, parts: Sequence[Part]) -> dict[str, Any]:
         "opposed_pairs": len(result.pairs),
         "smallest_cosine": min(cosines, default=np.nan),
         "outliers_of_the_first_run": len(shown & {*of_first.rising.tolist(), *of_first.falling.tolist()})
-        if same
+        if of_first
         else np.nan,
     }

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from lsam_hpc.landscape.compare.comparison import BRIGHT, Case, Comparison, cell, named, of_rows
 from lsam_hpc.landscape.figures.figures import CENTER, COLOURS, figure, save
-from lsam_hpc.landscape.geometry.path import Matrix
+from lsam_hpc.landscape.figures.stored import Stored, matrix_of, profiles_of
+from lsam_hpc.landscape.geometry.barriers import Matrix, Profile
 from lsam_hpc.util.text import columns
 
 
-class Inside(NamedTuple):
-    """Losses on the lines inside a run, from its .h5 file; for the arrays see `geometry.path.Matrix`."""
-
-    names: list[str]
-    t: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    barrier: NDArray[np.float64]
-
-
-def compare_matrices(cases: Sequence[Case], centers: Sequence[Matrix | None], title: str) -> Comparison:
+def compare_matrices(cases: Sequence[Case], numbers: Sequence[Stored], how: Mapping[str, Any]) -> Comparison:
     """Return the comparison of barriers inside runs, and between the runs' centers.
 
     Args:
         cases: those that are not `alone` have no lines inside.
-        centers: the lines between the centers, one matrix for each split; None if the models differ.
-        title: of the figure.
+        numbers: of each case, and after them those between the centers, for each split; without arrays if there are
+            none, as of different models.
+        how: the title.
     """
-    inside = [_read(case) if case.alone else None for case in cases]
+    every = [matrix_of(stored) if stored.arrays else None for stored in numbers]
+    inside, centers = every[: len(cases)], every[len(cases) :]
     rows = [_numbers(case, lines) for case, lines in zip(cases, inside, strict=True)]
     text, table = of_rows(rows)
     known = [matrix for matrix in centers if matrix is not None]
@@ -51,16 +43,10 @@ def compare_matrices(cases: Sequence[Case], centers: Sequence[Matrix | None], ti
             row = pair | {"highest_barrier": matrix.barriers[i, j], "center_loss": matrix.loss[i, i, 0]}
             for name, values in table.items():
                 values.append(row.get(name, np.nan))
-    return Comparison(text, table, partial(_draw, list(zip(cases, inside, strict=True)), known, title))
+    return Comparison(text, table, partial(_draw, list(zip(cases, inside, strict=True)), known, how["title"]))
 
 
-def _read(case: Case) -> Inside:
-    with h5py.File(case.file(".h5")) as file:
-        names = [str(name) for name in file["names"].asstr()[()]]
-        return Inside(names, *(np.asarray(file[name][()], np.float64) for name in ("t", "loss", "barrier")))
-
-
-def _numbers(case: Case, lines: Inside | None) -> dict[str, Any]:
+def _numbers(case: Case, lines: Matrix | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "run": case.run,
         "to_run": "",
@@ -74,22 +60,20 @@ def _numbers(case: Case, lines: Inside | None) -> dict[str, Any]:
     }
     if lines is None:
         return row
-    heights = np.triu(lines.barrier, 1)
-    i, j = np.unravel_index(int(np.nan_to_num(heights, nan=-1).argmax()), heights.shape)
-    pairs = lines.barrier[np.triu_indices(len(lines.names), 1)]
+    pairs = lines.barriers[np.triu_indices(len(lines.names), 1)]
     ends = dict(zip(lines.names, np.einsum("iit->it", lines.loss)[:, 0], strict=True))
     of_ranks = [loss for name, loss in ends.items() if name != "center"]
     return row | {
         "ranks": len(of_ranks),
         "highest_barrier": float(np.nanmax(pairs)),
-        "between": f"{lines.names[i]} and {lines.names[j]}" if heights[i, j] > 0 else "",
+        "between": " and ".join(lines.names[i] for i in lines.highest or ()),
         "mean_barrier": float(np.nanmean(pairs)),
         "center_loss": float(ends.get("center", np.nan)),
         "mean_loss_of_ranks": float(np.mean(of_ranks)),
     }
 
 
-def _draw(inside: Sequence[tuple[Case, Inside | None]], centers: Sequence[Matrix], title: str, path: Path) -> Path:
+def _draw(inside: Sequence[tuple[Case, Matrix | None]], centers: Sequence[Matrix], title: str, path: Path) -> Path:
     names = named([case for case, _ in inside])
     panels = [(name, lines) for name, (_, lines) in zip(names, inside, strict=True) if lines is not None]
     count = len(panels) + len(centers)
@@ -131,32 +115,30 @@ def _draw(inside: Sequence[tuple[Case, Inside | None]], centers: Sequence[Matrix
         return save(drawing, path)
 
 
-def compare_profiles(cases: Sequence[Case], ends: tuple[str, str], title: str) -> Comparison:
-    """Return the comparison of the losses between two states of each run, from the .h5 files."""
-    profiles = []
+def compare_profiles(cases: Sequence[Case], numbers: Sequence[Stored], how: Mapping[str, Any]) -> Comparison:
+    """Return the comparison of the losses between two states of each run; `how` has the title and the `ends`."""
+    profiles = list(map(profiles_of, numbers))
     rows = []
-    for case in cases:
-        with h5py.File(case.file(".h5")) as file:
-            stored = {name: np.asarray(file[name][()], np.float64) for name in file}
-        profiles.append((case, stored))
-        for name in (name.removesuffix("_loss") for name in stored if name.endswith("_loss")):
-            loss = stored[f"{name}_loss"]
-            row = {"run": case.run, "split": case.split, "path": name, "barrier": float(stored[f"{name}_barrier"])}
-            row |= {"first_loss": loss[0], "second_loss": loss[-1], "largest_loss": np.nanmax(loss)}
-            rows.append(row)
-    return Comparison(*of_rows(rows), partial(_draw_profiles, profiles, ends, title))
+    for case, of_case in zip(cases, profiles, strict=True):
+        for label, profile in of_case.items():
+            row = {"run": case.run, "split": case.split, "path": label.split()[0].lower(), "barrier": profile.barrier}
+            loss = profile.loss
+            rows.append(row | {"first_loss": loss[0], "second_loss": loss[-1], "largest_loss": np.nanmax(loss)})
+    draw = partial(_draw_profiles, list(zip(cases, profiles, strict=True)), how["ends"], how["title"])
+    return Comparison(*of_rows(rows), draw)
 
 
 def _draw_profiles(
-    profiles: Sequence[tuple[Case, dict[str, NDArray[np.float64]]]], ends: tuple[str, str], title: str, path: Path
+    profiles: Sequence[tuple[Case, Mapping[str, Profile]]], ends: Sequence[str], title: str, path: Path
 ) -> Path:
-    paths = [name.removesuffix("_loss") for name in profiles[0][1] if name.endswith("_loss")]
+    paths = list(profiles[0][1])
     with figure(1.0 + 4.6 * len(paths), 4.0, cols=len(paths)) as (drawing, axes):
         axes = np.atleast_1d(axes).reshape(-1)
-        for axis, of_path in zip(axes, reversed(paths), strict=True):
-            for (case, stored), name in zip(profiles, named([case for case, _ in profiles]), strict=True):
-                axis.plot(stored["t"], stored[f"{of_path}_loss"], marker=".", markersize=3, label=name, **case.style)
-            axis.set_title(f"{of_path} line" if of_path == "straight" else "Bezier curve")
+        for axis, label in zip(axes, paths, strict=True):
+            for (case, of_case), name in zip(profiles, named([case for case, _ in profiles]), strict=True):
+                profile = of_case[label]
+                axis.plot(profile.t, profile.loss, marker=".", markersize=3, label=name, **case.style)
+            axis.set_title(label)
             axis.set_xlabel(f"position t from {ends[0]} to {ends[1]}")
         low = min(axis.get_ylim()[0] for axis in axes)
         high = max(axis.get_ylim()[1] for axis in axes)

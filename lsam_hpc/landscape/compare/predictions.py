@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from lsam_hpc.landscape.compare.comparison import Case, Comparison, named, of_rows
-from lsam_hpc.landscape.compare.parts import Part, pack, read_parts
+from lsam_hpc.landscape.compare.comparison import Case, Comparison, first_of, named, of_rows
 from lsam_hpc.landscape.figures.draw_reliability import Predicted, draw_reliability_of, panels_of
+from lsam_hpc.landscape.figures.stored import Stored
 from lsam_hpc.landscape.prediction.calibration import Scores
 
-KIND = "compare-predict"
+
+def compare_predictions(cases: Sequence[Case], numbers: Sequence[Stored], how: Mapping[str, Any]) -> Comparison:
+    """Return the comparison of predictors, a row for each predictor of each case; `how` has the title."""
+    each = list(zip(cases, numbers, strict=True))
+    rows = [row for case, part in each for row in _rows(case, part, first_of(case, cases, numbers))]
+    drawn = [Predicted(name, c.style, _predictors(p)) for name, (c, p) in zip(named(cases), each, strict=True)]
+    return Comparison(*of_rows(rows), partial(draw_reliability_of, drawn, title=how["title"]))
 
 
-def compare_predictions(cases: Sequence[Case], title: str) -> Comparison:
-    """Return the comparison of predictors, from the .h5 files: a row for each predictor of each case."""
-    parts = read_parts(cases)
-    rows = [row for part in parts for row in _rows(part, parts)]
-    names = ("panels", "predictor", "error", "losses", "brier", "ece", "counts", "confidences", "hits")
-    return Comparison(*of_rows(rows), partial(draw_parts, parts, title), pack(KIND, title, parts, names))
-
-
-def draw_parts(parts: Sequence[Part], title: str, path: Path) -> Path:
-    """Draw the comparison."""
-    labels = named([part.case for part in parts])
-    cases = [Predicted(label, p.case.style, _predictors(p)) for label, p in zip(labels, parts, strict=True)]
-    return draw_reliability_of(cases, path, title)
-
-
-def _predictors(part: Part) -> dict[str, Scores]:
+def _predictors(part: Stored) -> dict[str, Scores]:
     """Return the scores by the kind of the predictor, which has no numbers of ranks."""
     kinds = [name.partition(",")[0] for name in part.arrays["predictor"]]
     return dict(zip(kinds, panels_of(part.arrays).values(), strict=True))
 
 
-def _rows(part: Part, parts: Sequence[Part]) -> list[dict[str, Any]]:
-    first = next(other for other in parts if other.case.split == part.case.split)
-    same = first is not part and first.notes["data"] == part.notes["data"]
-    of_first = _predictors(first) if same else {}
+def _rows(case: Case, part: Stored, first: Stored | None) -> list[dict[str, Any]]:
+    of_first = _predictors(first) if first else {}
     rows = []
     for i, (kind, scores) in enumerate(_predictors(part).items()):
         difference, error = math.nan, math.nan
@@ -51,8 +39,8 @@ def _rows(part: Part, parts: Sequence[Part]) -> list[dict[str, Any]]:
                 error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
         rows.append(
             {
-                "run": part.case.run,
-                "split": part.case.split,
+                "run": case.run,
+                "split": case.split,
                 "predictor": kind,
                 "members": int(part.arrays["members"][i]),
                 "error_%": scores.error,

@@ -8,41 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lsam_hpc.landscape.compare.comparison import Case, Comparison, named, of_rows
 from lsam_hpc.landscape.figures.draw_surface import TITLES, bar, contours, levels
 from lsam_hpc.landscape.figures.figures import figure, save
 from lsam_hpc.landscape.figures.scales import log_axis
-from lsam_hpc.landscape.formats.loss_landscape import Surface, read_surface
-from lsam_hpc.landscape.geometry import surface as s
+from lsam_hpc.landscape.figures.stored import Stored, surface_of
+from lsam_hpc.landscape.formats.loss_landscape import Surface
+from lsam_hpc.landscape.geometry import columns as s
 
 PANEL = 2.6  # width of a panel in inches
-Marks = Mapping[str, NDArray[np.float64]]
+Marks = Mapping[str, Sequence[float]]
 Drawn = Sequence[tuple[Case, Surface, Marks]]
 
 
-def compare_surfaces(cases: Sequence[Case], labels: Sequence[str], marks: Sequence[Marks], title: str) -> Comparison:
-    """Return the comparison of surfaces, from their .h5 files.
+def compare_surfaces(cases: Sequence[Case], numbers: Sequence[Stored], how: Mapping[str, Any]) -> Comparison:
+    """Return the comparison of surfaces, all on a line or all on a plane.
 
     Args:
-        cases: all on a line, or all on a plane.
-        labels: of the axes.
-        marks: coordinates of states, by name, for each case.
-        title: of the figure.
+        cases: the runs.
+        numbers: of their surfaces.
+        how: title, `labels` of the axes, and `marks`: coordinates of states, by name, for each case.
     """
-    surfaces = [_read(case) for case in cases]
+    surfaces = list(map(surface_of, numbers))
     text, table = of_rows([row for case, surface in zip(cases, surfaces, strict=True) for row in _rows(case, surface)])
     draw = _lines if surfaces[0].y is None else _planes
-    return Comparison(text, table, partial(draw, list(zip(cases, surfaces, marks, strict=True)), labels, title))
-
-
-def _read(case: Case) -> Surface:
-    stored = read_surface(case.file(".h5"))
-    values = {name.removeprefix(f"{case.split}_"): value for name, value in stored.values.items()}
-    if (accuracy := values.pop("acc", None)) is not None:
-        values[s.ERROR] = 100 - accuracy
-    return Surface(stored.x, stored.y, values)
+    marks = how["marks"]
+    return Comparison(
+        text, table, partial(draw, list(zip(cases, surfaces, marks, strict=True)), how["labels"], how["title"])
+    )
 
 
 def _rows(case: Case, surface: Surface) -> list[dict[str, Any]]:

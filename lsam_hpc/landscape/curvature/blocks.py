@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,20 +16,15 @@ from torch import Tensor
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.curvature import spectral_density, trace
 from lsam_hpc.landscape.curvature.products import Operator, curvature
+from lsam_hpc.landscape.curvature.results import ALL, DENSITY, EIGENVALUES, KINDS, SMALLEST, TRACE, Spectrum
 from lsam_hpc.landscape.curvature.spectral_density import Density
 from lsam_hpc.landscape.curvature.spectrum import extremes, shares_quadrature
-from lsam_hpc.landscape.curvature.trace import Trace
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.landscape.workqueue import evaluate
 from lsam_hpc.util.files import atomic_path
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-EIGENVALUES, TRACE, DENSITY = KINDS = ("eigenvalues", "trace", "density")
-SMALLEST = "smallest"  # a further kind, of the Hessian only
-WHOLE = "all"  # the layer of a whole matrix
-ALL = "all"  # the samples that are not divided into classes
 
 
 class Block(NamedTuple):
@@ -42,23 +36,6 @@ class Block(NamedTuple):
     params: list[int] | None
     kinds: tuple[str, ...] = KINDS
     group: str = ALL
-
-
-class Spectrum(NamedTuple):
-    """The spectrum of a block; what was not asked for is empty or None."""
-
-    values: NDArray[np.float64]
-    vectors: NDArray[np.float32]
-    trace: Trace | None
-    density: Density | None
-    smallest: NDArray[np.float64]
-
-    @property
-    def ratio(self) -> float:
-        """The smallest eigenvalue divided by the largest, with the sign changed; NaN if one was not asked for."""
-        if not (len(self.values) and len(self.smallest) and self.values[0]):
-            return math.nan
-        return -float(self.smallest[0] / self.values[0])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Source: Meyer, Musco, Musco and Woodruff 2021, "Hutch++: Optimal Stochastic Trac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +13,8 @@ from torch import Tensor
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.curvature.products import Operator, curvature, dense, seeded
+from lsam_hpc.landscape.curvature.results import Trace
 from lsam_hpc.landscape.objective import Objective
-
-
-class Trace(NamedTuple):
-    """An estimate of a trace."""
-
-    value: float
-    error: float  # standard error of the value; 0 if exact
 
 
 def trace(

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lsam_hpc.landscape.curvature.blocks import Spectrum
-from lsam_hpc.landscape.figures.draw_curvature import NAMES
+from lsam_hpc.landscape.curvature.results import Spectrum
+from lsam_hpc.landscape.figures.draw_curvature import NAMES, draw_densities
 from lsam_hpc.landscape.figures.figures import COLOURS, SURFACE, figure, heading, save
-from lsam_hpc.landscape.figures.scales import log_axis
 
 
 def draw_classes(spectra: Sequence[tuple[str, str, Spectrum]], path: Path, title: str = "") -> Path:
@@ -50,18 +49,10 @@ def _colours(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _density(ax: Any, spectra: dict[str, Spectrum], colours: dict[str, Any]) -> None:  # noqa: ANN401 (matplotlib's objects)
-    known = {name: s.density for name, s in spectra.items() if s.density}
-    ends = [density.grid(2)[[0, -1]] for density in known.values()]
-    at = np.linspace(min(low for low, _ in ends), max(high for _, high in ends), 1024)
-    width = float(np.median([density.width for density in known.values()]))
-    top = 0.0
-    for name, density in known.items():
-        values = density.smoothed(at, width)
-        top = max(top, float(values.max()))
-        ax.plot(at, np.maximum(values, 1e-300), linewidth=1, color=colours[name], label=f"class {name}")
-    ax.set_ylim(top * 1e-7, top * 3)
-    ax.set(xlabel="eigenvalue (loss / parameter²)", ylabel="density (share per unit)")
-    log_axis(ax.yaxis)
+    known = [
+        (s.density, {"color": colours[name], "label": f"class {name}"}) for name, s in spectra.items() if s.density
+    ]
+    draw_densities(ax, known)
     ax.legend(fontsize=7, ncols=2)
 
 

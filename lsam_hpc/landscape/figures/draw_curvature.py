@@ -22,6 +22,7 @@ MOST_NAMED = 8  # ranks that the legend names one by one
 POINTS = 2048  # of a drawn density
 MOST_MARKED = 40  # largest number of values of a rank at which each gets a marker
 LEAST = 1e-7  # share of the largest weight below which a node is rounding
+SAM_LIMIT = "SAM's limit"
 NAMES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
 
 
@@ -36,29 +37,49 @@ def draw_spectra(
         title: of the figure.
         scale: of the density. Default: logarithmic.
     """
-    logarithmic = scale.logarithmic is not False
     with figure(6.5, 0.6 + 2.5 * len(spectra), len(spectra), 1) as (drawing, axes):
         for ax, (matrix, (values, density)) in zip(np.ravel(axes), spectra.items(), strict=True):
-            at = np.linspace(density.nodes[0] - 8 * density.width, density.nodes[-1] + 8 * density.width, POINTS)
-            smooth = density.smoothed(at)
-            floor = _floor(density) if logarithmic else 0.0
-            low, high = scale.limits or (floor, (3 if logarithmic else 1.05) * float(smooth.max()))
-            # Between the eigenvalues the density is 0: the curve stands on the axis there.
-            ax.fill_between(at, low, np.maximum(smooth, low), color=COLOURS[0], alpha=0.25, linewidth=0)
-            ax.plot(at, np.maximum(smooth, low), color=COLOURS[0], linewidth=1)
+            draw_densities(ax, [(density, {"color": COLOURS[0]})], scale)
+            at, smooth = ax.lines[0].get_data()
+            ax.fill_between(at, ax.get_ylim()[0], smooth, color=COLOURS[0], alpha=0.25, linewidth=0)
             if len(values):
                 label = f"{len(values)} largest: {values[0]:.3g} to {values[-1]:.3g}"
                 look: dict[str, Any] = {"color": COLOURS[4], "markersize": 12, "markeredgewidth": 1.2, "label": label}
                 ax.plot(values, np.full(len(values), 0.06), "|", transform=ax.get_xaxis_transform(), **look)
                 ax.legend(loc="upper right")
-            ax.axvline(0, color=CENTER, linewidth=0.5)
-            ax.set(title=NAMES[matrix], xlabel="eigenvalue (loss / parameter²)", ylabel="density (share per unit)")
+            ax.set_title(NAMES[matrix])
             ax.margins(x=0)
-            ax.set_ylim(low, high)
-            if logarithmic:
-                log_axis(ax.yaxis)
         heading(drawing, title)
         return save(drawing, path)
+
+
+def draw_densities(
+    axis: Any,  # noqa: ANN401 (matplotlib's objects)
+    densities: Sequence[tuple[Density, Mapping[str, Any]]],
+    scale: Scale = AUTOMATIC,
+) -> None:
+    """Draw densities over each other, each smoothed with 1 % of its range; between eigenvalues they lie on the axis.
+
+    The axis begins at the power of ten below the lowest peak, those of a weight of 1e-7 and less left out.
+
+    Args:
+        axis: of matplotlib.
+        densities: with the style of each line.
+        scale: of the density. Default: logarithmic.
+    """
+    logarithmic = scale.logarithmic is not False
+    curves = []
+    for density, style in densities:
+        at = np.linspace(density.nodes[0] - 8 * density.width, density.nodes[-1] + 8 * density.width, POINTS)
+        curves.append((at, density.smoothed(at), style))
+    floor = min(_floor(density) for density, _ in densities) if logarithmic else 0.0
+    top = (3 if logarithmic else 1.05) * max(float(smooth.max()) for _, smooth, _ in curves)
+    low, high = scale.limits or (floor, top)
+    for at, smooth, style in curves:
+        axis.plot(at, np.maximum(smooth, low), **{"linewidth": 1, **style})
+    axis.set(xlabel="eigenvalue (loss / parameter²)", ylabel="density (share per unit)", ylim=(low, high))
+    if logarithmic:
+        log_axis(axis.yaxis)
 
 
 def _floor(density: Density) -> float:
@@ -171,23 +192,34 @@ def _draw_directional(ax: Any, edge: Edge) -> None:  # noqa: ANN401 (matplotlib'
 
 
 def _draw_limits(ax: Any, logged: Limits) -> None:  # noqa: ANN401 (matplotlib's objects)
-    """Draw the limits at the logged steps; that of SAM, whose gradients are noisy, by its running median."""
+    """Draw the limits at the logged steps."""
+    lines = limit_lines(logged)
+    styles: dict[str, tuple[str, str, float]] = {"2 / lr": ("--", CENTER, 1), SAM_LIMIT: ("-.", COLOURS[4], 1)}
+    for label, (x, values) in lines.items():
+        line, colour, width = styles.get(label, (":", CENTER, 1.5))
+        more = f", with momentum {logged.momentum:g}" * bool(logged.momentum and label == SAM_LIMIT)
+        ax.plot(x, values, line, linewidth=width, color=colour, label=label + more)
+
+
+def limit_lines(logged: Limits) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return steps and limits to draw, by label: 2 / lr, that with momentum, and `SAM_LIMIT`.
+
+    That of SAM, whose gradients are noisy, is its running median.
+    """
     every = np.flatnonzero(np.isfinite(logged.lr) & (logged.lr > 0))
     every = every[:: len(every) // MOST_POINTS + 1]
     if not len(every):
-        return
+        return {}
     x, momentum = logged.total_iteration[every], logged.momentum
-    ax.plot(x, logged.limit[every], "--", linewidth=1, color=CENTER, label="2 / lr")
+    lines = {"2 / lr": (x, logged.limit[every])}
     if momentum:
-        label = f"2 (1 + {momentum:g}) / lr, with momentum"
-        ax.plot(x, logged.momentum_limit[every], ":", color=CENTER, label=label)
+        lines[f"2 (1 + {momentum:g}) / lr, with momentum"] = x, logged.momentum_limit[every]
     sam = logged.sam_limit[every]
     known = np.isfinite(sam)
     if known.any():
         padded = np.pad(sam[known], MEDIAN_OF // 2, mode="edge")
-        label = "SAM's limit" + f", with momentum {momentum:g}" * bool(momentum)
-        median = np.median(sliding_window_view(padded, MEDIAN_OF), axis=1)
-        ax.plot(x[known], median, "-.", linewidth=1, color=COLOURS[4], label=label)
+        lines[SAM_LIMIT] = x[known], np.median(sliding_window_view(padded, MEDIAN_OF), axis=1)
+    return lines
 
 
 def draw_sharpness(

@@ -1,11 +1,11 @@
-"""Draws figures again from the numbers that were written beside them; neither the run nor torch is needed."""
+"""The numbers of a figure, as they were written beside it; neither the run nor torch is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,15 +13,9 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.landscape.chains.mcmc import Mixing
 from lsam_hpc.landscape.chains.statistics import Chains, Quantity, RankHealth, Spread
 from lsam_hpc.landscape.curvature.edge_of_stability import Edge, Limits
+from lsam_hpc.landscape.curvature.results import WHOLE, Spectrum, Trace
 from lsam_hpc.landscape.curvature.smoothed_density import Density
-from lsam_hpc.landscape.figures.draw_chains import draw_chains
-from lsam_hpc.landscape.figures.draw_curvature import draw_edge, draw_layers, draw_sharpness, draw_spectra
-from lsam_hpc.landscape.figures.draw_path import draw_matrix, draw_profiles
-from lsam_hpc.landscape.figures.draw_space import draw_space
-from lsam_hpc.landscape.figures.draw_surface import draw_surface
-from lsam_hpc.landscape.figures.draw_tracks import Losses, draw_tracks
-from lsam_hpc.landscape.figures.redrawn import REDRAWN
-from lsam_hpc.landscape.figures.scales import Scale
+from lsam_hpc.landscape.figures.draw_tracks import Losses
 from lsam_hpc.landscape.formats.loss_landscape import Surface
 from lsam_hpc.landscape.geometry import columns as c
 from lsam_hpc.landscape.geometry.barriers import DOUBLE, Matrix, Profile
@@ -29,9 +23,12 @@ from lsam_hpc.landscape.geometry.tracks import Track, Tracks
 from lsam_hpc.landscape.report.tables import numbers_of
 from lsam_hpc.trajectory.openfile import DAMAGE, opened
 
-WHOLE = "all"  # the whole matrix, among the layers of a spectrum
-LIMITS = {"surface", "trajectory", "path", "spectrum", "edge", "sharpness"}  # kinds with --limits and --log
-LEVELS = {"surface", "trajectory"}  # kinds with --levels
+CLASS = "class "  # what the names of classes among the blocks of a spectrum begin with
+COMPARISON = "comparison"
+KINDS = (
+    *("surface", "trajectory", "path", "spectrum", "edge", "sharpness", "diagnose"),
+    *("basins", "outliers", "predict", "learning-coefficient", COMPARISON),
+)
 UNREADABLE = "expected the numbers of a figure of this version"
 
 
@@ -41,7 +38,7 @@ class Stored:
 
     Args:
         path: of their file.
-        kind: of the figure, as surface or compare-predict.
+        kind: of the figure, one of `KINDS`.
         title: of the figure.
         arrays: by name; texts are lists.
         notes: how they were made.
@@ -59,10 +56,11 @@ class Stored:
         if self.kind != "spectrum":
             return [""]
         whole = any(name.endswith(f"/{WHOLE}/density/nodes") for name in self.arrays)
-        layers = bool(self.notes["layers"]) and any(
-            name.endswith(("/eigenvalues", "/trace")) and f"/{WHOLE}/" not in name for name in self.arrays
-        )
-        return [""] * whole + ["-layers"] * layers
+        of = {kind: [name for name in self.arrays if name.endswith(kind)] for kind in ("/eigenvalues", "/trace")}
+        ends = [name for name in self.arrays if name.endswith(("/eigenvalues", "/smallest", "/density/nodes"))]
+        classes = any(f"/{CLASS}" in name for name in ends)
+        layers = any(name.split("/")[1] in self.notes["layers"] for names in of.values() for name in names)
+        return [""] * whole + ["-classes"] * classes + ["-layers"] * layers
 
 
 def read(path: Path) -> Stored:
@@ -81,64 +79,35 @@ def read(path: Path) -> Stored:
             f"{path}: expected the .h5 file beside a figure, found: {str(error).splitlines()[0]}"
         ) from error
     figure = notes.get("figure")
-    if not isinstance(figure, dict) or figure.get("kind") not in _DRAW:
+    if not isinstance(figure, dict) or figure.get("kind") not in KINDS:
         raise InputError(
-            f"{path}: {UNREADABLE}, found none: figures of {', '.join(_DRAW)} can be drawn again, if this version's "
+            f"{path}: {UNREADABLE}, found none: figures of {', '.join(KINDS)} can be drawn again, if this version's "
             "program wrote them"
         )
     return Stored(path, figure["kind"], figure["title"], arrays, {**notes, **figure})
 
 
-def redraw(stored: Stored, out: Mapping[str, Path], scale: Scale, *, space: bool = False) -> None:
-    """Draw a figure from its numbers.
+class Drawn(NamedTuple):
+    """What a figure of tracks shows, see `draw_tracks`."""
 
-    Args:
-        stored: the numbers.
-        out: paths of the figures, by the suffix of their names, see `Stored.suffixes`.
-        scale: of the values.
-        space: whether to draw a surface in three dimensions.
-
-    Raises:
-        InputError: an option has no meaning for this kind of figure, or a number that it needs is missing.
-    """
-    asked = {
-        "levels": (scale.levels is not None, LEVELS),
-        "limits": (scale.limits is not None, LIMITS),
-        "log": (scale.logarithmic is not None, LIMITS),
-        "static-3d": (space, {"surface"}),
-    }
-    background = stored.kind != "trajectory" or "surface/loss" in stored.arrays
-    for option, (given, kinds) in asked.items():
-        if given and (stored.kind not in kinds or not background):
-            have = f"the numbers of a figure of the kind {stored.kind}" if background else "tracks without --surface"
-            raise InputError(f"--{option}: expected a figure of {', '.join(sorted(kinds))}, found {have}")
-    try:
-        (_space if space else _DRAW[stored.kind])(stored, out, scale)
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise InputError(f"{stored.path}: {UNREADABLE}, found them incomplete: {error}") from error
+    tracks: Tracks
+    logged: dict[int, tuple[Any, Any]]
+    losses: dict[int, Losses]
+    background: Surface | None
 
 
-def _surface(stored: Stored) -> tuple[Surface, dict[str, Any]]:
+def surface_of(stored: Stored) -> Surface:
+    """Return the values of a surface."""
     arrays, prefix = stored.arrays, f"{stored.notes['prefix']}_"
     x, y = arrays["xcoordinates"], arrays.get("ycoordinates")
     values = {n.removeprefix(prefix): np.where(v == -1, np.nan, v) for n, v in arrays.items() if n.startswith(prefix)}
     if "acc" in values:
         values[c.ERROR] = 100 - values.pop("acc")
-    marks = {name: np.array(place) for name, place in stored.notes["marks"].items()}
-    return Surface(x, y, values), {"labels": stored.notes["labels"], "marks": marks, "title": stored.title}
+    return Surface(x, y, values)
 
 
-def _draw_surface(stored: Stored, out: Mapping[str, Path], scale: Scale) -> None:
-    surface, how = _surface(stored)
-    draw_surface(surface, out[""], **how, scale=scale)
-
-
-def _space(stored: Stored, out: Mapping[str, Path], scale: Scale) -> None:
-    surface, how = _surface(stored)
-    draw_space(surface, out[""], **how, scale=scale)
-
-
-def _trajectory(stored: Stored, out: Mapping[str, Path], scale: Scale) -> None:
+def tracks_of(stored: Stored) -> Drawn:
+    """Return tracks, the loss along them and on their plane."""
     a, notes = stored.arrays, stored.notes
     ranks, losses, logged = {}, {}, {}
     for rank in np.unique(a["rank"]).tolist():
@@ -157,48 +126,46 @@ def _trajectory(stored: Stored, out: Mapping[str, Path], scale: Scale) -> None:
     background = None
     if "surface/loss" in a:
         background = Surface(a["surface/x"], a["surface/y"], {c.LOSS: a["surface/loss"]})
-    draw_tracks(tracks, out[""], logged, losses, background, title=stored.title, scale=scale)
+    return Drawn(tracks, logged, losses, background)
 
 
-def _path(stored: Stored, out: Mapping[str, Path], scale: Scale) -> None:
-    a, notes = stored.arrays, stored.notes
-    epsilon = float(np.finfo(np.float32).eps) if notes["dtype"] == "torch.float32" else DOUBLE
-    if "names" in a:
-        matrix = Matrix(tuple(a["names"]), a["t"], a["loss"], a["error"], epsilon)
-        draw_matrix(matrix, out[""], stored.title, scale=scale)
-        return
-    short = {label: label.split()[0].lower() for label in notes["paths"]}
-    profiles = {n: Profile(a["t"], a[f"{s}_loss"], a[f"{s}_error"], epsilon) for n, s in short.items()}
-    first, second = notes["states"]
-    draw_profiles(profiles, out[""], (first, second), stored.title, scale=scale)
-
-
-def _spectrum(stored: Stored, out: Mapping[str, Path], scale: Scale) -> None:
+def matrix_of(stored: Stored) -> Matrix:
+    """Return the losses on the lines between all pairs of states."""
     a = stored.arrays
-    blocks = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in a))
-    matrices = stored.notes["matrices"]
-    if "" in out:
-        whole = {}
-        for matrix in matrices:
-            at = f"{matrix}/{WHOLE}"
-            density = Density(a[f"{at}/density/nodes"], a[f"{at}/density/weights"])
-            whole[matrix] = a.get(f"{at}/eigenvalues", np.empty(0)), density
-        draw_spectra(whole, out[""], stored.title, scale=scale)
-    if "-layers" in out:
-        layers = [name for name in stored.notes["layers"] if (matrices[0], name) in blocks]
-        each = {m: [f"{m}/{layer}" for layer in layers] for m in matrices}
-        tops = {
-            m: np.array([a[f"{at}/eigenvalues"][0] for at in ats if f"{at}/eigenvalues" in a])
-            for m, ats in each.items()
-        }
-        means = {
-            m: np.array([a[f"{at}/trace"] / a[f"{at}/parameters"] for at in ats if f"{at}/trace" in a])
-            for m, ats in each.items()
-        }
-        draw_layers(layers, tops, means, out["-layers"], stored.title)
+    return Matrix(tuple(a["names"]), a["t"], a["loss"], a["error"], _epsilon(stored))
 
 
-def _edge(stored: Stored, out: Mapping[str, Path], scale: Scale) -> None:
+def profiles_of(stored: Stored) -> dict[str, Profile]:
+    """Return the losses on paths between two states, by the label of the path."""
+    a = stored.arrays
+    short = {label: label.split()[0].lower() for label in stored.notes["paths"]}
+    return {n: Profile(a["t"], a[f"{s}_loss"], a[f"{s}_error"], _epsilon(stored)) for n, s in short.items()}
+
+
+def spectra_of(stored: Stored) -> dict[tuple[str, str], Spectrum]:
+    """Return the spectra by matrix and by layer or class, the whole matrices first; without eigenvectors."""
+    a = stored.arrays
+    spectra = {}
+    for matrix in stored.notes["matrices"]:
+        names = dict.fromkeys(name.split("/")[1] for name in a if name.startswith(f"{matrix}/"))
+        order = [WHOLE, *(n for n in names if n.startswith(CLASS)), *stored.notes["layers"]]
+        for name in (name for name in order if name in names):
+            at = f"{matrix}/{name}"
+            density = f"{at}/density/nodes" in a and Density(a[f"{at}/density/nodes"], a[f"{at}/density/weights"])
+            trace = Trace(float(a[f"{at}/trace"]), float(a[f"{at}/trace_error"])) if f"{at}/trace" in a else None
+            values, smallest = (a.get(f"{at}/{end}", np.empty(0)) for end in ("eigenvalues", "smallest"))
+            spectra[matrix, name] = Spectrum(values, np.empty((0, 0), np.float32), trace, density or None, smallest)
+    return spectra
+
+
+def sizes_of(stored: Stored) -> dict[tuple[str, str], int]:
+    """Return the number of parameters of each block, by matrix and by layer or class."""
+    ends = {name: name.split("/") for name in stored.arrays if name.endswith("/parameters")}
+    return {(matrix, name): int(stored.arrays[at]) for at, (matrix, name, _) in ends.items()}
+
+
+def edge_of(stored: Stored) -> tuple[Edge, Edge | None]:
+    """Return the sharpness of snapshots, and that measured in training if it was stored."""
     a, momentum = stored.arrays, float(stored.notes["momentum"])
     limits = ("total_iteration", "lr", "ratio")
     own = ("rank", "iteration", "sharpness", "update_sharpness", "gradient_sharpness", "flow_sharpness")
@@ -207,24 +174,24 @@ def _edge(stored: Stored, out: Mapping[str, Path], scale: Scale) -> None:
     def series(group: str) -> Edge:
         return Edge(**{name: a[f"{group}{name}"] for name in (*limits, *own)}, momentum=momentum, logged=logged)
 
-    measured = series("measured/") if "measured/rank" in a else None
-    draw_edge(series(""), out[""], stored.title, measured, scale=scale)
+    return series(""), series("measured/") if "measured/rank" in a else None
 
 
-def _sharpness(stored: Stored, out: Mapping[str, Path], scale: Scale) -> None:
+def sharpness_of(stored: Stored) -> dict[str, dict[str, Any]]:
+    """Return panels of sharpness by state: radii, values, standard errors."""
     a = stored.arrays
     panels: dict[str, dict[str, Any]] = {}
     for i, (panel, state) in enumerate(zip(stored.notes["panels"], a["state"], strict=True)):
         row = a["rho"][i], a["sharpness"][i], a["standard_error"][i]
         panels.setdefault(panel, {}).setdefault(state, []).append(row)
-    drawn = {
+    return {
         panel: {state: tuple(np.array(rows, float).T) for state, rows in states.items()}
         for panel, states in panels.items()
     }
-    draw_sharpness(drawn, out[""], stored.title, scale=scale)
 
 
-def _diagnose(stored: Stored, out: Mapping[str, Path], _: Scale) -> None:
+def chains_of(stored: Stored) -> Chains:
+    """Return the statistics of a run's chains."""
     a, notes = stored.arrays, stored.notes
     quantities = []
     for name, numbers in notes["quantities"].items():
@@ -237,28 +204,27 @@ def _diagnose(stored: Stored, out: Mapping[str, Path], _: Scale) -> None:
     ranks = [RankHealth(**{**rank, "rate": _number(rank["rate"])}) for rank in notes["ranks"]]
     how: dict[str, Any] = {"explained": a["explained"], "spread": spread, "options": {}}
     how |= {"staleness": a["staleness"], "waits": a["waits"]}
-    chains = Chains(ranks=ranks, used=notes["chains"], start=notes["from"], quantities=quantities, **how)
-    draw_chains(chains, out[""], stored.title)
+    return Chains(ranks=ranks, used=notes["chains"], start=notes["from"], quantities=quantities, **how)
 
 
-def _redrawn(kind: str) -> Callable[[Stored, Mapping[str, Path], Scale], None]:
-    def draw(stored: Stored, out: Mapping[str, Path], _: Scale) -> None:
-        REDRAWN[kind](stored.arrays, stored.notes, stored.title, out[""])
+def joined(parts: Sequence[Stored]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the numbers of several figures as arrays of one file and notes; `parts_of` returns them again."""
+    arrays = {f"{i}/{name}": values for i, part in enumerate(parts) for name, values in part.arrays.items()}
+    return arrays, [{"kind": part.kind, "title": part.title, "notes": dict(part.notes)} for part in parts]
 
-    return draw
+
+def parts_of(stored: Stored) -> list[Stored]:
+    """Return the numbers of the figures that a comparison was made of."""
+    parts = []
+    for i, of_part in enumerate(stored.notes["parts"]):
+        arrays = {n.partition("/")[2]: values for n, values in stored.arrays.items() if n.startswith(f"{i}/")}
+        parts.append(Stored(stored.path, of_part["kind"], of_part["title"], arrays, of_part["notes"]))
+    return parts
+
+
+def _epsilon(stored: Stored) -> float:
+    return float(np.finfo(np.float32).eps) if stored.notes["dtype"] == "torch.float32" else DOUBLE
 
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-_DRAW: dict[str, Callable[[Stored, Mapping[str, Path], Scale], None]] = {
-    "surface": _draw_surface,
-    "trajectory": _trajectory,
-    "path": _path,
-    "spectrum": _spectrum,
-    "edge": _edge,
-    "sharpness": _sharpness,
-    "diagnose": _diagnose,
-    **{kind: _redrawn(kind) for kind in REDRAWN},
-}

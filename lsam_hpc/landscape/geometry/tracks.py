@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.landscape.geometry.axes import Axes
+from lsam_hpc.landscape.geometry.axes import Axes, ranges
 from lsam_hpc.landscape.geometry.projection import MIN_RATIO, plane, signs
 from lsam_hpc.trajectory import Run
 from lsam_hpc.trajectory.rows import Columns
@@ -185,6 +185,13 @@ def center_tracks(tracks: Tracks) -> list[CenterTrack]:
     parts = [ranks] if tracks.one_center else [[track] for track in ranks]
     centers = [_center(part) for part in parts]
     return [center for center in centers if len(center.version)]
+
+
+def grid_around(tracks: Tracks, points: int) -> list[NDArray[np.float64]]:
+    """Return coordinates along both axes that reach 15 % beyond all states and marks, shape (points,) each."""
+    ranks = [at for track in tracks.ranks.values() for at in (track.sample, track.center)]
+    at = np.concatenate([*ranks, *(place[None] for place in tracks.marks.values())])
+    return ranges(at[np.isfinite(at[:, 0])], points, 0.15)
 
 
 def principal(explained: NDArray[np.float64]) -> tuple[str, ...]:

@@ -37,16 +37,6 @@ def pictures(folder: Path, page: Path, drawn: Sequence[str] = ()) -> list[Pictur
     return [made[stem] for stem in sorted(made)]
 
 
-def notes(path: Path) -> dict[str, Any]:
-    """Return how a figure's numbers were made, from its HDF5 file; empty if it does not exist or say so."""
-    try:
-        with opened(path) as (file, _):
-            kept: dict[str, Any] = json.loads(str(file.attrs.get(NOTES, "{}")))
-            return kept
-    except (InputError, *DAMAGE):
-        return {}
-
-
 def caption(figure: Path) -> str:
     """Return what a figure shows, from the HDF5 file beside it, and the names of its files."""
     numbers = next((path for path in _beside(figure) if path.exists()), None)

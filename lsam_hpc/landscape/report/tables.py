@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.trajectory.openfile import DAMAGE, opened
 from lsam_hpc.util.files import atomic_path
 
 _recorded: dict[str, list[dict[str, Any]]] | None = None  # see `recorded`
@@ -87,10 +88,12 @@ def note(path: Path, notes: Mapping[str, Any]) -> None:
 
 
 def notes_of(path: Path) -> dict[str, Any]:
-    """Return the notes in an HDF5 file, see `write_arrays`; empty if there are none."""
-    with h5py.File(path, "r") as file:
-        text = file.attrs.get(NOTES)
-    notes = json.loads(text) if isinstance(text, str) else {}
+    """Return the notes in an HDF5 file, see `write_arrays`; empty if it cannot be read or there are none."""
+    try:
+        with opened(path) as (file, _):
+            notes = json.loads(str(file.attrs.get(NOTES, "{}")))
+    except (InputError, *DAMAGE):
+        return {}
     return notes if isinstance(notes, dict) else {}
 
 

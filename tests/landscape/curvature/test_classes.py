@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from lsam_hpc import InputError
-from lsam_hpc.landscape.curvature.blocks import KINDS, SMALLEST, Block, Settings, Spectrum, spectra
+from lsam_hpc.landscape.curvature.blocks import Block, Settings, spectra
 from lsam_hpc.landscape.curvature.products import curvature, dense
+from lsam_hpc.landscape.curvature.results import KINDS, SMALLEST, Spectrum
 from lsam_hpc.landscape.figures.draw_classes import draw_classes
 from lsam_hpc.landscape.objective import Objective
 
