@@ -150,3 +150,9 @@ def test_one_version():
     import lsam_hpc
 
     assert f'version = "{lsam_hpc.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_no_program_has_the_name_of_a_standard_module():
+    """Python looks for modules in a script's folder first: `python tools/surface.py` would import tools/numbers.py."""
+    names = {path.stem for folder in ("tools", "tools/bench") for path in (ROOT / folder).glob("*.py")}
+    assert not names & sys.stdlib_module_names

@@ -22,8 +22,8 @@ from lsam_hpc.landscape.geometry.persistence import Basin, basins
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import notes_of, places, write_arrays, write_csv
 from lsam_hpc.tools import source
+from lsam_hpc.tools.as_json import with_json
 from lsam_hpc.tools.comparison_files import DEFAULT_OUT, new_files, write
-from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.document import add_json
 from lsam_hpc.util.text import columns

@@ -40,7 +40,7 @@ def parser(verb: str, description: str, *, several: bool = False, tables: bool =
         verb: its name.
         description: of the program.
         several: allow several runs. Default False.
-        tables: add --json, see `numbers.with_json`. Default True.
+        tables: add --json, see `as_json.with_json`. Default True.
         more: arguments of the parser.
     """
     verb_parser = Parser(prog=f"lsam {verb}", description=description, allow_abbrev=False, **more)

@@ -23,8 +23,8 @@ from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import note, places, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
+from lsam_hpc.tools.as_json import with_json
 from lsam_hpc.tools.case_facts import Prepared
-from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.tools.surface_axes import POINTS, grid, state_axes, towards

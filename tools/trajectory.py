@@ -26,9 +26,9 @@ from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.landscape.workqueue import evaluate
 from lsam_hpc.tools import source
+from lsam_hpc.tools.as_json import with_json
 from lsam_hpc.tools.case_facts import Prepared
 from lsam_hpc.tools.marks import checkpoint_marks
-from lsam_hpc.tools.numbers import with_json
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
