@@ -20,8 +20,8 @@ import lsam_hpc.cli as cli
 from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
 rank, when, number = int(sys.argv[1]), int(sys.argv[2]), getattr(signal, sys.argv[3])
 step = CheckpointScheduler.step
-def stepped(self):
-    step(self)
+def stepped(self, *before):
+    step(self, *before)
     if at := os.environ.get("LSAM_TEST_AT"):
         with open(f"{at}-{self._opt.comm.rank}", "w") as file:
             file.write(str(self._opt.local_step))
@@ -72,8 +72,8 @@ import os, signal, sys
 import lsam_hpc.cli as cli
 from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
 step, last = CheckpointScheduler.step, CheckpointScheduler.last_state
-def stepped(self):
-    step(self)
+def stepped(self, *before):
+    step(self, *before)
     if self._opt.local_step == 9:
         os.kill(os.getpid(), signal.SIGUSR1)
 def last_state(self):

@@ -24,8 +24,8 @@ from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
 elsewhere.RETRIES = (0.1, 0.2)
 during, after = json.loads(sys.argv[1]), sys.argv[2]
 step, last_state = CheckpointScheduler.step, CheckpointScheduler.last_state
-def stepped(self):
-    step(self)
+def stepped(self, *before):
+    step(self, *before)
     if self._opt.comm.rank == 0 and (script := during.pop(str(self._opt.local_step), None)):
         subprocess.run(script, shell=True, check=True)
 def stated(self):

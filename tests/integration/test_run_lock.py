@@ -20,7 +20,7 @@ from lsam_hpc.rundir import lock
 from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
 lock.PATIENCE = 0.1
 step = CheckpointScheduler.step
-CheckpointScheduler.step = lambda self: (time.sleep(0.02), step(self))
+CheckpointScheduler.step = lambda self, *before: (time.sleep(0.02), step(self, *before))
 sys.exit(cli.main(sys.argv[1:]))
 """
 
