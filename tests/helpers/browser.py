@@ -15,7 +15,7 @@ import pytest
 def chromium(profile: Path) -> Iterator[Any]:
     """Start Chromium with a new profile in a folder; yield selenium's driver; skip the test without Chromium."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no chromium and chromedriver here")
+        pytest.skip("chromium and chromedriver are not installed: bash tests/debian.sh chromium chromium-driver")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

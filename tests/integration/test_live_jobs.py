@@ -78,7 +78,7 @@ def check(browser: Any) -> None:
 @pytest.mark.slow("a job in a browser")
 def test_the_page_follows_a_job(tmp_path: Path) -> None:
     if "openmpi" not in available():
-        pytest.skip("no Open MPI")
+        pytest.skip("Open MPI is not installed, by which this job is started and stopped")
     out = tmp_path / "run"
     with (
         chromium(tmp_path / "chromium") as browser,

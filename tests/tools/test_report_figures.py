@@ -10,13 +10,7 @@ from lsam_hpc.landscape.report.figurefiles import caption
 from tests.helpers.landscapes import MODULE, SPLIT_WORDS, WORDS, write_run
 from tests.helpers.small_model import read
 
-pytestmark = pytest.mark.usefixtures("torch_threads")
-
-
-@pytest.fixture(autouse=True)
-def unrendered(monkeypatch):
-    """Save empty files in place of figures."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write_bytes(b""))
+pytestmark = pytest.mark.usefixtures("torch_threads", "unrendered")
 
 
 def lsam(*words):

@@ -56,7 +56,7 @@ LAYOUT = [("1.weight", (5, 4)), ("1.bias", (5,)), ("3.weight", (3, 5)), ("3.bias
 WIDE = [("1.weight", (6, 4)), ("1.bias", (6,)), ("3.weight", (3, 6)), ("3.bias", (3,))]
 FLAT = [("1.weight", (3, 4)), ("1.bias", (3,))]
 STATES = 4
-pytestmark = pytest.mark.usefixtures("torch_threads")
+pytestmark = pytest.mark.usefixtures("torch_threads", "unrendered")
 
 
 def write(path, seed, layout=LAYOUT, ranks=2, snapshots=True, **config):
@@ -101,18 +101,6 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "compared", raising=False)
     monkeypatch.chdir(tmp_path)
     return [write(tmp_path / "runs" / name, seed) for seed, name in enumerate(("sgd", "sam"))]
-
-
-@pytest.fixture(autouse=True)
-def unrendered(request, monkeypatch):
-    """Save empty files in place of figures, unless a test wants them."""
-    if "rendered" not in request.fixturenames:
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write_bytes(b""))
-
-
-@pytest.fixture
-def rendered():
-    """Save figures as they are."""
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ VERBS = {
     "predict": ("--from", "0"),
     "learning-coefficient": (*SHORT, "--at", "center,0@1"),
 }
-pytestmark = pytest.mark.usefixtures("torch_threads")
+pytestmark = pytest.mark.usefixtures("torch_threads", "unrendered")
 
 
 @pytest.fixture
@@ -32,18 +32,6 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     return [write_run(tmp_path / "runs" / name, seed=seed) for seed, name in enumerate(("sgd", "sam"))]
-
-
-@pytest.fixture(autouse=True)
-def unrendered(request, monkeypatch):
-    """Save empty files in place of figures, unless a test wants them."""
-    if "rendered" not in request.fixturenames:
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write_bytes(b""))
-
-
-@pytest.fixture
-def rendered():
-    """Save figures as they are."""
 
 
 @pytest.fixture
