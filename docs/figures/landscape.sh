@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draws the figures of docs/landscape.md that are not the tutorial's: bash docs/figures/landscape.sh, after
+# Draws the figures of docs/howto that are not the tutorial's: bash docs/figures/landscape.sh, after
 # bash jobs/quickstart.sh and with its environment active. Numbers differ a little from run to run.
 set -euo pipefail
 run=${RUN:-runs/quickstart}

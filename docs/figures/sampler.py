@@ -1,4 +1,4 @@
-"""Draws docs/figures/sampler.png and prints docs/sampler.md's table: python docs/figures/sampler.py OUT.png."""
+"""Draws sampler.png and prints the table of docs/explanation/sampler.md: python docs/figures/sampler.py OUT.png."""
 
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ def sample(y: float) -> np.ndarray:
 
 
 def print_table(law: Law, runs: dict[float, np.ndarray]) -> None:
-    """Print the table of docs/sampler.md."""
+    """Print the table of docs/explanation/sampler.md."""
     print("| y | quantity | quadrature | chains | standard error | sigmas |\n|---|---|---|---|---|---|")
     for y in SHOWN:
         mean = law.mean(y)

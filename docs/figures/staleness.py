@@ -1,4 +1,4 @@
-"""Draws docs/figures/staleness.png and prints docs/scaling.md's table: nice python docs/figures/staleness.py OUT.png.
+"""Draws staleness.png and prints scaling.md's table: nice python docs/figures/staleness.py OUT.png.
 
 Each of the 90 runs takes about 10 s; runs whose results are in OUT.json are not repeated.
 """

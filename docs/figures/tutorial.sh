@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Draws the figures of docs/tutorial.md: bash docs/figures/tutorial.sh, after bash jobs/quickstart.sh and with its environment
-# active. Numbers differ a little from run to run: the chains are asynchronous.
+# Draws the figures of docs/tutorials/landscape.md: bash docs/figures/tutorial.sh, after bash jobs/quickstart.sh and with
+# its environment active. Numbers differ a little from run to run: the chains are asynchronous.
 set -euo pipefail
 run=runs/quickstart
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -5,7 +5,7 @@
 #
 # DATA holds CIFAR-10's or Fashion-MNIST's files. Nothing is installed: PYTHON (default: the active environment's, this
 # checkout's .venv, or python3) must have what pyproject.toml names. If LSAM_WHEELS is a folder of wheels, they are used
-# beside what that Python has, in an environment that is removed at the end. What it writes: docs/running.md.
+# beside what that Python has, in an environment that is removed at the end. What it writes: docs/howto/gpus.md.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../tools/environment.sh"
 

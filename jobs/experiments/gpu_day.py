@@ -1,4 +1,4 @@
-"""Tests, benchmarks and trainings on one GPU within some minutes; gpu-day.sh starts it, docs/running.md tells of it.
+"""Tests, benchmarks and trainings on one GPU within some minutes; gpu-day.sh starts it: docs/howto/gpus.md.
 
 Everything that was measured is in OUT/gpu-day.json, which is written after each part and each training. A further call
 with the same OUT skips what is there.

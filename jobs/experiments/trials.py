@@ -119,12 +119,15 @@ SAM = {"synchronous": True, "lr": 0.1, "coupling": "elastic", "momentum": 0.9, "
 EASGD_FORM = {"coupling": "elastic"}
 TRIALS = (
     Trial("data-parallel SAM", {**SAM, "rho_from": 0.0}),
+    Trial("data-parallel SAM, averaged ascent", {**SAM, "rho_from": 0.0, "group_ascent": "averaged"}),
     Trial("data-parallel SAM in the last quarter", SAM),
     Trial("the recipe"),
     Trial("no synchronous start", {"synchronous_start": 0.0}),
     Trial("synchronous start 0.2", {"synchronous_start": 0.2}),
     Trial("synchronous start 0.4", {"synchronous_start": 0.4}),
     Trial("rho from the start", {"rho_from": 0.0}),
+    Trial("rho from the start, all steps synchronous", {"rho_from": 0.0, "synchronous_start": 1.0}),
+    Trial("all steps synchronous", {"synchronous_start": 1.0}),
     Trial("rho in the last half", {"rho_from": 0.5}),
     Trial("rho in the last tenth", {"rho_from": 0.9}),
     Trial("no ascent", {"rho": 0.0}),
@@ -145,8 +148,8 @@ TRIALS = (
     Trial("exchanges at once", {"overlap": False}),
     Trial("center momentum 0.5", {"center_momentum": 0.5}),
     Trial("center predicted", make_center=Predicted),
-    Trial("chains pushed away by 0.02 |y|", make_center=partial(Pushing, distance=0.02)),
-    Trial("chains pushed away by 0.1 |y|", make_center=partial(Pushing, distance=0.1)),
+    Trial("chains pushed away by 0.02 of the norm of y", make_center=partial(Pushing, distance=0.02)),
+    Trial("chains pushed away by 0.1 of the norm of y", make_center=partial(Pushing, distance=0.1)),
 )
 
 
