@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     from lsam_hpc.distributed.lsam import LSAM
     from lsam_hpc.errors import InputError, RankLostError
     from lsam_hpc.optim.sam import SAM
+    from lsam_hpc.util.version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["LSAM", "SAM", "InputError", "RankLostError", "__version__"]
 __getattr__, __dir__ = attach(
-    __name__, {"LSAM": "distributed.lsam", "SAM": "optim.sam", "InputError": "errors", "RankLostError": "errors"}
+    __name__,
+    {
+        "LSAM": "distributed.lsam",
+        "SAM": "optim.sam",
+        "InputError": "errors",
+        "RankLostError": "errors",
+        "__version__": "util.version",
+    },
 )

@@ -9,7 +9,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../tools/environment.sh"
 tier=()
 if [ "${1:-}" = --all ]; then tier=(--all); shift; fi
-lsam_environment train,analysis,landscape,simulate,dev
+lsam_environment dev
 cd "$root"
 cores=$(nproc) # before the next line: nproc obeys OMP_NUM_THREADS
 export OMP_NUM_THREADS=1

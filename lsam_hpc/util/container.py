@@ -12,7 +12,7 @@ from lsam_hpc.util.launched import on_node
 _VARIABLES = ("container", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 _FILES = ("run/.containerenv", ".dockerenv")
 _SHARED = "/dev/shm"
-_FLAGS = "with podman add --pid=host --ipc=host --network=host, with Apptainer no --pid (docs/containers.md)"
+_FLAGS = "with podman add --pid=host --ipc=host --network=host, with Apptainer no --pid (docs/howto/containers.md)"
 
 
 def inside(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> bool:
@@ -31,7 +31,7 @@ def wrong(env: Mapping[str, str] = os.environ) -> str | None:
     if "PMIX_RANK" in env and int(env.get("SLURM_JOB_UID", os.getuid())) != os.getuid():
         return (
             f"user: expected ID {env['SLURM_JOB_UID']}, as SLURM_JOB_UID says, found {os.getuid()}: Slurm's PMIx "
-            "refuses other users: start the container with --userns=keep-id or --user (docs/containers.md)"
+            "refuses other users: start the container with --userns=keep-id or --user (docs/howto/containers.md)"
         )
     ranks = on_node(env)[1]
     if ranks == 1 or processes.ancestors(env):

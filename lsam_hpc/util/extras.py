@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 EXTRAS = {  # module -> the extra that has it
-    **dict.fromkeys(("tqdm", "pytorch_optimizer", "PIL", "yaml", "tomli"), "train"),
+    **dict.fromkeys(("pytorch_optimizer", "PIL", "yaml", "tomli", "simpy", "ml_dtypes"), "train"),
     **dict.fromkeys(("matplotlib", "pandas", "xarray", "hdf5plugin", "pyarrow", "tensorboard"), "analysis"),
-    **dict.fromkeys(("arviz", "plotly", "jinja2"), "landscape"),
-    "simpy": "simulate",
-    "ml_dtypes": "half",
+    **dict.fromkeys(("arviz", "plotly", "jinja2"), "analysis"),
 }
-DEPENDENCIES = ("torch", "numpy", "mpi4py", "h5py")  # packages that lsam-hpc always needs
+DEPENDENCIES = ("torch", "numpy", "mpi4py", "h5py", "tqdm")  # packages that lsam-hpc always needs
 
 
 def install_command(module: str) -> str:

@@ -52,7 +52,7 @@ def test_every_help(missing: str) -> None:
 def test_the_missing_extra_is_named() -> None:
     done = lsam("simpy", "simulate", "--ranks", "2")
     assert done.stdout == "code 2\n"
-    assert done.stderr == "lsam simulate: expected the package simpy, found none: pip install 'lsam-hpc[simulate]'\n"
+    assert done.stderr == "lsam simulate: expected the package simpy, found none: pip install 'lsam-hpc[train]'\n"
 
 
 READERS = tuple(VERBS)[tuple(VERBS).index("monitor") :]  # of runs' logs
