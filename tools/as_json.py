@@ -1,4 +1,4 @@
-"""`--json` of the programs that write tables: the rows of their CSV files, in place of what they print."""
+"""`--json` and `--quiet` of the programs that write tables: the rows of their CSV files, or nothing, are printed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ Main = Callable[[Sequence[str]], int]
 
 
 def with_json(main: Main) -> Main:
-    """Return a program that prints, with --json, the tables that it writes: {path of the CSV file: [row, ...]}."""
+    """Return a program that prints, with --json, the tables that it writes: {path of the CSV file: [row, ...]}.
+
+    With --quiet and without --json it prints nothing.
+    """
 
     @functools.wraps(main)
     def program(argv: Sequence[str]) -> int:
-        if "--json" not in argv or {"-h", "--help"} & set(argv):
+        if not {"--json", "--quiet"} & set(argv) or {"-h", "--help"} & set(argv):
             return main(argv)
         with contextlib.redirect_stdout(io.StringIO()), recorded() as tables:
             code = main(argv)
-        if tables:  # rank 0 has them
+        if tables and "--json" in argv:  # rank 0 has them
             print(document(tables))
         return code
 

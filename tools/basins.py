@@ -26,6 +26,7 @@ from lsam_hpc.tools.as_json import with_json
 from lsam_hpc.tools.comparison_files import DEFAULT_OUT, new_files, write
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.document import add_json
+from lsam_hpc.util.progress import add_quiet
 from lsam_hpc.util.text import columns
 
 HEAD = ("values", "basin", "x", "y", "value", "saddle_x", "saddle_y", "saddle", "into", "persistence", "border")
@@ -81,6 +82,7 @@ def _parser() -> Parser:
     parser.add_argument("--format", choices=FORMATS, default="png", help="format of figures (default: png)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_json(parser)
+    add_quiet(parser)
     return parser
 
 

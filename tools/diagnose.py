@@ -26,6 +26,7 @@ from lsam_hpc.tools import source
 from lsam_hpc.tools.comparison_files import DEFAULT_OUT, new_files, write
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.document import add_json, document
+from lsam_hpc.util.progress import Progress
 from lsam_hpc.util.text import columns
 
 MARKS = {True: "good", False: "BAD", None: "-"}
@@ -60,11 +61,13 @@ def main(argv: Sequence[str]) -> int:
     source.parse(parser, args, "arviz")
     run = Run(args.run, partial=args.partial)
     out = places(source.folder(args, run), args.name, [f".{args.format}", ".h5", ".csv"], overwrite=args.overwrite)
-    statistics = chains(run, args.start, args.components)
+    with Progress(None if args.quiet else "lsam diagnose", 2 * len(run.ranks)) as progress:
+        statistics = chains(run, args.start, args.components, progress.advance)
     verdicts = diagnose(statistics)
     for line in run.problems:
         print(line, file=sys.stderr)
-    print(document(summary(statistics, verdicts)) if args.json else table(statistics, verdicts))
+    if args.json or not args.quiet:
+        print(document(summary(statistics, verdicts)) if args.json else table(statistics, verdicts))
     title = f"{run.path.resolve().name}, {len(statistics.used)} chains, from {100 * args.start:g} % of the run on"
     write_csv(
         out[".csv"],
@@ -76,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     stored = _stored(statistics, verdicts)
     write_arrays(out[".h5"], stored.arrays, {**stored.notes, "figure": {"kind": "diagnose", "title": title}})
     draw_chains(statistics, out[f".{args.format}"], title)
-    if not args.json:
+    if not args.json and not args.quiet:
         print("\n" + "\n".join(str(path) for path in out.values()))
     return 0
 
@@ -89,7 +92,9 @@ def _compare(args: argparse.Namespace) -> int:
     folder = Path(args.out or DEFAULT_OUT)
     out = new_files(folder, f"compare-{args.name}", (f".{args.format}", ".h5", ".csv"), overwrite=args.overwrite)
     runs = {label: Run(path, partial=args.partial) for label, path in zip(labels, paths, strict=True)}
-    statistics = {label: chains(run, args.start, args.components) for label, run in runs.items()}
+    count = 2 * sum(len(run.ranks) for run in runs.values())
+    with Progress(None if args.quiet else "lsam diagnose", count) as progress:
+        statistics = {label: chains(run, args.start, args.components, progress.advance) for label, run in runs.items()}
     for line in (line for run in runs.values() for line in run.problems):
         print(line, file=sys.stderr)
     comparison = compare_chains(statistics)
@@ -99,7 +104,7 @@ def _compare(args: argparse.Namespace) -> int:
     write(comparison, together(Kind("chains", {}), cases, numbers), out)
     if args.json:
         print(document({label: summary(of_run, diagnose(of_run)) for label, of_run in statistics.items()}))
-    else:
+    elif not args.quiet:
         print(comparison.table, *out.values(), sep="\n")
     return 0
 

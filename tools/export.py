@@ -22,6 +22,7 @@ from lsam_hpc.trajectory.log import BLOCK
 from lsam_hpc.trajectory.rows import Columns
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.files import atomic_path
+from lsam_hpc.util.progress import add_quiet, counted
 
 
 class Choice(NamedTuple):
@@ -31,10 +32,11 @@ class Choice(NamedTuple):
     ranks: list[int]
     tables: list[str]  # requested; a table that a rank does not have is skipped
     state: str
+    title: str | None  # of the progress
 
     def logs(self) -> Iterator[RankLog]:
-        """Yield the ranks' logs."""
-        return map(self.run.log, self.ranks)
+        """Yield the ranks' logs, and show the progress."""
+        return map(self.run.log, counted(self.ranks, self.title, "rank"))
 
     def tables_of(self, log: RankLog) -> list[str]:
         """Return the requested tables that a log has."""
@@ -58,15 +60,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--tables", help="tables, as in step,exchange,sketch/sample (default: all); not for li2018")
     parser.add_argument("--state", choices=schema.STATES, help="whose snapshots span li2018's plane (default: sample)")
     parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows, and list them")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     for name, formats in (("tables", set(FORMATS) - {"li2018"}), ("state", {"li2018"})):
         if getattr(args, name) is not None and args.to not in formats:
             raise InputError(f"--{name}: expected none with --to {args.to}, found {getattr(args, name)}")
     tables = _tables(args.tables, args.to)
     run = Run(args.run, partial=args.partial)
-    choice = Choice(run, _ranks(args.ranks, run), tables, args.state or "sample")
+    ranks = _ranks(args.ranks, run)
+    title = None if args.quiet or args.to == "li2018" else f"lsam export --to {args.to}"
+    choice = Choice(run, ranks, tables, args.state or "sample", title)
     if args.tables:
-        existing = {name for log in choice.logs() for name in log.tables}
+        existing = {name for log in map(run.log, ranks) for name in log.tables}
         if missing := [name for name in tables if name not in existing]:
             raise InputError(f"{run.path}: expected the tables {', '.join(tables)}, found no {', '.join(missing)}")
     path = run.path.resolve()
@@ -75,7 +80,8 @@ def main(argv: Sequence[str]) -> int:
         FORMATS[args.to](choice, part)
     for line in run.problems:
         print(line, file=sys.stderr)
-    print(f"{out}: {len(choice.ranks)} ranks")
+    if not args.quiet:
+        print(f"{out}: {len(choice.ranks)} ranks")
     return 0
 
 

@@ -21,6 +21,7 @@ from lsam_hpc.trajectory import Run, schema, verify
 from lsam_hpc.trajectory.rows import Columns
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.document import add_json, document
+from lsam_hpc.util.progress import Progress, add_quiet
 from lsam_hpc.util.text import columns
 
 HEAD = (
@@ -54,11 +55,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows, and list them")
     parser.add_argument("--verify", action="store_true", help="check every row; exit with 1 if anything is wrong")
     add_json(parser)
+    add_quiet(parser)
     args = parser.parse_args(argv)
     if len(args.run) > 1:
         return _compare(args)
     with Run(args.run[0], partial=args.partial or args.verify) as run:
-        problems = verify(run) if args.verify else []
+        with Progress("lsam inspect" if args.verify and not args.quiet else None, len(run.ranks), "rank") as progress:
+            problems = verify(run, progress.advance) if args.verify else []
         try:
             info = summary(run)
         except InputError:
@@ -68,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         problems = problems or run.problems
     if args.json:
         print(document({**info, "problems": problems}))
-    else:
+    elif not args.quiet:
         shown = [text(info)] if "ranks" in info else []
         if problems:
             shown.append("\n".join(problems))
@@ -88,7 +91,8 @@ def _compare(args: argparse.Namespace) -> int:
         with Run(path, partial=args.partial) as run:
             infos[label] = summary(run)
             problems += run.problems
-    print(document(infos) if args.json else comparison(infos))
+    if args.json or not args.quiet:
+        print(document(infos) if args.json else comparison(infos))
     print(*problems, sep="\n", end="\n" * bool(problems), file=sys.stderr)
     return 0
 
@@ -96,6 +100,10 @@ def _compare(args: argparse.Namespace) -> int:
 def comparison(infos: dict[str, dict[str, Any]]) -> str:
     """Return the summaries of several runs as a table: a row for each number and each option that differs."""
     rows = [["", *infos]]
+    perplexities = [info["center"]["test_perplexity"] for info in infos.values()]
+    of_text = (
+        [("test perplexity of the center", perplexities)] if any(value is not None for value in perplexities) else []
+    )
     for name, values in (
         ("parameters", [info["parameters"] for info in infos.values()]),
         ("ranks", [len(info["ranks"]) for info in infos.values()]),
@@ -105,6 +113,7 @@ def comparison(infos: dict[str, dict[str, Any]]) -> str:
         ("last loss, mean of ranks", [_over(fmean, info, "loss") for info in infos.values()]),
         ("train loss of the center", [info["center"]["train_loss"] for info in infos.values()]),
         ("test error of the center %", [info["center"]["test_error"] for info in infos.values()]),
+        *of_text,
         ("staleness, mean", [_over(fmean, info, "staleness_mean") for info in infos.values()]),
         ("distance from the center, mean", [_over(fmean, info, "distance") for info in infos.values()]),
     ):
@@ -137,7 +146,7 @@ def summary(run: Run) -> dict[str, Any]:
         "tensors": len(run.layout),
         "ended": len(ended) == len(ranks),
         "ranks": ranks,
-        "center": {name: center.get(f"center_{name}") for name in ("train_loss", "test_error")},
+        "center": {name: center.get(f"center_{name}") for name in ("train_loss", "test_error", "test_perplexity")},
     }
 
 
@@ -151,6 +160,7 @@ def text(info: dict[str, Any]) -> str:
     end = ending(info)
     if center["test_error"] is not None:
         end = f"train loss {_cell(center['train_loss'], '.4f')}, test error {center['test_error']:.2f} %"
+        end += f", test perplexity {center['test_perplexity']:.3f}" if center["test_perplexity"] is not None else ""
     lines = [
         f"run      {info['path']}: {attributes['ranks']} ranks, {attributes['created']}, "
         f"launched by {attributes['launcher']}{job}",

@@ -59,6 +59,26 @@ def count() -> tuple[dict[str, str], dict[str, int]]:
     Raises:
         InputError: valgrind is missing or fails.
     """
+    output, counts = under_valgrind([__file__, "--operations"])
+    result = json.loads(output)
+    if len(counts) != len(result["operations"]):
+        raise InputError(f"valgrind: expected {len(result['operations'])} counts, found {len(counts)}")
+    by_name = dict(zip(result["operations"], counts, strict=True))
+    nothing = by_name["nothing"]
+    counted = {name: n - nothing for name, n in by_name.items() if name not in ("", "nothing")}
+    return result["environment"], {name: round(n / REPEATS) for name, n in counted.items()}
+
+
+def under_valgrind(words: Sequence[str]) -> tuple[str, list[int]]:
+    """Run a Python program under callgrind; return its output, and the main thread's instructions between its marks.
+
+    Args:
+        words: the program and its arguments, to which the path of a file is added. The program makes this file when
+            counting is to start, and waits until it is removed. Its marks are calls of the function `MARK`.
+
+    Raises:
+        InputError: valgrind is missing or fails.
+    """
     if shutil.which("valgrind") is None or shutil.which("callgrind_control") is None:
         raise InputError("valgrind: expected the program on the PATH, found none: bash tests/debian.sh valgrind")
     with tempfile.TemporaryDirectory() as folder:
@@ -69,10 +89,10 @@ def count() -> tuple[dict[str, str], dict[str, int]]:
             "--tool=callgrind",
             "--instr-atstart=no",
             f"--dump-before={MARK}",
+            "--separate-threads=yes",
             f"--callgrind-out-file={out}",
             sys.executable,
-            __file__,
-            "--operations",
+            *words,
             str(ready),
         ]
         fixed = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -95,15 +115,9 @@ def count() -> tuple[dict[str, str], dict[str, int]]:
                 raise InputError(f"valgrind: expected counts, found: {error}") from error
         if process.returncode:
             raise InputError(f"valgrind: expected counts, found: {(errors.strip().splitlines() or ['nothing'])[-1]}")
-        dumps = sorted(Path(folder).glob("out.*"), key=lambda file: int(file.suffix[1:]))
+        dumps = sorted(Path(folder).glob("out.*-01"), key=lambda file: int(file.suffix[1:].partition("-")[0]))
         counts = [_instructions(dump) for dump in dumps]
-    result = json.loads(output)
-    if len(counts) != len(result["operations"]):
-        raise InputError(f"valgrind: expected {len(result['operations'])} counts, found {len(counts)}")
-    by_name = dict(zip(result["operations"], counts, strict=True))
-    nothing = by_name["nothing"]
-    counted = {name: n - nothing for name, n in by_name.items() if name not in ("", "nothing")}
-    return result["environment"], {name: round(n / REPEATS) for name, n in counted.items()}
+    return output, counts
 
 
 def environment_changes(current: dict[str, str], reference: dict[str, str]) -> str:

@@ -28,11 +28,11 @@ from lsam_hpc.landscape.workqueue import evaluate, read_points
 from lsam_hpc.tools import source
 from lsam_hpc.tools.as_json import with_json
 from lsam_hpc.tools.case_facts import Prepared
-from lsam_hpc.tools.jobs import Progress
 from lsam_hpc.tools.ranks import Ranks, add_ranks, digest, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.progress import Progress
 from lsam_hpc.util.text import columns
 
 HEAD = ("state", "lambda", "standard_error", "half_parameters", "loss", "rhat", "ess_bulk", "ess_tail", "acceptance")
@@ -108,7 +108,8 @@ def _chains(
     vectors = digest(*(x.cpu().numpy() for x in points.values()))
     options = {"run": str(run.path), "at": args.at, "states": vectors, **_settings(args)}
     options |= objective_options(args, objective)
-    table = evaluate(work, count, width, part, options, comm=ranks.comm)
+    with progress:
+        table = evaluate(work, count, width, part, options, comm=ranks.comm)
     return [llc.chain_of(row, args.draws) for row in table]
 
 

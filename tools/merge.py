@@ -10,6 +10,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.trajectory import Run, index, merge
 from lsam_hpc.trajectory.snapshot import COMPRESSIONS
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.progress import Progress, add_quiet
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--index", action="store_true", help="write RUN/run.h5, which refers to the ranks' files")
     parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows, and list them")
     parser.add_argument("--compression", choices=COMPRESSIONS, default="gzip", help="for snapshots (default: gzip)")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     if args.index == (args.out is not None):
         raise InputError(f"OUT: expected a file to write or --index, found {'both' if args.index else 'neither'}")
@@ -31,10 +33,12 @@ def main(argv: Sequence[str]) -> int:
         out = index(run)
     else:
         out = Path(args.out)
-        merge(run, out, args.compression)
+        with Progress(None if args.quiet else "lsam merge", len(run.ranks), "rank") as progress:
+            merge(run, out, args.compression, progress.advance)
     for line in run.problems:
         print(line, file=sys.stderr)
-    print(f"{out}: {len(run.ranks)} ranks")
+    if not args.quiet:
+        print(f"{out}: {len(run.ranks)} ranks")
     return 0
 
 

@@ -23,11 +23,11 @@ from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
 from lsam_hpc.tools.as_json import with_json
 from lsam_hpc.tools.case_facts import Prepared
-from lsam_hpc.tools.jobs import Progress
 from lsam_hpc.tools.ranks import Ranks, add_ranks, objective_options, set_threads
 from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.progress import Progress
 from lsam_hpc.util.text import columns
 
 HEAD = ("loss", "index", "class", "before", "after", "change", "gradient", "opposes", "cosine")
@@ -45,8 +45,8 @@ def _one(options_of_run: argparse.Namespace) -> int:
     first, second = (objective.vector(each) for each in _states(run, names))
     objective.check(first)
     steps = 2 * len(objective.batches) + 2 * args.count
-    progress = Progress(None if args.quiet else "lsam outliers", steps)
-    result = outliers(objective, first, second, args.count, progress.advance)
+    with Progress(None if args.quiet else "lsam outliers", steps) as progress:
+        result = outliers(objective, first, second, args.count, progress.advance)
     shown = [*result.rising.tolist(), *result.falling.tolist()]
     samples = [sample(objective, index) for index in shown]
     classes = [_class(targets) for _, targets in samples]

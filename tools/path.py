@@ -21,7 +21,6 @@ from lsam_hpc.landscape.geometry.axes import check_states
 from lsam_hpc.landscape.geometry.barriers import DOUBLE
 from lsam_hpc.landscape.geometry.path import Matrix, Profile, curve, find_curve, line, lines, rounding
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
@@ -128,8 +127,6 @@ def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective
         raise InputError("--curve: expected two states in --between, found none")
     if args.points < 3:
         raise InputError(f"--points: expected 3 or more, found {args.points}")
-    if not args.quiet:
-        require("tqdm")
     set_threads(args)
     run = Run(args.run, partial=args.partial)
     return args, run, source.objective(args, run)

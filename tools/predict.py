@@ -68,7 +68,7 @@ def _one(options_of_run: argparse.Namespace) -> int:
         draw_reliability(panels, out[figure], title)
         if args.json:
             print(document({**notes, "predictors": _rows(table)}))
-        else:
+        elif not args.quiet:
             split = "" if args.make_batches else f" {args.split}"
             _print(predictors, f"{objective.samples}{split} samples")
             print("\n" + "\n".join(str(path) for path in out.values()))

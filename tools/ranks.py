@@ -74,7 +74,6 @@ def add_ranks(group: argparse.ArgumentParser) -> None:
         help="threads of each rank (default: 1, which gives the same bits for any number of ranks on the same kind of "
         "machine; use mpirun for more cores)",
     )
-    group.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def set_threads(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from lsam_hpc.landscape.figures.stored import read
 from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.progress import add_quiet
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
     ends = {suffix: f"{suffix}.{args.format}" for suffix in stored.suffixes}
     files = places(folder, name, list(ends.values()), overwrite=args.overwrite)
     redraw(stored, {suffix: files[end] for suffix, end in ends.items()}, scale, space=args.static_3d)
-    for file in files.values():
-        print(file)
+    if not args.quiet:
+        print(*files.values(), sep="\n")
     return 0
 
 
@@ -62,6 +63,7 @@ def _parser() -> Parser:
     parser.add_argument("--out", metavar="DIR", help="folder of the figure (default: that of FILE)")
     parser.add_argument("--name", help="base name of the figure (default: that of FILE)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing figures")
+    add_quiet(parser)
     return parser
 
 

@@ -16,7 +16,6 @@ from lsam_hpc.landscape.chains.statistics import Chains, chains
 from lsam_hpc.landscape.figures.draw_chains import draw_chains
 from lsam_hpc.landscape.figures.draw_tracks import draw_tracks
 from lsam_hpc.landscape.geometry.tracks import Tracks, from_sketches, from_snapshots
-from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report import captions, figurefiles, stored
 from lsam_hpc.landscape.report.report import Report, Section, Table, cell, picture
 from lsam_hpc.landscape.report.space import space
@@ -51,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     Report(title, [first, *sections, *more, _ranks(info), _options(info)]).write(out)
     for line in run.problems:
         print(line, file=sys.stderr)
-    print(out)
+    if not args.quiet:
+        print(out)
     return 0
 
 
@@ -72,7 +72,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="evaluate the loss on N x N points of the chains' plane; 0: do not (default: a stored surface, else "
         f"{GRID}, if the run or options name model and data)",
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument(
         "--live", action="store_true", help="serve a page on this machine that shows the run while its job runs"
     )
@@ -88,8 +87,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     source.parse(parser, args, "arviz", "jinja2", "plotly", figures="")
     if args.surface and args.surface < 2:
         raise InputError(f"--surface: expected 2 points or more, or 0, found {args.surface}")
-    if args.surface != 0 and not args.quiet:
-        require("tqdm")
     if Path(args.name).name != args.name:
         raise InputError(f"--name: expected a name without folders, found {args.name!r}")
     return args

@@ -53,7 +53,7 @@ def _data(config: Mapping[str, Any]) -> str:
     if name is None:
         return "not named in the run's options"
     words = [str(name)]
-    words += [f"{config['subset']} images"] if config.get("subset") else []
+    words += [f"{config['subset']} {'windows' if name == 'text' else 'images'}"] if config.get("subset") else []
     words += [f"{config['validation']} for validation"] if config.get("validation") else []
     words += [f"label noise {config['label_noise']:g}"] if config.get("label_noise") else []
     words += [f"augmentation {config['augment']}"] if config.get("augment", "none") != "none" else []
@@ -108,11 +108,16 @@ def _result(info: dict[str, Any]) -> str:
     words = []
     if center["test_error"] is not None:
         words.append(f"center: train loss {center['train_loss']:.4g}, test error {center['test_error']:.2f} %")
+    if center["test_perplexity"] is not None:
+        words[-1] += f", test perplexity {center['test_perplexity']:.4g}"
     results = [rank["result"] for rank in ranks if rank["result"]]
     errors = [r["sample_test_error"] for r in results if r.get("sample_test_error") is not None]
     losses = [r["sample_train_loss"] for r in results if r.get("sample_train_loss") is not None]
     if errors and losses:
         words.append(f"samples: train loss {_span(losses, '.4g')}, test error {_span(errors, '.2f')} %")
+    perplexities = [p for r in results if (p := r.get("sample_test_perplexity")) is not None]
+    if errors and losses and perplexities:
+        words[-1] += f", test perplexity {_span(perplexities, '.4g')}"
     last = [rank["loss"] for rank in ranks if rank["loss"] is not None]
     if not words and last:
         words.append(f"last mini-batch loss {_span(last, '.4g')}")

@@ -95,7 +95,7 @@ def _compare(args: argparse.Namespace, verb: Verb, ranks: Ranks) -> int:
             print(f"warning: {line}", file=sys.stderr)
     for case, options, fact, read_again in zip(cases, each, facts, known, strict=True):
         if case.alone and not read_again:
-            if ranks.is_first and not getattr(args, "quiet", True):
+            if ranks.is_first and not args.quiet:
                 print(f"{case.run}{f', {case.split} data' if case.split else ''}:", file=sys.stderr)
             with contextlib.redirect_stdout(io.StringIO()):  # the table has its numbers
                 verb.one(_copy(options))
@@ -114,6 +114,8 @@ def _compare(args: argparse.Namespace, verb: Verb, ranks: Ranks) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write(comparison, compared, out, other=bool(getattr(args, "make_batches", None)))
         shutil.rmtree(part, ignore_errors=True)
+        if args.quiet:
+            return 0
         print(comparison.table, end="\n\n")
         if any(known):
             again = ", ".join(dict.fromkeys(case.run for case, yes in zip(cases, known, strict=True) if yes))

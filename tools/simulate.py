@@ -23,6 +23,7 @@ from lsam_hpc.simulate.describe import Distribution, Job, Machine
 from lsam_hpc.util import preflight
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.document import document
+from lsam_hpc.util.progress import Progress, add_quiet
 from lsam_hpc.util.text import columns
 
 if TYPE_CHECKING:  # they import SimPy, which --help does not need
@@ -52,6 +53,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     },
     "hidden": (0.5, "share of a pass that overlaps with an allreduce of gradients"),
     "shards": (0, "ranks that own a shard of the center; 0: all"),
+    "fully_shard": (False, "each rank of a group holds and exchanges its shard of the model (FSDP2)"),
     "seconds": (0.0, "simulated seconds; 0: 20 exchanges of a chain"),
     "steps": (0, "steps of all ranks after which the simulation stops; 0: no limit"),
     "seed": (0, "seed of the random lengths"),
@@ -89,6 +91,9 @@ def main(argv: Sequence[str]) -> int:
     for name, (default, text) in OPTIONS.items():
         words = text % {"machines": ", ".join(machines.known())} if name == "machine" else text
         flag = f"--{name.replace('_', '-')}"
+        if default is False:
+            parser.add_argument(flag, action="store_true", default=None, help=words)
+            continue
         parser.add_argument(flag, type=hints[name], metavar=name.upper(), help=f"{words} (default: {default})")
     parser.add_argument("--config", metavar="FILE", help="YAML or TOML file with these options; flags override it")
     measured_by = "use the measurements in a run's logs, or in the output of lsam bench exchange --json"
@@ -102,6 +107,7 @@ def main(argv: Sequence[str]) -> int:
     )
     results = "file for the results (without FILE: print them, and nothing else on stdout)"
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help=results)
+    add_quiet(parser)
     args = vars(parser.parse_args(argv))
     options = {name: default for name, (default, _) in OPTIONS.items()}
     if args["config"]:
@@ -123,7 +129,8 @@ def main(argv: Sequence[str]) -> int:
     # --straggler overrides the stragglers measured in a run.
     job = replace(job, factors={**job.factors, **_stragglers(options["straggler"])})
     write = partial(_write, args["json"], sys.stdout) if args["json"] else None
-    with contextlib.redirect_stdout(io.StringIO()) if args["json"] == "-" else contextlib.nullcontext():
+    silent = args["quiet"] or args["json"] == "-"
+    with contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext():
         return _answer(job, machine, options, measured, args=args, write=write)
 
 
@@ -137,27 +144,36 @@ def _answer(
     write: Write | None,
 ) -> int:
     """Simulate, advise or train, and print."""
+    title = None if args["quiet"] else "lsam simulate"
     if args["train"] is not None:
         preflight.start()  # must precede the import of MPI, although there is one process only
         from lsam_hpc.replay.verb import replay
 
-        trained = replay(job, machine, options["seed"], args["train"], options["points"])
+        trained = replay(job, machine, options["seed"], args["train"], options["points"], title=title)
         if write:
             write({"machine": asdict(machine), "job": asdict(job), "trained": trained})
         return 0
     if args["advise"]:
-        return _advise(job, machine, options, measured, write)
-    return _simulate(job, machine, options, measured, write)
+        return _advise(job, machine, options, measured, write, title=title)
+    return _simulate(job, machine, options, measured, write, title=title)
 
 
-def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: list[str], write: Write | None) -> int:
+def _simulate(
+    job: Job, machine: Machine, options: dict[str, Any], measured: list[str], write: Write | None, *, title: str | None
+) -> int:
     seconds, steps = options["seconds"] or None, options["steps"] or None
     from lsam_hpc.simulate.lifetime import Faults, live
     from lsam_hpc.simulate.result import simulate
 
-    results = {"LSAM": simulate(job, machine, seconds, steps, options["seed"])}
     synchronous = replace(job, period=0, group_size=job.ranks, topology="center", wire_dtype="float32")
-    results["synchronous SAM"] = simulate(synchronous, machine, seconds, steps, options["seed"])
+    results: dict[str, Result] = {}
+    with Progress(title, 200, "percent") as progress:
+        for start, (name, simulated) in enumerate({"LSAM": job, "synchronous SAM": synchronous}.items()):
+
+            def show(part: float, start: int = start) -> None:
+                progress.reach(round(100 * (start + part)))
+
+            results[name] = simulate(simulated, machine, seconds, steps, options["seed"], show=show)
     budget = options["budget"] or 1_000_000
     faults = Faults(
         3600 * options["node_mtbf_hours"], options["checkpoint_every"], options["checkpoint"], options["requeue"]
@@ -182,10 +198,13 @@ def _simulate(job: Job, machine: Machine, options: dict[str, Any], measured: lis
     return 0
 
 
-def _advise(job: Job, machine: Machine, options: dict[str, Any], measured: list[str], write: Write | None) -> int:
+def _advise(
+    job: Job, machine: Machine, options: dict[str, Any], measured: list[str], write: Write | None, *, title: str | None
+) -> int:
     from lsam_hpc.simulate.advise import advise
 
-    advice = advise(job, machine, options["seed"])
+    with Progress(title, 100, "percent") as progress:
+        advice = advise(job, machine, options["seed"], lambda part: progress.reach(round(100 * part)))
     best = advice.job
     flags = [f"--period {best.period}", f"--wire-dtype {best.wire_dtype}", f"--pull {advice.pull:.3g}"]
     print(" ".join(flags + [f"--group-size {best.group_size}"] * (best.group_size > 1)) + "\n")
@@ -223,6 +242,8 @@ def _cells(r: Result, life: Lifetime, budget: int) -> dict[str, str]:
         "training thread held per step, ms": _number(1e3 * r.held),
         "of these waiting, ms": _number(1e3 * r.waited),
         "bytes of an exchange": _bytes(r.exchange_bytes),
+        "bytes to the group per step": _bytes(r.group_bytes),
+        "vectors that a rank holds": "-" if math.isnan(r.rank_bytes) else _bytes(r.rank_bytes),
         "busiest network card": f"{_bytes(r.busiest_link)}/s, {100 * r.link_used:.1f} %",
         "busiest node's memory": f"{_bytes(r.busiest_node)}/s, {100 * r.memory_used:.1f} %",
         f"hours for {budget:,} steps": _number(life.wall / 3600),
@@ -246,6 +267,7 @@ def _assumptions(job: Job, machine: Machine, measured: list[str], result: Result
         f"{job.parameters:,} parameters; steps of {job.step:.4g} s ({job.work:.3g} s of a core), {job.distribution}"
         + (f", sigma {job.sigma:.3g}" if job.distribution == "lognormal" else "")
         + "".join(f"; rank {r} {f:.3g} times longer" for r, f in sorted(job.factors.items()))
+        + ("; each rank holds a shard" if job.fully_shard else "")
         + f"; allreduces hide behind {100 * job.hidden:.0f} % of a pass",
     ]
     lines += [f"from: {machine.note}"] * bool(machine.note) + [f"measured: {line}" for line in measured]

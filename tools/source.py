@@ -19,6 +19,7 @@ from lsam_hpc.train.user_code import call_function, import_function
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
 from lsam_hpc.util.document import add_json
+from lsam_hpc.util.progress import add_quiet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,11 +31,10 @@ SPLITS = ("train", "test")
 BOTH = "both"  # value of --split
 FIGURES = ("matplotlib", "matplotlib.figure")  # the second one imports what matplotlib needs
 FOLDER = "figures"  # of figures and numbers in RUN
-BATCH = 512  # images in a batch of the built-in data sets
 
 
 def parser(verb: str, description: str, *, several: bool = False, tables: bool = True, **more: Any) -> Parser:  # noqa: ANN401
-    """Return a parser with the options of all landscape programs.
+    """Return a parser with the options of all landscape programs, also --quiet.
 
     Args:
         verb: its name.
@@ -54,6 +54,7 @@ def parser(verb: str, description: str, *, several: bool = False, tables: bool =
     verb_parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows")
     if tables:
         add_json(verb_parser)
+    add_quiet(verb_parser)
     return verb_parser
 
 
@@ -198,7 +199,8 @@ def objective(args: argparse.Namespace, run: Run) -> Objective:
 def heading(args: argparse.Namespace, run: Run, f: Objective, *words: str) -> str:
     """Return a figure's title: the run, what is drawn, and the data and the number of images that it is computed on."""
     used = "other data" if args.make_batches else f"{args.split} data"
-    count = f"{f.samples:,} {'samples' if args.make_batches else 'images'}"
+    of_text = f.batches[0][1].ndim > 1
+    count = f"{f.samples:,} {'samples' if args.make_batches else 'windows of text' if of_text else 'images'}"
     return ", ".join([run.path.resolve().name, *words, used, count])
 
 
@@ -216,7 +218,7 @@ def _data(args: argparse.Namespace, run: Run) -> tuple[list[Batch], Dataset | No
     """Return the batches, and the data set that they are from; None for those of `--make-batches`."""
     from lsam_hpc.landscape.objective import fixed_batches
     from lsam_hpc.train import data
-    from lsam_hpc.train.selection import OPTIONS
+    from lsam_hpc.train.dataset import batch_size
 
     at_most = args.images or None
     if args.make_batches:
@@ -228,17 +230,18 @@ def _data(args: argparse.Namespace, run: Run) -> tuple[list[Batch], Dataset | No
         _check_function("--data", args.data, data.DATASETS, (None,), what=what, other="--make-batches")
     elif not isinstance(name, str) or (name not in data.DATASETS and ":" not in name):
         raise InputError(f"--data: expected a data set of lsam train, or one in --make-batches, found {_of_run(name)}")
-    options = {option: run.config[option] for option in OPTIONS if option in run.config}
+    options = {option: run.config[option] for option in data.OPTIONS if option in run.config}
     dataset = data.load(str(name), args.data_dir or run.config.get("data_dir"), **options)
     x, y = getattr(dataset, f"{args.split}_x"), getattr(dataset, f"{args.split}_y")
     x, y = x[:at_most], y[:at_most]
-    return list(zip(x.split(BATCH), y.split(BATCH), strict=True)), dataset
+    size = batch_size(y)
+    return list(zip(x.split(size), y.split(size), strict=True)), dataset
 
 
 def _model(args: argparse.Namespace, run: Run, dataset: Dataset | None) -> nn.Module:
     from torch import nn
 
-    from lsam_hpc.train.models import MODELS, build
+    from lsam_hpc.train.models import MODELS, TEXT_MODELS, build
 
     if args.make_model:
         model = call_function("--make-model", args.make_model)
@@ -251,13 +254,13 @@ def _model(args: argparse.Namespace, run: Run, dataset: Dataset | None) -> nn.Mo
             "--make-model: expected MODULE:FUNCTION with --make-batches, which does not tell the number of classes, "
             "found none"
         )
-    _, channels, height, width = dataset.train_x.shape
-    shape = (channels, height, width)
+    shape = tuple(dataset.train_x.shape[1:])
+    known = (*MODELS, *TEXT_MODELS)
     name = run.config.get("model") if args.model is None else args.model
     if args.model is not None:
         what = "a function of shape and classes"
-        _check_function("--model", args.model, MODELS, (shape, dataset.classes), what=what, other="--make-model")
-    elif name is not None and name not in MODELS and ":" not in str(name):
+        _check_function("--model", args.model, known, (shape, dataset.classes), what=what, other="--make-model")
+    elif name is not None and name not in known and ":" not in str(name):
         raise InputError(f"--model: expected a model of lsam train, or one in --make-model, found {_of_run(name)}")
     return build(name, args.data or str(run.config.get("data")), shape, dataset.classes)
 

@@ -25,7 +25,6 @@ from lsam_hpc.landscape.curvature.results import ALL, EIGENVALUES, KINDS, SMALLE
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.figures.draw_curvature import NAMES
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import places
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
@@ -36,6 +35,7 @@ from lsam_hpc.tools.several import Runs, Verb, each_run
 from lsam_hpc.tools.spectrum_files import suffixes, table, write, write_edge, write_flow
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.progress import Progress
 
 MEASURED = "measured"  # value of --along
 NUMBERS = ("eigenvalues", "smallest", "steps", "repeats", "products", "seed", "vectors")  # options that are `Settings`
@@ -114,8 +114,6 @@ def _one(options_of_run: argparse.Namespace) -> int:
 def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective | None, Settings]:
     """Return options, run, the loss (None if nothing is computed), and settings."""
     source.parse(_parser(), args)
-    if not args.quiet:
-        require("tqdm")
     named = bool(args.kinds or args.layers or args.vectors or args.classes or args.smallest is not None)
     args.only_others = not named and bool(args.flow or (args.along and not args.at))
     args.flow_at = args.flow and not (args.along and not args.at)
@@ -213,17 +211,11 @@ def _flow(
     """Return the gradient flow from a state, and the sharpness there; show the progress."""
     x = objective.vector(start)
     before = float(eigenpairs(objective, x, 1, seed=args.seed)[0][0])
-    if args.quiet:
-        return gradient_flow(objective, x, seed=args.seed, **limits), before
-    from tqdm import tqdm
-
-    every = 0.1 if sys.stderr.isatty() else 10.0
-    title = "lsam spectrum, gradient flow"
-    with tqdm(total=args.flow_gradients, desc=title, unit="gradient", mininterval=every) as bar:
+    title = None if args.quiet else "lsam spectrum, gradient flow"
+    with Progress(title, args.flow_gradients, "gradient") as bar:
 
         def show(used: int, loss: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-            bar.update(used - bar.n)
+            bar.reach(used, f"loss {loss:.4g}")
 
         return gradient_flow(objective, x, seed=args.seed, progress=show, **limits), before
 

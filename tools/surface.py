@@ -19,7 +19,6 @@ from lsam_hpc.landscape.geometry import surface as landscape
 from lsam_hpc.landscape.geometry.axes import Axes
 from lsam_hpc.landscape.geometry.directions import NORMALISATIONS, SMALL
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.tables import note, places, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
 from lsam_hpc.tools import source
@@ -66,8 +65,6 @@ def _one(options_of_run: argparse.Namespace) -> int:
 
 def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective, landscape.Settings]:
     source.parse(_parser(), args)
-    if not args.quiet:
-        require("tqdm")
     set_threads(args)
     run = Run(args.run, partial=args.partial)
     return args, run, source.objective(args, run), _settings(args, run)

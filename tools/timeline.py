@@ -9,6 +9,7 @@ from pathlib import Path
 from lsam_hpc.landscape.chains.timeline import write_timeline
 from lsam_hpc.trajectory import Run
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.progress import Progress, add_quiet
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,12 +22,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="the run directory, one rank's file, or a merged file")
     parser.add_argument("out", metavar="OUT.json[.gz]", help="the file to write")
     parser.add_argument("--partial", action="store_true", help="skip damaged ranks and rows")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     run = Run(args.run, partial=args.partial)
-    count = write_timeline(run, Path(args.out))
+    with Progress(None if args.quiet else "lsam timeline", len(run.ranks), "rank") as progress:
+        count = write_timeline(run, Path(args.out), progress.advance)
     for line in run.problems:
         print(line, file=sys.stderr)
-    print(f"{args.out}: {count} events of {len(run.ranks)} ranks; open it at ui.perfetto.dev")
+    if not args.quiet:
+        print(f"{args.out}: {count} events of {len(run.ranks)} ranks; open it at ui.perfetto.dev")
     return 0
 
 

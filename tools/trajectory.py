@@ -20,7 +20,6 @@ from lsam_hpc.landscape.geometry import surface as landscape
 from lsam_hpc.landscape.geometry.axes import Axes, through
 from lsam_hpc.landscape.geometry.tracks import SOURCES, Tracks, from_sketches, from_snapshots, grid_around
 from lsam_hpc.landscape.objective import Objective
-from lsam_hpc.landscape.packages import require
 from lsam_hpc.landscape.report.stored import OBJECTIVE
 from lsam_hpc.landscape.report.tables import places, write_arrays, write_csv
 from lsam_hpc.landscape.states import SYNTAX, state
@@ -123,8 +122,6 @@ def _begin(args: argparse.Namespace) -> tuple[argparse.Namespace, Run, Objective
         raise InputError(f"--surface: expected 2 points or more, found {args.surface}")
     if args.source == "sketches" and (args.surface or args.losses or args.through):
         raise InputError("--source sketches excludes --surface, --losses and --through: they need whole states")
-    if (args.surface or args.losses) and not args.quiet:
-        require("tqdm")
     set_threads(args)
     run = Run(args.run, partial=args.partial)
     if args.source is None:

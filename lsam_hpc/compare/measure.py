@@ -21,9 +21,8 @@ from lsam_hpc.replay.bench import Point
 from lsam_hpc.train import data
 from lsam_hpc.train.builders import images_per_step, make_model, total_steps
 from lsam_hpc.train.config import TrainConfig
-from lsam_hpc.train.dataset import Dataset
+from lsam_hpc.train.dataset import Dataset, batch_size
 from lsam_hpc.train.evaluation import SUBSET, evaluate
-from lsam_hpc.train.selection import OPTIONS
 from lsam_hpc.trajectory import Run
 
 BATCH = 500  # images in an evaluation's batch
@@ -97,7 +96,8 @@ def _flatness(run_dir: Path, run: Run, config: TrainConfig, dataset: Dataset, im
 def _objective(config: TrainConfig, dataset: Dataset, images: int) -> Objective:
     x, y = dataset.train_x[:images], dataset.train_y[:images]
     model = make_model(config, dataset).to(y.device)
-    return Objective(model, list(zip(x.split(BATCH), y.split(BATCH), strict=True)))
+    size = min(BATCH, batch_size(y))
+    return Objective(model, list(zip(x.split(size), y.split(size), strict=True)))
 
 
 def _config(cell: Cell) -> TrainConfig:
@@ -106,9 +106,9 @@ def _config(cell: Cell) -> TrainConfig:
 
 def load(config: TrainConfig) -> Dataset:
     """Return the data set of a config, loaded once."""
-    return _loaded(config.data, config.data_dir, *(getattr(config, name) for name in OPTIONS))
+    return _loaded(config.data, config.data_dir, *(getattr(config, name) for name in data.OPTIONS))
 
 
 @cache
 def _loaded(name: str, directory: str | None, *selection: Any) -> Dataset:  # noqa: ANN401
-    return data.load(name, directory, **dict(zip(OPTIONS, selection, strict=True)))
+    return data.load(name, directory, **dict(zip(data.OPTIONS, selection, strict=True)))

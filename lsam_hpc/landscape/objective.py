@@ -81,7 +81,7 @@ class Objective:
         """
         targets = [y for _, y in self.batches]
         if any(y.ndim != 1 or y.is_floating_point() for y in targets):
-            raise InputError(f"data: expected targets that are classes, found shape {tuple(targets[0].shape)}")
+            raise InputError(f"data: expected one class per sample as targets, found shape {tuple(targets[0].shape)}")
         parts = {}
         for name in sorted({int(value) for y in targets for value in y.unique()}):
             chosen = [(x[y == name], y[y == name]) for x, y in self.batches if bool((y == name).any())]
@@ -135,15 +135,15 @@ class Objective:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Value:
         """Return the mean loss and the error at a point x of shape (P,)."""
-        total, wrong = 0.0, 0
+        total, wrong, predicted = 0.0, 0, 0
         with self.at(x) as model:
             for inputs, targets in self.batches:
                 outputs = model(inputs)
                 total += float(self.loss(outputs, targets)) * len(targets)
                 if _classes(outputs, targets):
                     wrong += int((outputs.argmax(1) != targets).sum())
-        classified = _classes(outputs, targets)
-        return Value(total / self.samples, 100 * wrong / self.samples if classified else float("nan"))
+                    predicted += targets.numel()
+        return Value(total / self.samples, 100 * wrong / predicted if predicted else float("nan"))
 
     def gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """Return the mean loss and its gradient, shape (P,), at a point x of shape (P,)."""
@@ -220,4 +220,7 @@ def _first(data: Iterable[Batch], at_most: int | None) -> Iterator[Batch]:
 
 
 def _classes(outputs: Tensor, targets: Tensor) -> bool:
-    return outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+    """Return whether outputs are scores of classes, (B, classes, ...), and targets classes, (B, ...)."""
+    if targets.is_floating_point() or targets.ndim < 1 or outputs.ndim != targets.ndim + 1:
+        return False
+    return outputs.shape[:1] + outputs.shape[2:] == targets.shape

@@ -10,12 +10,10 @@ import itertools
 import json
 import math
 import os
-import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.util.files import replace_file
+from lsam_hpc.util.progress import Progress
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -61,9 +60,9 @@ def evaluate(
     if comm is None or comm.size == 1:
         points = dict(_open(folder, dict(options or {}), columns, count))
         todo = [index for index in range(count) if index not in points]
-        bar = _ProgressBar(title, count, len(points))
-        next_point = itertools.count().__next__
-        points.update(_loop(work, todo, next_point, bar, folder=folder, columns=columns, rank=0))
+        bar = Progress(title, count, "point", len(points))
+        next_point, finished = itertools.count().__next__, itertools.count(len(points) + 1).__next__
+        points.update(_loop(work, todo, next_point, bar, folder=folder, columns=columns, rank=0, finished=finished))
         return _table(points, count, columns)
     return _on_ranks(work, count, columns, folder, dict(options or {}), comm=comm, title=title)
 
@@ -90,13 +89,15 @@ def _on_ranks(
         stack.callback(cells.close)
         if why_progress_needed(comm) is not None:
             stack.callback(ProgressThread(comm).close)
-        bar = _ProgressBar(title if comm.rank == 0 else None, count, len(before), lambda: cells.value(0, 1))
+        bar = Progress(title if comm.rank == 0 else None, count, "point", len(before))
 
         def next_point() -> int:
             return cells.add(0, 0)
 
+        def finished() -> int:
+            return len(before) + cells.add(0, 1) + 1
+
         def loop() -> dict[int, tuple[float, ...]]:
-            finished = partial(cells.add, 0, 1)
             return _loop(work, todo, next_point, bar, folder=folder, columns=columns, rank=comm.rank, finished=finished)
 
         evaluated = raise_on_all(comm, loop)
@@ -110,14 +111,17 @@ def _loop(
     work: Work,
     todo: Sequence[int],
     next_point: Callable[[], int],
-    bar: _ProgressBar,
+    bar: Progress,
     *,
     folder: Path | None,
     columns: int,
     rank: int,
-    finished: Callable[[], object] = lambda: None,
+    finished: Callable[[], int],
 ) -> dict[int, tuple[float, ...]]:
-    """Evaluate the points that this rank takes from the queue; return their values by index."""
+    """Evaluate the points that this rank takes from the queue; return their values by index.
+
+    `finished` counts a point, and returns the number of finished points of all ranks.
+    """
     points: dict[int, tuple[float, ...]] = {}
     with ExitStack() as stack:
         stack.callback(bar.close)
@@ -129,8 +133,7 @@ def _loop(
             points[index] = tuple(float(value) for value in work(index))
             if file:
                 file.append(index, points[index])
-            finished()
-            bar.show()
+            bar.reach(finished())
     return points
 
 
@@ -234,33 +237,6 @@ class _PointFile:
 
     def _error(self, reason: str | None) -> InputError:
         return InputError(f"{self._path}: expected a file that can be written, found: {reason}")
-
-
-class _ProgressBar:
-    """A progress bar with the estimated remaining time."""
-
-    def __init__(self, title: str | None, count: int, before: int, finished: Callable[[], int] | None = None) -> None:
-        self._bar: Any = None
-        self._before, self._finished = before, finished
-        if title is not None:
-            try:
-                from tqdm import tqdm
-            except ImportError as error:
-                raise InputError(
-                    "progress: expected the package tqdm, found none: pip install 'lsam-hpc[train]'"
-                ) from error
-            every = 0.1 if sys.stderr.isatty() else 10.0
-            self._bar = tqdm(total=count, initial=before, desc=title, unit="point", mininterval=every)
-
-    def show(self) -> None:
-        """Show how many points all ranks have finished."""
-        if self._bar is not None:
-            done = self._bar.n + 1 if self._finished is None else self._before + self._finished()
-            self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _record(columns: int) -> np.dtype[np.void]:

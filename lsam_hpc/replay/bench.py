@@ -222,7 +222,7 @@ class Bench:
         epochs = taken * self._config.batch_size / len(self._dataset.train_y)
         self._curve.append(Point(epochs=epochs, seconds=self._now, test_error=error))
 
-    def evaluate(self, x: data.Images | Tensor, y: Tensor) -> tuple[float, float]:
+    def evaluate(self, x: data.Inputs | Tensor, y: data.Labels) -> tuple[float, float]:
         """Return the loss and the error in % of the center, with BatchNorm statistics of training images."""
         model = self._models[0]
         with self.chains[0].center(model, self._dataset.train_x[:SUBSET].split(256)):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _ONLY = {
     "topology": "center",
     "group_size": 1,
+    "shard": "none",
     "mode": "async",
     "budget": "total",
     "wire_dtype": "float32",

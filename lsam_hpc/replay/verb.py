@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,16 @@ from lsam_hpc.simulate.model import Event
 from lsam_hpc.train.builders import make_dataset, total_steps
 from lsam_hpc.train.config import TrainConfig, parse
 from lsam_hpc.train.dataset import Dataset
+from lsam_hpc.util.progress import Progress
 from lsam_hpc.util.text import columns
 
 SIMULATED = ("period", "coupling", "max_delay")  # options of the simulation that the training takes over
 ONE_PASS = ("dp-sat", "msam", "center")  # ascents that need no pass of their own
 
 
-def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str], points: int = 0) -> dict[str, Any]:
+def replay(
+    job: Job, machine: Machine, seed: int, argv: Sequence[str], points: int = 0, *, title: str | None = None
+) -> dict[str, Any]:
     """Train in the order of a simulated job, print a table, and return its numbers.
 
     Args:
@@ -33,6 +36,7 @@ def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str], points: i
         seed: seed of the simulation.
         argv: options of `lsam train`, except those in `SIMULATED`.
         points: number of points of the curve that the result has. Default 0.
+        title: of the progress. Default: it is not shown.
 
     Raises:
         InputError: an option is out of its range, or cannot be replayed.
@@ -52,8 +56,10 @@ def replay(job: Job, machine: Machine, seed: int, argv: Sequence[str], points: i
         config = dataclasses.replace(config, **{name: simulated})
     dataset = make_dataset(config)
     job = simulated_job(job, config, dataset)
-    clock = Clock(events(job, machine, seed=seed))
-    outcome = train(config, job.ranks, clock, dataset, points=points)
+    with Progress(title, total_steps(config, dataset), "step") as progress:
+        taken = {"together": job.ranks, "step": 1}
+        clock = Clock(events(job, machine, seed=seed), lambda event: progress.advance(taken.get(event.kind, 0)))
+        outcome = train(config, job.ranks, clock, dataset, points=points)
     results = {**numbers(outcome), "simulated_seconds": clock.now}
     print(columns([("", config.data), *((name.replace("_", " "), f"{value:.4g}") for name, value in results.items())]))
     return {**results, "curve": outcome.curve}
@@ -82,16 +88,18 @@ class Clock:
 
     Args:
         events: events in order of time.
+        after: called with each event after it was taken. Default: does nothing.
     """
 
-    def __init__(self, events: Iterator[Event]) -> None:
-        self._events = events
+    def __init__(self, events: Iterator[Event], after: Callable[[Event], object] = lambda _: None) -> None:
+        self._events, self._after = events, after
         self.now = 0.0
 
     def __iter__(self) -> Iterator[Event]:
         for event in self._events:
             self.now = event.time
             yield event
+            self._after(event)
 
 
 def numbers(end: Outcome) -> dict[str, float]:

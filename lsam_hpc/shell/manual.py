@@ -49,7 +49,7 @@ def page(verb: str) -> str:
     if parser.epilog:
         parts.append(("NOTES", textwrap.fill(parser.epilog, WIDTH - 4)))
     parts.append(("EXIT STATUS", "\n".join(f"{code}  {meaning}" for code, meaning in EXIT_STATUS.items())))
-    parts.append(("SEE ALSO", "lsam help, lsam completion; docs/options.md for options as keys of files"))
+    parts.append(("SEE ALSO", "lsam help, lsam completion; docs/reference/options.md for options as keys of files"))
     return "\n\n".join(f"{title}\n{textwrap.indent(body, '    ')}" for title, body in parts) + "\n"
 
 

@@ -68,7 +68,7 @@ def test_every_kind_of_trial_learns_and_takes_the_same_passes(small):
         ("elastic, pull 0.5 that follows lr", 1.25),
         ("exchanges at once", 1.25),
         ("center predicted", 1.25),
-        ("chains pushed away by 0.02 |y|", 1.25),
+        ("chains pushed away by 0.02 of the norm of y", 1.25),
     ):
         config = small.configure(kinds[name], 0, "")
         steps = config.steps / (1 if config.synchronous else 3)

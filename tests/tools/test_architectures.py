@@ -65,7 +65,7 @@ def case(request, tmp_path_factory):
             writer.step(**{**step_row(i), "lr": 0.1})
             for state in ("sample", "center"):
                 writer.snapshot(state, start * (1 - 0.1 * i), i)
-    yield path, ["--make-model", f"{name}:{request.param}", "--make-batches", f"{name}:loader", "--quiet"]
+    yield path, ["--make-model", f"{name}:{request.param}", "--make-batches", f"{name}:loader"]
     sys.path.remove(str(folder))
 
 

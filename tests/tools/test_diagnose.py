@@ -89,4 +89,4 @@ def test_bad_input(tmp_path, capsys, monkeypatch):
         assert err.count("\n") == 1
     monkeypatch.setitem(sys.modules, "arviz", None)
     assert main(["diagnose", str(short), "--from", "0"]) == 2
-    assert "expected the package arviz, found none: pip install 'lsam-hpc[landscape]'" in capsys.readouterr().err
+    assert "expected the package arviz, found none: pip install 'lsam-hpc[analysis]'" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_json_output(tmp_path, capsys):
     summary = json.loads(out)
     assert code == 0
     assert summary["ended"] is True
-    assert summary["center"] == {"train_loss": 0.25, "test_error": 1.5}
+    assert summary["center"] == {"train_loss": 0.25, "test_error": 1.5, "test_perplexity": None}
     assert summary["config"] == {"data": "digits", "rho": 0.1}
     assert [rank["steps"] for rank in summary["ranks"]] == [10, 10]
     assert summary["ranks"][1]["loss"] == 4.5

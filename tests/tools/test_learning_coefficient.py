@@ -11,6 +11,7 @@ from lsam_hpc.cli import main
 from lsam_hpc.landscape import learning_coefficient
 from lsam_hpc.landscape.chains import learning_coefficient as learning_coefficients
 from lsam_hpc.landscape.objective import Objective
+from lsam_hpc.util import progress
 from tests.helpers.mpis import run
 from tests.helpers.small_model import read, setting
 
@@ -18,8 +19,9 @@ __all__ = ["setting"]  # a fixture
 SMALL = ["--draws", "25", "--warmup", "10", "--chains", "2", "--leapfrog", "2", "--gamma", "5", "--double"]
 
 
-def test_learning_coefficient(setting, tmp_path, capsys):
+def test_learning_coefficient(setting, tmp_path, capsys, monkeypatch):
     path, options, states = setting
+    monkeypatch.setattr(progress, "PAUSE", -1.0)  # a line for each draw
     words = ["--at", "center,1@0", *SMALL, "--seed", "3", "--out", str(tmp_path), "--name", "llc"]
     assert main(["learning-coefficient", str(path), *options, *words]) == 0
     out, err = capsys.readouterr()
@@ -88,6 +90,7 @@ def test_finished_chains_survive_a_kill(setting, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "cut" / "learning-coefficient.part").is_dir()
     assert main([*words, "--out", str(tmp_path / "cut"), "--draws", "26"]) == 2
     assert "expected points of the same options, found draws 25 there and 26 now" in capsys.readouterr().err
+    monkeypatch.setattr(progress, "PAUSE", -1.0)
     assert main([*words, "--out", str(tmp_path / "cut")]) == 0
     assert made == [0, 1, 0, 1, 1]  # of two states; only the chain that was killed is computed again
     err = capsys.readouterr().err
@@ -111,7 +114,7 @@ def test_the_figure_says_how_well_the_chains_mix(setting, tmp_path):
 @pytest.mark.slow("a job on two ranks")
 def test_the_same_bits_on_two_ranks(setting, tmp_path, mpi):
     path, options, _ = setting
-    words = ["learning-coefficient", str(path), *options, *SMALL, "--chains", "3", "--quiet"]
+    words = ["learning-coefficient", str(path), *options, *SMALL, "--chains", "3"]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
     command = mpi.command(2, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *words, "--out", str(tmp_path / "two"))
     done = run(command, timeout=120, PYTHONPATH=str(path.parent))

@@ -13,7 +13,7 @@ from lsam_hpc.landscape.objective import Objective
 from tests.helpers.landscapes import MODULE, WORDS, classifier, images, walks, write_run
 from tests.helpers.small_model import read
 
-IMAGES = ("--make-model", f"{MODULE}:image_classifier", "--make-batches", f"{MODULE}:square_images", "--quiet")
+IMAGES = ("--make-model", f"{MODULE}:image_classifier", "--make-batches", f"{MODULE}:square_images")
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def setting(tmp_path, monkeypatch):
     logits = {name: np.log(p).astype(np.float32) for name, p in P.items()}
     states = {rank: [logits[name] for name in names] for rank, names in STATES.items()}
     path = write(tmp_path / "run", "logits", states, logits["center"])
-    words = ["--make-model", "predict_model:Constant", "--make-batches", "predict_model:loader", "--quiet"]
+    words = ["--make-model", "predict_model:Constant", "--make-batches", "predict_model:loader"]
     return path, words, lambda config: write(tmp_path / "more", "logits", states, logits["center"], config=config)
 
 
@@ -163,7 +163,7 @@ def test_batchnorm_has_the_statistics_of_the_training_images(tmp_path, monkeypat
     monkeypatch.delitem(sys.modules, "predict_model", raising=False)
     scale = np.array([1.0, -0.5], np.float32)
     path = write(tmp_path / "run", "scale", {0: [scale] * 4}, scale, ranks=1)
-    words = ["--data", "predict_model:data", "--model", "predict_model:normed", "--quiet"]
+    words = ["--data", "predict_model:data", "--model", "predict_model:normed"]
     assert main(["predict", str(path), *words, "--json"]) == 0
     center = json.loads(capsys.readouterr().out)["predictors"][0]
     import predict_model
@@ -225,7 +225,7 @@ def test_the_same_numbers_on_two_ranks(comm, tmp_path):
         write(tmp_path / "run", "logits", states, logits["center"])
     comm.barrier()
     sys.path.insert(0, str(tmp_path))
-    words = ["--make-model", "predict_model:Constant", "--make-batches", "predict_model:loader", "--quiet"]
+    words = ["--make-model", "predict_model:Constant", "--make-batches", "predict_model:loader"]
     assert main(["predict", str(tmp_path / "run"), *words]) == 0
     if comm.rank == 0:
         rows = read(tmp_path / "run" / "figures" / "predict.csv")

@@ -17,6 +17,7 @@ from lsam_hpc.tools.report_facts import facts
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.models import mlp
 from lsam_hpc.trajectory import CountSketch, Run, Snapshots, TrajectoryWriter
+from lsam_hpc.util import progress
 from tests.helpers.browser import chromium, wait
 from tests.helpers.landscapes import WORDS, write_run
 from tests.helpers.logs import attributes, make_run
@@ -109,7 +110,7 @@ def test_a_run_without_states_has_the_rest_of_the_page(tmp_path):
     assert "What each rank did" in text
 
 
-def test_a_run_that_names_no_data_has_all_but_the_surface(tmp_path, capsys):
+def test_a_run_that_names_no_data_has_all_but_the_surface(tmp_path, capsys, monkeypatch):
     # As of a Horovod script: the run's options do not say how to make model and data.
     path = write_run(tmp_path / "run")
     assert main([str(path)]) == 0
@@ -122,11 +123,12 @@ def test_a_run_that_names_no_data_has_all_but_the_surface(tmp_path, capsys):
     with pytest.raises(InputError, match=r"--data: expected .*, found none"):
         main([str(path), "--surface", "5"])
     capsys.readouterr()
-    assert main([str(path), "--surface", "5", *WORDS[:-1]]) == 0
+    monkeypatch.setattr(progress, "PAUSE", -1.0)  # a line for each point
+    assert main([str(path), "--surface", "5", *WORDS]) == 0
     assert "The loss around the chains" in (path / "report.html").read_text()
-    progress = capsys.readouterr().err
-    assert "lsam report: checking the chains\n" in progress
-    assert "lsam report --surface: 100%" in progress
+    shown = capsys.readouterr().err
+    assert "lsam report: checking the chains\n" in shown
+    assert "lsam report --surface: 25 of 25 points, " in shown
 
 
 FACTS = ["Data", "Model", "Ranks", "Result", "Time", "Verdict", "Software"]
@@ -155,13 +157,20 @@ def test_the_facts_come_first(page):
 def test_the_facts_of_a_run_that_ended(tmp_path):
     path = make_run(tmp_path / "run", rows=400)
     info = summary(Run(path))
-    info["center"] = {"train_loss": 0.0123, "test_error": 2.5}
+    info["center"] = {"train_loss": 0.0123, "test_error": 2.5, "test_perplexity": None}
     del info["ranks"][1:]
     info["ranks"][0]["result"] = {"seconds": 7300.0, "sample_test_error": 3.0, "sample_train_loss": 0.02}
     told = dict(facts(info, None))
     assert told["Result"].startswith("center: train loss 0.0123, test error 2.50 %; samples: train loss 0.02")
     assert told["Time"].startswith("2 h 2 min of training, ")
     assert told["Verdict"].startswith("Not judged")
+    info["center"]["test_perplexity"] = 12.3456
+    info["ranks"][0]["result"]["sample_test_perplexity"] = 13.0
+    info["config"] = {"data": "text", "subset": 100}
+    told = dict(facts(info, None))
+    assert told["Result"].startswith("center: train loss 0.0123, test error 2.50 %, test perplexity 12.35; samples: ")
+    assert told["Result"].endswith("test error 3.00 %, test perplexity 13")
+    assert "text, 100 windows" in told.values()
 
 
 @pytest.mark.slow("draws nine figures")
@@ -193,7 +202,7 @@ def test_without_torch_the_page_is_made(tmp_path):
         "sys.meta_path.insert(0, Missing())\n"
         "from lsam_hpc import cli; sys.exit(cli.main(['report', *sys.argv[1:]]))"
     )
-    command = [sys.executable, "-c", code, str(path), "--quiet"]
+    command = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"{path / 'report.html'}\n"), done.stderr
     text = (path / "report.html").read_text()

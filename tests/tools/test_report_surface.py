@@ -38,7 +38,7 @@ def scans(monkeypatch):
 def test_a_stored_surface_of_the_same_states_and_data_is_not_computed_again(tmp_path, scans, capsys, monkeypatch):
     path = write_run(tmp_path / "run")
     assert cli.main(["trajectory", str(path), "--surface", "6", "--losses", *WORDS]) == 0
-    found, text = made(path, *WORDS[:-1])
+    found, text = made(path, *WORDS)
     assert (found.where, text, len(scans)) == ("figures/trajectory.h5", "", 1)
     assert "trajectory.h5: its surface is of the same states and data, and is not computed" in capsys.readouterr().err
     with h5py.File(path / "figures" / "trajectory.h5") as file:

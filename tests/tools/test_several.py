@@ -113,8 +113,7 @@ def drawn(monkeypatch):
 
 
 def lsam(verb, *words):
-    quiet = [] if verb == "diagnose" else ["--quiet"]
-    return main([verb, *map(str, words), *quiet])
+    return main([verb, *map(str, words)])
 
 
 def rows(file):
@@ -485,7 +484,7 @@ def test_runs_that_cannot_be_compared(runs, tmp_path, capsys):
 
 def test_runs_that_differ_are_compared_with_a_warning(runs, tmp_path, capsys):
     other = write(tmp_path / "runs" / "wide", 4, WIDE, model="compared:wide", rho=0.2, subset=30)
-    words = ("--line", "--x=-1:1:3", "--kinds", "sam")
+    words = ("--line", "--x=-1:1:3", "--kinds", "sam", "--quiet")
     assert lsam("surface", runs[0], other, *words) == 0
     warnings = capsys.readouterr().err.splitlines()
     assert warnings == [
@@ -542,7 +541,7 @@ def test_all_files_go_to_the_folder_that_out_names(runs, tmp_path, rendered):
 @pytest.mark.slow("a job of two ranks")
 def test_the_same_numbers_on_two_ranks(runs, tmp_path, mpi):
     assert lsam("path", *runs, "--points", 5) == 0
-    words = ["path", *map(str, runs), "--points", "5", "--quiet", "--out", str(tmp_path / "job")]
+    words = ["path", *map(str, runs), "--points", "5", "--out", str(tmp_path / "job")]
     command = mpi.command(2, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *words)
     done = run_command(command, timeout=200, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr

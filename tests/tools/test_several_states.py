@@ -17,7 +17,7 @@ from lsam_hpc.landscape.report.tables import note
 from tests.helpers.landscapes import MODULE, SPLIT_WORDS, WORDS, write_run
 
 SHORT = ("--draws", "30", "--warmup", "5", "--chains", "2", "--leapfrog", "2", "--gamma", "5")
-IMAGES = ("--make-model", f"{MODULE}:image_classifier", "--make-batches", f"{MODULE}:square_images", "--quiet")
+IMAGES = ("--make-model", f"{MODULE}:image_classifier", "--make-batches", f"{MODULE}:square_images")
 VERBS = {
     "outliers": ("--count", "3"),
     "predict": ("--from", "0"),

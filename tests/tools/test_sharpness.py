@@ -15,7 +15,7 @@ __all__ = ["setting"]  # a fixture
 
 def test_sharpness(setting, tmp_path, capsys):
     path, options, states = setting
-    words = ["--at", "center,1@0", "--steps", "5", "--m", "15", "--double", "--out", str(tmp_path), "--quiet"]
+    words = ["--at", "center,1@0", "--steps", "5", "--m", "15", "--double", "--out", str(tmp_path)]
     assert main(["sharpness", str(path), *options, *words]) == 0
     assert capsys.readouterr().out.splitlines()[0].split() == [
         "state",

@@ -16,21 +16,23 @@ from lsam_hpc.landscape.curvature.products import Operator, curvature, dense
 from lsam_hpc.landscape.curvature.spectrum import eigenpairs
 from lsam_hpc.landscape.objective import Objective
 from lsam_hpc.trajectory import Snapshots, TrajectoryWriter
+from lsam_hpc.util import progress
 from tests.helpers.logs import attributes, make_run, step_row
 from tests.helpers.small_model import LAYOUT, read, setting
 
 __all__ = ["setting"]  # a fixture
 
 
-def test_spectrum(setting, tmp_path, capsys):
+def test_spectrum(setting, tmp_path, capsys, monkeypatch):
     path, options, states = setting
+    monkeypatch.setattr(progress, "PAUSE", -1.0)  # a line for each point
     words = ["--layers", "--vectors", "--along", "sample", "--eigenvalues", "3", "--steps", "10", "--repeats", "2"]
     words += ["--kinds", "eigenvalues,trace,density"]
     assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path), "--double"]) == 0
     out, err = capsys.readouterr()
     # For each of 2 matrices: 3 times the eigenvalues, 2 estimates of the trace (1 for a small block), 2 of the density.
-    assert re.search(r"lsam spectrum: 100%.* 26/26 ", err)
-    assert re.search(r"lsam spectrum, snapshots: 100%.* 6/6 ", err)
+    assert "lsam spectrum: 26 of 26 points, " in err
+    assert "lsam spectrum, snapshots: 6 of 6 points, " in err
     assert out.splitlines()[0].split() == [
         "matrix",
         "layer",
@@ -114,7 +116,7 @@ def test_bad_input(setting, tmp_path, capsys):
         ([str(path), *options, "--class", "0,7"], "--class: expected all, or some of 0, 1, 2, 3, found '7'"),
         ([str(bare), *options, "--along", "sample"], "expected snapshots of the sample, found none: train with --snap"),
     ):
-        assert main(["spectrum", *words, "--out", str(tmp_path / "out"), "--quiet"]) == 2
+        assert main(["spectrum", *words, "--out", str(tmp_path / "out")]) == 2
         err = capsys.readouterr().err
         assert err.startswith("lsam spectrum: ")
         assert message in err
@@ -123,7 +125,7 @@ def test_bad_input(setting, tmp_path, capsys):
 
 def test_classes_and_smallest_eigenvalues(setting, tmp_path, capsys):
     path, options, states = setting
-    words = ["--class", "all", "--smallest", "2", "--eigenvalues", "3", "--steps", "5", "--repeats", "2", "--quiet"]
+    words = ["--class", "all", "--smallest", "2", "--eigenvalues", "3", "--steps", "5", "--repeats", "2"]
     assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path), "--double"]) == 0
     import spectrum_model
 
@@ -151,7 +153,8 @@ def test_classes_and_smallest_eigenvalues(setting, tmp_path, capsys):
     assert (tmp_path / "spectrum-center-classes.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_gradient_flow(setting, tmp_path, capsys):
+def test_the_gradient_flow(setting, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PAUSE", -1.0)  # a line for each step
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -169,20 +172,20 @@ def test_the_gradient_flow(setting, tmp_path, capsys):
     printed, err = capsys.readouterr()
     numbers = re.search(r"sharpness of the solution (\S+), at the state (\S+); loss 0.125 -> ", printed)
     np.testing.assert_allclose([float(number) for number in numbers.groups()], [truth[0], at_start[0]], rtol=1e-4)
-    assert "gradient flow: " in err
+    assert re.search(r"lsam spectrum, gradient flow: \S+ of \S+ gradients, loss \S+, about \d+ s left", err)
     rows = read(tmp_path / "out/spectrum-0@0-flow.csv")
     assert float(rows[0]["sharpness"]) == pytest.approx(at_start[0])
     assert float(rows[-1]["sharpness"]) == pytest.approx(truth[0], rel=1e-4)
     assert {row["sharpness"] for row in rows[1:-1]} == {""}
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["spectrum-0@0-flow.csv"]
 
-    assert main([*words, "--along", "sample", "--flow-tolerance", "1e-5", "--quiet", *out]) == 0
+    assert main([*words, "--along", "sample", "--flow-tolerance", "1e-5", *out]) == 0
     assert "gradient flow: converged from 3 of 3 snapshots" in capsys.readouterr().out
     edges = read(tmp_path / "out/spectrum-center-edge.csv")
     np.testing.assert_allclose([float(row["flow_sharpness"]) for row in edges], truth, rtol=1e-4)
     np.testing.assert_allclose([float(row["sharpness"]) for row in edges], at_start, rtol=1e-6)
 
-    assert main([*words, "--at", "0@0", "--flow-gradients", "50", "--name", "few", "--quiet", *out]) == 0
+    assert main([*words, "--at", "0@0", "--flow-gradients", "50", "--name", "few", *out]) == 0
     assert re.search(
         r"not converged in \d+ gradients \(--flow-gradients\): loss 0.125 -> .*, \|g\| .*", capsys.readouterr().out
     )
@@ -192,7 +195,7 @@ def test_the_gradient_flow(setting, tmp_path, capsys):
         (["--along", "measured"], "{}: expected a measured curvature, found none: train with --curvature-every 100"),
         (["--flow-tolerance", "2"], "gradient flow: expected a tolerance between 0 and 1, found 2.0"),
     ):
-        assert main([*words, *more, "--quiet", *out]) == 2
+        assert main([*words, *more, *out]) == 2
         assert capsys.readouterr().err == f"lsam spectrum: {message.format(folder)}\n"
 
 
@@ -221,7 +224,7 @@ def test_only_what_was_asked_for(setting, tmp_path, words, files, monkeypatch):
         return real(self, v)
 
     monkeypatch.setattr(Operator, "__matmul__", product)
-    words = [*words, "--steps", "5", "--repeats", "2", "--quiet"]
+    words = [*words, "--steps", "5", "--repeats", "2"]
     assert main(["spectrum", str(path), *options, *words, "--out", str(tmp_path)]) == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["spectrum-center" + name for name in files]
     if "density" in words:
@@ -242,7 +245,7 @@ def test_only_what_was_asked_for(setting, tmp_path, words, files, monkeypatch):
 )
 def test_a_second_call_resumes(setting, tmp_path, monkeypatch, words, total):
     path, options, _ = setting
-    words = ["spectrum", str(path), *options, *words, "--steps", "5", "--repeats", "2", "--quiet"]
+    words = ["spectrum", str(path), *options, *words, "--steps", "5", "--repeats", "2"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     jobs, stop = [], 4
 
@@ -279,7 +282,7 @@ def test_saved_points_of_another_call_are_kept(setting, tmp_path):
     path, options, _ = setting
     for part in ("spectrum-center.part", "spectrum-center-edge.part"):
         (tmp_path / part).mkdir()
-    words = ["spectrum", str(path), *options, "--out", str(tmp_path), "--quiet"]
+    words = ["spectrum", str(path), *options, "--out", str(tmp_path)]
     assert main([*words, "--kinds", "trace"]) == 0
     assert [part.name for part in tmp_path.glob("*.part")] == ["spectrum-center-edge.part"]
     (tmp_path / "spectrum-center.part").mkdir()
@@ -289,7 +292,7 @@ def test_saved_points_of_another_call_are_kept(setting, tmp_path):
 
 def test_points_of_other_options_are_not_used(setting, tmp_path, monkeypatch, capsys):
     path, options, _ = setting
-    words = ["spectrum", str(path), *options, "--kinds", "trace", "--out", str(tmp_path), "--quiet"]
+    words = ["spectrum", str(path), *options, "--kinds", "trace", "--out", str(tmp_path)]
     with monkeypatch.context() as patch:
         patch.setattr("lsam_hpc.tools.spectrum.write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

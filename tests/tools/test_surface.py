@@ -148,7 +148,7 @@ def test_the_same_bits_for_any_number_of_ranks(path, mpi):
 def test_after_a_kill_only_the_remaining_points_are_evaluated(path, tmp_path, mpi):
     calls, part = tmp_path / "calls", path / "figures" / "s.part"
     slow = ("--make-model", f"{MODULE}:slow_classifier", "--make-batches", f"{MODULE}:images")
-    words = ["surface", str(path), *slow, "--quiet", "--x=-1:1:8", "--y=-1:1:8", "--name", "s"]
+    words = ["surface", str(path), *slow, "--x=-1:1:8", "--y=-1:1:8", "--name", "s"]
     command = mpi.command(2, mpi.forked, "-m", "mpi4py", "-m", "lsam_hpc", *words)
 
     def done():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ class Chains:
     constant_lr: bool | None = None
 
 
-def chains(run: Run, start: float = 0.5, components: int = 3) -> Chains:
+def chains(run: Run, start: float = 0.5, components: int = 3, advance: Callable[[], object] = lambda: None) -> Chains:
     """Return the statistics of a run's chains.
 
     Args:
@@ -137,20 +137,24 @@ def chains(run: Run, start: float = 0.5, components: int = 3) -> Chains:
         start: share of each chain's rows to leave out at its beginning. Default: 0.5.
         components: number of leading principal components of all chains' sketches: of those in the second half of the
             rows that are left out, or of the draws themselves if that are fewer than 20. Default: 3.
+        advance: called after each rank whose tables were read, and again after its sketches. Default: does nothing.
 
     Raises:
         InputError: `start` is not in [0, 1), ArviZ is missing, a loss is not finite, or there are too few rows.
     """
     if not 0 <= start < 1:
         raise InputError(f"--from: expected a share of the rows in [0, 1), found {start}")
-    steps = {rank: run.steps(rank) for rank in run.ranks}
-    exchanges = {rank: run.exchanges(rank) for rank in run.ranks}
+    steps: dict[int, Columns] = {}
+    exchanges: dict[int, Columns] = {}
+    for rank in run.ranks:
+        steps[rank], exchanges[rank] = run.steps(rank), run.exchanges(rank)
+        advance()
     _check_losses(run, steps)
     median = float(np.median([len(table["loss"]) for table in steps.values()]))
     used = [rank for rank, table in steps.items() if len(table["loss"]) >= max(1.0, MIN_ROWS * median)]
     if not used:
         raise InputError(f"{run.path}: expected steps, found none: the run ended before its first")
-    quantities, explained = _components(run, used, start, components)
+    quantities, explained = _components(run, used, start, components, advance)
     quantities.append(_quantity(run, "loss", [steps[rank] for rank in used], "loss", start))
     tables = [exchanges[rank] for rank in used]
     if all(np.isfinite(table["center_distance"]).sum() > 1 for table in tables):
@@ -202,12 +206,15 @@ def _last_draws(
 
 
 def _components(
-    run: Run, used: Sequence[int], start: float, components: int
+    run: Run, used: Sequence[int], start: float, components: int, advance: Callable[[], object]
 ) -> tuple[list[Quantity], NDArray[np.float64]]:
     """Return the samples' sketches along their leading principal components, and the components' shares of variance."""
     if any("sketch/sample" not in run.log(rank).tables for rank in used):
         return [], np.empty(0)
-    tables = [run.sketch(rank) for rank in used]
+    tables = []
+    for rank in used:
+        tables.append(run.sketch(rank))
+        advance()
     count = min(len(table["iteration"]) - int(start * len(table["iteration"])) for table in tables)
     last = [table["values"][-count:].astype(np.float64) for table in tables] if count > 0 else []
     if count < MIN_DRAWS:

@@ -9,7 +9,7 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ THREADS = ("steps", "exchanges", "waits", "states", "checkpoints")  # the index 
 Event = dict[str, Any]
 
 
-def events(run: Run) -> Iterator[Event]:
+def events(run: Run, advance: Callable[[], object] = lambda: None) -> Iterator[Event]:
     """Yield the events of a run, rank by rank, each thread's in the order of time.
 
     A step lasts from the end of the step before to its own end. The first step, and a step after lost rows, get the
@@ -36,6 +36,7 @@ def events(run: Run) -> Iterator[Event]:
 
     Args:
         run: to read, one rank at a time.
+        advance: called after each rank. Default: does nothing.
     """
     for rank in run.ranks:
         yield _meta("process_name", rank, name=f"rank {rank} ({run.log(rank).attributes['host']})")
@@ -45,17 +46,19 @@ def events(run: Run) -> Iterator[Event]:
         yield from _steps(run.steps(rank), rank)
         yield from _exchanges(run.exchanges(rank), rank)
         yield from _states(run, rank)
+        advance()
     if run.path.is_dir():
         yield from _checkpoints(run)
         yield from _profiles(run)
 
 
-def write_timeline(run: Run, out: Path) -> int:
+def write_timeline(run: Run, out: Path, advance: Callable[[], object] = lambda: None) -> int:
     """Write a run as a JSON trace, gzipped if the name ends in .gz; return the number of events.
 
     Args:
         run: to write, one event at a time.
         out: ends in .json or .json.gz; must not exist.
+        advance: called after each rank. Default: does nothing.
 
     Raises:
         InputError: the file cannot be made.
@@ -65,7 +68,7 @@ def write_timeline(run: Run, out: Path) -> int:
     count = 0
     with atomic_path(out) as part, _open(part, zipped=out.suffix == ".gz") as file:
         file.write('{"displayTimeUnit":"ms","traceEvents":[')
-        for event in events(run):
+        for event in events(run, advance):
             file.write(",\n" if count else "\n")
             file.write(json.dumps(event, separators=(",", ":"), allow_nan=False))
             count += 1

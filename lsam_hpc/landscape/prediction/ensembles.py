@@ -17,6 +17,8 @@ from lsam_hpc.trajectory import Run
 
 def chains_with_samples(run: Run) -> list[int]:
     """Return a rank of each chain that logged snapshots of its samples; the ranks of a group are one chain."""
+    if run.config.get("shard", "none") != "none":  # a log is that of a chain
+        return [rank for rank in run.ranks if _has_samples(run, rank)]
     ranks = int(run.log(run.ranks[0]).attributes["ranks"])
     group = ranks if run.config.get("synchronous") else int(run.config.get("group_size") or 1)
     first = {rank // group: rank for rank in reversed(run.ranks) if _has_samples(run, rank)}

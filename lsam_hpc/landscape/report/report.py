@@ -90,7 +90,7 @@ class Report:
             from plotly.offline import get_plotlyjs
         except ImportError as error:
             raise InputError(
-                f"report: expected the package {error.name}, found none: pip install 'lsam-hpc[landscape]'"
+                f"report: expected the package {error.name}, found none: pip install 'lsam-hpc[analysis]'"
             ) from error
         text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)

@@ -71,7 +71,7 @@ def test_spectra_of_a_class_are_those_of_its_own_hessian(case):
 def test_targets_that_are_not_classes():
     x = torch.ones(3, 2)
     for targets in (torch.ones(3, 1), torch.ones(3), torch.ones(3, 2, dtype=torch.long)):
-        with pytest.raises(InputError, match="data: expected targets that are classes, found shape"):
+        with pytest.raises(InputError, match="data: expected one class per sample as targets, found shape"):
             Objective(nn.Linear(2, 1), [(x, targets)]).of_classes()
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from lsam_hpc import InputError
 from lsam_hpc.cli import main
 from lsam_hpc.optim import accelerators
 from lsam_hpc.tools.bench import main as bench
-from lsam_hpc.tools.bench.base import Report, device_of, medians
+from lsam_hpc.tools.bench import simulate
+from lsam_hpc.tools.bench.base import Report, counted, device_of, medians, show_progress
+from lsam_hpc.util import progress
 from tests.helpers.mpis import available, run
 
 QUICK = ("--quick", "--repeats", "1")
@@ -20,7 +23,7 @@ TOGETHER = """
 import sys
 from lsam_hpc.cli import main
 for name in sys.argv[2:]:
-    code = main(["bench", name, "--quick", "--repeats", "1", "--json", f"{sys.argv[1]}/{name}.json"])
+    code = main(["bench", *name.split(), "--quick", "--repeats", "1", "--json", f"{sys.argv[1]}/{name}.json"])
     assert code == 0, name
 """
 
@@ -69,6 +72,7 @@ def test_benchmarks_of_several_ranks(tmp_path):
         "straggler": "own rates, summed",
         "progress": "1 ms",
         "growth": 1000,
+        "growth --shard": 4 * 16 * 16,
     }
     done = run(mpi.command(2, mpi.forked, "-c", TOGETHER, str(tmp_path), *firsts), timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -80,27 +84,31 @@ def test_benchmarks_of_several_ranks(tmp_path):
     assert model["SAM step ms"] > 0
     assert "GB needed" in huge["skipped"]
     assert huge["SAM step ms"] == ""
+    whole, halves, *huge = reports["growth --shard"].rows
+    assert [(row["ranks of a chain, G"], row["chains, C"]) for row in (whole, halves)] == [(1, 2), (2, 1)]
+    assert [row["bytes of an exchange"] for row in (whole, halves)] == [8 * 4 * 16 * 16, 4 * 4 * 16 * 16]
+    assert all("GB needed" in row["skipped"] for row in huge)
 
 
 @pytest.mark.slow("a benchmark")
 def test_growth_counts_the_copies_of_a_model(tmp_path):
-    """3 million parameters: `_held` counts private memory, and shared memory once."""
+    """3 million parameters: `held` counts private memory, and shared memory once."""
     mpi = next(iter(available().values()))
     code = """
 import ctypes, sys
 import torch
 from mpi4py import MPI
 from lsam_hpc import rma
-from lsam_hpc.tools.bench import growth
+from lsam_hpc.tools.bench.memory import held
 comm, size = MPI.COMM_WORLD, 3_000_000
-before = growth._held(comm)
+before = held(comm)
 vector = torch.ones(size)
 with rma.Center(comm, size) as center:
     center.read(vector.numpy())
     center.add(vector.numpy())
     rma.barrier(comm)
-    held = growth._held(comm) - before
-total = comm.allreduce(held) / 4 / size
+    more = held(comm) - before
+total = comm.allreduce(more) / 4 / size
 assert abs(total - (comm.size + 1)) < 0.1, total
 """
     done = run(mpi.command(2, mpi.python, "-c", code), timeout=120)  # not forked: a forked process shares memory
@@ -122,6 +130,7 @@ def test_a_benchmark_of_several_ranks_needs_several():
             "--json: expected a file in a directory that exists, found no/such/b.json",
         ),
         (("log", "--json", "."), "--json: expected a file in a directory that exists, found ."),
+        (("log", "--shard"), "--shard: expected the benchmark growth, found log"),
         (("log", "--repeats", "0"), "--repeats: expected 1 or more, found 0"),
         (("simulate", "--json", "no/b.json"), "--json: expected a file in a directory that exists, found no/b.json"),
         (("simulate", "--np", "2,x"), "--np: expected numbers of ranks such as 1,2,4, found 2,x"),
@@ -178,3 +187,35 @@ def test_a_report_is_unchanged_by_writing_and_reading(tmp_path):
     report.write(tmp_path / "r.json")
     assert Report.read(tmp_path / "r.json") == report
     assert json.loads((tmp_path / "r.json").read_text())["rows"][0]["x"] == 0.1 + 0.2
+
+
+def test_bench_simulate_prints_what_it_would_write(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(simulate, "compare", lambda case, *_: [{"": case.name, "steps/s": 1 / 3}])
+    monkeypatch.setattr(simulate, "measure", lambda *_: SimpleNamespace(numbers=lambda: {"step": 0.1}))
+    monkeypatch.setattr(simulate, "describe_machine", lambda: {"cpu": "any"})
+    assert main(["bench", "simulate", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["steps/s"] for row in printed["rows"]] == [1 / 3] * len(simulate.CASES)
+    words = ["bench", "simulate", "--json", str(tmp_path / "b.json")]
+    assert main(words) == 0
+    assert "0.333" in capsys.readouterr().out
+    assert json.loads((tmp_path / "b.json").read_text()) == printed
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_of_loops_in_each_other_the_outer_one_shows_the_progress(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PAUSE", -1.0)
+    show_progress("lsam bench any")
+    try:
+        for _ in counted("ab"):
+            medians(3, {"a": (lambda: None, lambda: None)})
+        next(counted("cd"))  # a loop that is left early
+        medians(2, {"a": (lambda: None, lambda: None)})
+    finally:
+        show_progress(None)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines[:2]] == [f"lsam bench any: {i} of 2" for i in (1, 2)]
+    assert lines[-1].startswith("lsam bench any: 3 of 3, ")  # a warm-up and two repeats
+    medians(3, {"a": (lambda: None, lambda: None)})
+    assert capsys.readouterr().err == ""

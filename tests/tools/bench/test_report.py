@@ -1,4 +1,4 @@
-"""docs/performance.md matches its JSON files."""
+"""docs/explanation/performance.md matches its JSON files."""
 
 import json
 import math
@@ -9,6 +9,7 @@ import pytest
 
 from lsam_hpc import InputError
 from lsam_hpc.cli import main
+from lsam_hpc.tools.bench import growth_shard
 from lsam_hpc.tools.bench import report as bench_report
 from lsam_hpc.tools.bench.base import Report, aim, markdown, number
 from tests.helpers.mpis import ROOT
@@ -61,7 +62,8 @@ def page(tmp_path, *reports, words=()):
 
 def test_the_committed_page_matches_the_committed_numbers():
     files = sorted(p for p in BENCHMARKS.iterdir() if p.suffix in (".json", ".md"))
-    assert bench_report.render(files) == (ROOT / "docs" / "performance.md").read_text(), "run: lsam bench report"
+    page = ROOT / "docs" / "explanation" / "performance.md"
+    assert bench_report.render(files) == page.read_text(), "run: lsam bench report"
 
 
 def test_a_changed_number_changes_the_page_and_the_verdict(tmp_path):
@@ -86,6 +88,36 @@ def test_exponents_are_those_of_the_power_laws(tmp_path):
     assert "nothing in lsam-hpc grows faster than linearly" in " ".join(slow.split())
     fat = page(tmp_path, growth(1), growth(2, more=1.0))
     assert f"at most {3.5 / 2.5:.3g} of its limit of two buffers and 1/R of a model: **missed**" in fat
+
+
+def test_memory_of_shards_beyond_its_limit_is_named(tmp_path):
+    def report(more=0.0, moved=8.0):
+        row = {
+            "parameters": 10**7,
+            "ranks of a chain, G": 2,
+            "chains, C": 2,
+            "bytes of an exchange": 4e6,
+            "skipped": "",
+        }
+        row |= {growth_shard.MEMORY: 6.5 + more, growth_shard.LIMIT: 6.5, growth_shard.BYTES: moved}
+        return Report("growth --shard", "lsam bench growth --shard", 30, False, MACHINE, [row])
+
+    text = page(tmp_path, report())
+    assert "or more: 1; the aim was at most 1.02: met" in text
+    assert "A rank moves exactly 1/G" in text
+    assert "or more: 1.08; the aim was at most 1.02: **missed**" in page(tmp_path, report(more=0.5))
+    assert "A rank moves **not** 1/G" in page(tmp_path, report(moved=8.1))
+
+
+def test_the_table_of_shards_is_that_of_the_committed_numbers():
+    names = ["parameters", "ranks of a chain, G", "chains, C", growth_shard.MEMORY, growth_shard.LIMIT]
+    names.append("bytes of an exchange")
+    rows = [
+        row
+        for ranks in (2, 4)
+        for row in Report.read(BENCHMARKS / f"growth-shard-{ranks}.json").rows[-(ranks // 2 + 1) :]
+    ]
+    assert markdown(rows, names) in (ROOT / "docs" / "howto" / "fsdp.md").read_text()
 
 
 def test_one_line_of_machine_or_one_for_each(tmp_path):
