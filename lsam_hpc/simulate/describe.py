@@ -89,6 +89,7 @@ class Job:
         group_ascent: `"own"`: one allreduce per step; `"averaged"`: two.
         hidden: fraction of a pass that an allreduce overlaps with. Default 0.
         shards: number of ranks that own a part of the center. Default: all.
+        fully_shard: each rank of a group holds and exchanges 1/G of the model, as `fully_shard` (FSDP2) shards it.
         together: of `events`: local steps at the start in which all ranks average their gradients and do not exchange.
             Default 0.
         single: steps of all ranks at the start that take one pass, half of `step`. Default 0.
@@ -114,6 +115,7 @@ class Job:
     group_ascent: GroupAscent = default(CommunicationOptions, "group_ascent")
     hidden: float = 0.0
     shards: int | None = None
+    fully_shard: bool = False
     together: int = 0
     single: int = 0
 
@@ -121,6 +123,11 @@ class Job:
     def chains(self) -> int:
         """Number of groups of ranks, each of which is one sampler."""
         return self.ranks // self.group_size
+
+    @property
+    def part(self) -> int:
+        """Number of ranks over which a chain's vectors are spread."""
+        return self.group_size if self.fully_shard else 1
 
 
 def check(job: Job, machine: Machine) -> None:
@@ -152,10 +159,12 @@ def check(job: Job, machine: Machine) -> None:
         )
     if job.coupling != "elastic" and job.max_delay > 1:
         raise InputError(f"max_delay: expected 1 with coupling {job.coupling}, found {job.max_delay}")
-    for name, plain in (("wire_dtype", "float32"), ("group_size", 1)):
+    for name, plain in (("wire_dtype", "float32"), ("group_size", 1), ("fully_shard", False)):
         if job.topology != "center" and getattr(job, name) != plain:
             raise InputError(f"{name}: expected {plain} without a shared center, found {getattr(job, name)}")
     if job.shards is not None:
+        if job.fully_shard:
+            raise InputError(f"shards: expected none with fully_shard, where all ranks own a part, found {job.shards}")
         _expect("shards", f"1 to {job.ranks}", job.shards, valid=1 <= job.shards <= job.ranks)
     for name in ("ranks_per_node", "cores", "copy", "memory", "nic", "rank_rate", "add_passes", "bisection"):
         _expect(f"machine: {name}", "a number > 0", value := getattr(machine, name), valid=0 < value < math.inf)

@@ -59,7 +59,7 @@ class Chain:
     ranks: range
     node: int
     threads: list[Thread]  # training threads, one per rank
-    exchanger: Thread
+    exchangers: list[Thread]  # of the leader; of each rank that exchanges a shard
     steps: int = 0
     ended: float = 0.0  # time of its last step
     held: float = 0.0  # seconds for which exchanges held up the training thread, waits included
@@ -104,8 +104,9 @@ class Model:
         self.fluid = Fluid(self.env, c.own, c.far, weights=c.weights, capacity=c.capacity, core=c.core)
         self.version = self.begun = 0  # adds that have ended, and adds that have begun
         self.steps = taken  # of all ranks
+        self._grouped = job.group_size > 1 and not job.fully_shard  # a leader exchanges for all ranks of a chain
         self._half = job.wire_dtype != "float32"
-        self._allreduce = [c.allreduce(passes) for passes in (1, 2)]
+        self._group_seconds = [c.group_seconds(passes) for passes in (1, 2)]
         self._listen = listen
         self._limit: int | None = None
         self._reached = self.env.event()
@@ -122,18 +123,30 @@ class Model:
         for index in range(job.chains):
             ranks = range(index * size, (index + 1) * size)
             threads = [thread(rank) for rank in ranks]
-            chain = Chain(index, ranks, c.node(ranks[0]), threads, thread(ranks[0], waker=threads[0]))
+            exchangers = [thread(rank, waker=threads[i]) for i, rank in enumerate(ranks[: job.part])]
+            chain = Chain(index, ranks, c.node(ranks[0]), threads, exchangers)
             self.chains.append(chain)
             jobs = simpy.Store(self.env)
             self.env.process(self._train(chain, jobs, seed))
             if job.period:
                 self.env.process(self._exchange(chain, jobs))
 
-    def run(self, seconds: float, steps: int | None = None) -> None:
-        """Simulate until a time in seconds, or until all ranks together have taken `steps` steps."""
+    def run(self, seconds: float, steps: int | None = None, show: Callable[[float], object] | None = None) -> None:
+        """Simulate until a time in seconds, or until all ranks together have taken `steps` steps.
+
+        `show` is called a hundred times with the part that is done, from 0 to 1.
+        """
         self._limit = steps
+        if show is not None:
+            expected = min(seconds, math.inf if steps is None else steps * self.job.step / self.job.ranks)
+            self.env.process(self._watch(expected, show))
         until = self.env.timeout(seconds) if seconds != float("inf") else None
         self.env.run(self._reached if until is None else self.env.any_of([self._reached, until]))
+
+    def _watch(self, seconds: float, show: Callable[[float], object]) -> Process:
+        while True:
+            yield self.env.timeout(seconds / 100)
+            show(min(1.0, self.env.now / seconds))
 
     def _emit(self, chain: Chain, kind: Kind, step: int) -> None:
         if self._listen is not None:
@@ -175,16 +188,16 @@ class Model:
             jobs.put(flight)
 
     def _step(self, chain: Chain, idle: Any, work: Any, passes: int) -> Process:  # noqa: ANN401
-        allreduce = self._allreduce[passes - 1]
+        exchanged = self._group_seconds[passes - 1]
         if not work.any():
             chain.threads[0].sleep()
-            yield self.env.timeout(float(idle.max()) + allreduce)
+            yield self.env.timeout(float(idle.max()) + exchanged)
         elif len(idle) == 1:
             yield from self._member(chain.threads[0], float(idle[0]), float(work[0]))
         else:
             members = zip(chain.threads, idle, work, strict=True)
             yield self.env.all_of([self.env.process(self._member(t, float(i), float(w))) for t, i, w in members])
-            yield self.env.timeout(allreduce)
+            yield self.env.timeout(exchanged)
 
     def _member(self, thread: Thread, idle: float, work: float) -> Process:
         if idle > 0:
@@ -196,12 +209,13 @@ class Model:
 
     def _hold(self, chain: Chain) -> Process:
         """Stage or apply; each is half of the time that an exchange holds up the training thread."""
-        seconds = float(self.costs.seconds[chain.node, cost.HOLD])
-        if self.machine.host_link:
-            chain.threads[0].sleep()
-            yield self.env.timeout(seconds)
-        else:
-            yield from chain.threads[0].work(cost.HOLD, seconds)
+        threads = chain.threads[: self.job.part]
+        if not self.machine.host_link:
+            yield from self._do(chain, cost.HOLD, threads)
+            return
+        for thread in threads:
+            thread.sleep()
+        yield self.env.timeout(float(self.costs.seconds[chain.node, cost.HOLD]))
 
     def _apply(self, chain: Chain, flight: InFlightExchange) -> Process:
         began = self.env.now
@@ -209,21 +223,36 @@ class Model:
         yield from self._hold(chain)
         chain.held += flight.held + self.env.now - began
 
-    def _do(self, chain: Chain, kind: int) -> Process:
-        return chain.exchanger.work(kind, float(self.costs.seconds[chain.node, kind]))
+    def _do(self, chain: Chain, kind: int, threads: list[Thread] | None = None) -> Process:
+        """Do a piece of work on threads of the first ranks, by default on the exchange threads, and wait for all."""
+        threads = chain.exchangers if threads is None else threads
+        works = [
+            thread.work(kind, float(self.costs.seconds[self.costs.node(rank), kind]))
+            for rank, thread in zip(chain.ranks, threads, strict=False)
+        ]
+        if len(works) == 1:
+            yield from works[0]
+            return
+        yield self.env.all_of([self.env.process(self._alone(w, t)) for w, t in zip(works, threads, strict=True)])
+
+    def _alone(self, work: Process, thread: Thread) -> Process:
+        """Work, and free the core while other threads of the chain still work."""
+        yield from work
+        thread.sleep()
 
     def _exchange(self, chain: Chain, jobs: simpy.Store) -> Process:
         """Run the exchange thread, which does one exchange after the other."""
-        elastic, linked, grouped = self.job.coupling == "elastic", self.machine.host_link > 0, self.job.group_size > 1
+        elastic, linked = self.job.coupling == "elastic", self.machine.host_link > 0
         while True:
             if not jobs.items:
-                chain.exchanger.sleep()
+                chain.exchangers[0].sleep()
             flight: InFlightExchange = yield jobs.get()
-            yield from chain.exchanger.awake()
+            if len(chain.exchangers) == 1:
+                yield from chain.exchangers[0].awake()
             if linked:
                 yield from self._do(chain, cost.LINK)
             began = self.env.now
-            if grouped:
+            if self._grouped:
                 yield from self._do(chain, cost.PASS_ON)
             if elastic:
                 yield from self._read(chain, flight, emit=True)
@@ -242,7 +271,7 @@ class Model:
         if emit:
             self._emit(chain, "read", flight.step)
         yield from self._do(chain, cost.READ)
-        if self.job.group_size > 1:
+        if self._grouped:
             yield from self._do(chain, cost.PASS_ON)
 
     def _add(self, chain: Chain, flight: InFlightExchange) -> Process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,9 @@ class Result:
         delay: local steps between a staging and its result.
         held: seconds per step that the training thread is held up, waits included.
         waited: part of `held` spent waiting for exchanges to end.
-        exchange_bytes: bytes that an exchange reads and adds.
+        exchange_bytes: bytes that a rank reads and adds in an exchange.
+        group_bytes: bytes that a rank sends to the other ranks of its group in a step.
+        rank_bytes: bytes of vectors that a rank holds, see `Costs.rank_bytes`.
         busiest_link: bytes per second through the busiest network card, in its busier direction.
         link_used: the same as a fraction of the card's bandwidth.
         busiest_node: bytes per second that the busiest node's memory serves.
@@ -79,6 +82,8 @@ class Result:
     held: float
     waited: float
     exchange_bytes: float
+    group_bytes: float
+    rank_bytes: float
     busiest_link: float
     link_used: float
     busiest_node: float
@@ -98,6 +103,7 @@ def simulate(
     seed: int = 0,
     *,
     exchanges: int = EXCHANGES,
+    show: Callable[[float], object] | None = None,
 ) -> Result:
     """Simulate a job on a machine.
 
@@ -108,6 +114,7 @@ def simulate(
         steps: steps of all ranks together after which to stop. Default: no limit.
         seed: seed of the random step lengths.
         exchanges: exchanges of a median chain, if neither `seconds` nor `steps` is given. Default 20.
+        show: called with the part that is done, from 0 to 1. Default: none.
 
     Raises:
         InputError: a number is out of its range, or the time is too short for a step.
@@ -117,7 +124,7 @@ def simulate(
     limit = seconds
     if limit is None and steps is None:
         limit = exchanges * max(usual * job.period, alone(model)) if job.period else STEPS * usual
-    model.run(math.inf if limit is None else limit, steps)
+    model.run(math.inf if limit is None else limit, steps, show)
     return result(model)
 
 
@@ -149,6 +156,8 @@ def result(model: Model) -> Result:
         held=sum(c.held for c in chains) / steps,
         waited=sum(c.waited for c in chains) / steps,
         exchange_bytes=costs.exchange_bytes() if job.period else 0.0,
+        group_bytes=costs.group_bytes(),
+        rank_bytes=costs.rank_bytes(),
         busiest_link=cards / now,
         link_used=cards / now / float(capacity[cost.OUT]),
         busiest_node=memory / now,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,17 @@ def test_a_table_and_its_assumptions(capsys, tmp_path):
     # A million steps: no rank waits in LSAM, all wait for the slow one in synchronous SAM.
     assert report["synchronous SAM"]["rate"] == pytest.approx(4 / 0.4, rel=0.01)
     assert report["synchronous SAM"]["life"]["wall"] == pytest.approx(1e6 / 10, rel=0.01)
+
+
+def test_shards_are_in_the_table(capsys, tmp_path):
+    out = tmp_path / "out.json"
+    assert main(["simulate", *FAST, "--group-size", "2", "--fully-shard", "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "each rank holds a shard" in text
+    assert re.search(r"bytes of an exchange +4 KB ", text)
+    assert re.search(r"vectors that a rank holds +13 KB +4 KB", text)  # 6.5 / 2 models; 4 / 4 without exchanges
+    assert re.search(r"bytes to the group per step +12 KB +18 KB", text)
+    assert json.loads(out.read_text())["LSAM"]["rank_bytes"] == 13_000
 
 
 def test_options_from_a_file_and_flags_before_it(capsys, tmp_path):
@@ -141,6 +153,9 @@ def test_advice_is_the_smallest_efficient_period():
     assert advice.job.period == 4
     assert advice.pull == pytest.approx(0.45)
     assert advice.result.efficiency >= EFFICIENT
+    # Shards stay.
+    advice = advise(Job(4, 1000, 0.1, group_size=2, fully_shard=True), machine)
+    assert (advice.job.group_size, advice.job.fully_shard, advice.pull) == (2, True, pytest.approx(0.45))
     # A slow network between nodes: a longer period or less traffic, and smaller periods were not enough.
     slow = replace(machine, nic=1e8, rank_rate=1e8)
     advice = advise(Job(8, 11_000_000, 0.1), slow)

@@ -45,6 +45,16 @@ def test_one_rank_without_exchanges_takes_a_step_per_step_time():
     assert math.isnan(run.staleness.mean)
 
 
+def test_progress_is_shown_and_changes_nothing():
+    job = replace(JOB, ranks=4, distribution="lognormal", sigma=0.3)
+    for limits in ({"seconds": 50.0}, {"steps": 100}):
+        parts: list[float] = []
+        assert simulate(job, HOST, **limits, show=parts.append) == simulate(job, HOST, **limits)
+        assert parts == sorted(parts)
+        assert 90 <= len(set(parts)) <= 101
+        assert 0.9 <= parts[-1] <= 1
+
+
 def test_one_chain_by_hand():
     # Two steps, then 0.05 s to stage; the exchange takes 0.3 s during the third step; applying it takes 0.05 s.
     order = [(round(e.time, 9), e.kind, e.step) for e in events(JOB, HOST, seconds=4.2)]
@@ -159,8 +169,9 @@ def test_an_exchange_takes_turns_with_ranks_that_compute():
     st.sampled_from([0.0, 0.01, 0.02]),
     st.sampled_from([1.0, 1.5, 2.0]),
     st.integers(0, 2),
+    st.booleans(),
 )
-def test_threads_use_the_cores_that_they_have(coupling, in_flight, group_size, device, work, cores, period):
+def test_threads_use_the_cores_that_they_have(coupling, in_flight, group_size, device, work, cores, period, shard):
     # Eight ranks on two nodes with few cores. A copy of the vector takes 1 ms.
     machine = replace(
         HOST, cores=cores, copy=4e6, memory=8e6, nic=4e6, rank_rate=4e6, host_link=4e6 * device, device_copy=4e6
@@ -177,6 +188,7 @@ def test_threads_use_the_cores_that_they_have(coupling, in_flight, group_size, d
         coupling=coupling,
         max_delay=in_flight,
         group_size=group_size,
+        fully_shard=shard,
     )
     running, working = set(), {}
 
@@ -260,6 +272,56 @@ def test_groups_exchange_as_one():
     assert run.delay.mean == 2  # a group takes a result in at its next exchange
 
 
+def test_shards_move_and_hold_a_part_of_the_model():
+    job = Job(ranks=8, parameters=1000, step=1.0, period=2, group_size=4, fully_shard=True)
+    run = simulate(job, replace(HOST, link=1e30))
+    assert run.exchange_bytes == 2 * 4000 / 4
+    assert run.rank_bytes == (3 + 1 + 2 + 1 / 2) / 4 * 4000
+    assert run.group_bytes == 2 * 3 * 3 / 4 * 4000  # two passes; parameters twice and gradients once by rings
+    assert run.alone == pytest.approx(0.3 / 4)  # nothing is passed on to other ranks
+    whole = simulate(replace(job, fully_shard=False, coupling="restart"), HOST)
+    assert whole.exchange_bytes == 2 * 4000
+    assert whole.rank_bytes == (3 + 1 + 2 + 1 + 1 / 8) * 4000
+    assert whole.group_bytes == 2 * 3 / 4 * 4000  # gradients of the second pass
+    assert simulate(replace(job, period=0), HOST).rank_bytes == 4 * 4000 / 4
+    assert math.isnan(simulate(replace(JOB, topology="leader"), HOST).rank_bytes)
+
+
+def test_gathers_and_scatters_of_shards_are_three_halves_of_a_ring():
+    job = Job(ranks=4, parameters=1000, step=1.0, period=0, group_size=4, fully_shard=True)
+    machine = replace(HOST, link=6000.0)
+    each = 3 * 3 / 4 * 4000 / 6000  # of a pass
+    assert simulate(job, machine, 100.0).rate == pytest.approx(4 / (1 + 2 * each))
+    assert simulate(replace(job, hidden=1.0), machine, 100.0).rate == pytest.approx(4 / (1 + 2 * (each - 0.5)))
+    assert simulate(replace(job, single=10**6), machine, 100.0).rate == pytest.approx(4 / (0.5 + each))
+
+
+@pytest.mark.parametrize(
+    ("per_node", "size", "near"),
+    [
+        (4, 4, [1 / 2] * 2),  # a chain per node: one of two holders on each
+        (2, 4, [1 / 2] * 4),  # a chain on two nodes: the other holder is two nodes away
+        (4, 2, [1 / 2] * 2),  # two chains per node: two of four holders on each
+        (8, 4, [1.0]),
+        (4, 8, [1.0] * 2),  # one chain: each shard has one holder
+    ],
+)
+def test_a_shard_is_exchanged_with_its_holders(per_node, size, near):
+    job = Job(ranks=8, parameters=1000, step=100.0, period=2, group_size=size, fully_shard=True)
+    machine = replace(HOST, ranks_per_node=per_node)
+    part, chains = 4000 / size, 8 // size
+    # By brute force: holders on the rank's own node.
+    same = [sum(r % size == o % size and r // per_node == o // per_node for o in range(8)) / chains for r in range(8)]
+    assert same == [near[r // per_node] for r in range(8)]
+    model = Model(replace(job, step=1.0), machine)
+    model.run(100.0)
+    run = result(model)
+    each = run.exchanges / chains * per_node * part * (1 - near[0])  # bytes one way for a node's reads
+    assert run.busiest_link * 100.0 == pytest.approx(2 * each, rel=0.1)  # reads enter, and so do others' adds
+    assert len(model.chains) == chains
+    assert run.delay.mean == 2 or run.exchanges == 0
+
+
 def test_lognormal_steps_keep_their_mean():
     job = Job(ranks=16, parameters=1, step=1.0, period=0, distribution="lognormal", sigma=0.5)
     run = simulate(job, HOST, 1000.0)
@@ -317,6 +379,14 @@ def test_seeds_reproduce_and_events_are_in_order(seed, distribution, ranks, max_
         ({"coupling": "kernel", "max_delay": 2}, "max_delay: expected 1 with coupling kernel, found 2"),
         ({"topology": "gossip", "wire_dtype": "float16"}, "wire_dtype: expected float32 without a shared center"),
         ({"shards": 2}, "shards: expected 1 to 1, found 2"),
+        (
+            {"shards": 1, "fully_shard": True},
+            "shards: expected none with fully_shard, where all ranks own a part, found 1",
+        ),
+        (
+            {"topology": "gossip", "fully_shard": True},
+            "fully_shard: expected False without a shared center, found True",
+        ),
     ],
 )
 def test_invalid_jobs_are_errors(wrong, text):
@@ -357,9 +427,9 @@ def test_pauses_follow_passes():
 def test_a_step_of_one_pass_averages_once():
     job = replace(JOB, ranks=2, group_size=2, period=0, group_ascent="averaged")
     machine = replace(HOST, link=4e4)
-    one, two = Costs(job, machine).allreduce(1), Costs(job, machine).allreduce()
+    one, two = Costs(job, machine).group_seconds(1), Costs(job, machine).group_seconds()
     assert two == pytest.approx(2 * one)
-    assert one == Costs(replace(job, group_ascent="own"), machine).allreduce()
+    assert one == Costs(replace(job, group_ascent="own"), machine).group_seconds()
 
 
 def test_too_short_a_time_is_an_error():

@@ -2,7 +2,7 @@
 
     python -m tests.simulate.together --rate 1gbit     # as root, see tests/helpers/hosts.py
 
-docs/scaling.md uses it to explain why the simulator is too fast on two hosts.
+docs/explanation/scaling.md uses it to explain why the simulator is too fast on two hosts.
 """
 
 import sys

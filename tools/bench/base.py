@@ -10,16 +10,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.util import progress
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 Row = dict[str, str | float]
 Timed = dict[str, tuple[Callable[[], object], Callable[[], object]]]
 
@@ -68,9 +70,9 @@ def check_out(path: str | None) -> None:
 
 
 class Benchmark(Protocol):
-    """A module with a benchmark and its section of docs/performance.md."""
+    """A module with a benchmark and its section of docs/explanation/performance.md."""
 
-    TITLE: str  # of its section of docs/performance.md
+    TITLE: str  # of its section of docs/explanation/performance.md
 
     def measure(self, repeats: int, *, quick: bool) -> list[Row]:
         """Return the rows; none on ranks above 0.
@@ -81,7 +83,7 @@ class Benchmark(Protocol):
         """
 
     def page(self, reports: Sequence[Report]) -> str:
-        """Return the section of docs/performance.md for the reports, in Markdown without the title."""
+        """Return the section of docs/explanation/performance.md for the reports, in Markdown without the title."""
 
 
 def device_of(rank: int = 0) -> torch.device:
@@ -103,6 +105,25 @@ def wait_for(device: torch.device) -> None:
         module.synchronize(device)
 
 
+_title: str | None = None  # of the progress that `counted` shows
+
+
+def show_progress(title: str | None) -> None:
+    """Set the title of the progress that `counted` shows. None: show nothing, as before the first call."""
+    global _title
+    _title = title
+
+
+def counted(items: Sequence[T]) -> Iterator[T]:
+    """Yield the items and show the progress, unless one is shown: of loops in each other, only the outer one is."""
+    title = _title
+    show_progress(None)
+    try:
+        yield from progress.counted(items, title)
+    finally:
+        show_progress(title)
+
+
 def medians(
     repeats: int,
     timed: Mapping[str, tuple[Callable[[], object], Callable[[], object]]],
@@ -116,7 +137,7 @@ def medians(
         finish: ends a preparation and a timed action, for example by waiting for a GPU. Default: does nothing.
     """
     seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for repeat in range(-max(1, repeats // 10), repeats):
+    for repeat in counted(range(-max(1, repeats // 10), repeats)):
         for name, (before, work) in timed.items():
             before()
             finish()
@@ -136,6 +157,15 @@ def ranks() -> tuple[int, str]:
 
     vendor, numbers = MPI.get_vendor()
     return MPI.COMM_WORLD.size, f"{vendor} {'.'.join(map(str, numbers))}"
+
+
+def is_first() -> bool:
+    """Return whether this process is rank 0, or no rank."""
+    if ranks()[1] == "none":
+        return True
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.rank == 0
 
 
 def launcher(ranks: int) -> list[str]:

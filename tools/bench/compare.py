@@ -14,6 +14,7 @@ from lsam_hpc.compare.suite_file import read_suite
 from lsam_hpc.compare.tables import markdown, overview, write_curves, write_runs
 from lsam_hpc.errors import InputError
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.progress import add_quiet
 
 LAUNCHER = "mpirun -n {ranks}"
 
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, metavar="DIR", help="for results; missing ones are added")
     parser.add_argument("--data-dir", metavar="DIR", help="data set's files; replaces the suite's data_dir")
     parser.add_argument("--launcher", default=LAUNCHER, metavar="WORDS", help="starts a job (default: %(default)s)")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     suite, out = read_suite(Path(args.suite), args.data_dir), Path(args.out)
     try:
@@ -34,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise InputError(f"--out: expected a folder that can be written, found {out}: {error.strerror}") from error
     run = SuiteRunner if suite.simulate is None else SimulatedRunner
-    runner = run(suite, out, launcher(args.launcher), lambda name: print(name, file=sys.stderr, flush=True))
+    runner = run(suite, out, launcher(args.launcher), _ignore if args.quiet else _tell)
     tuned = runner.tuned()
     records = runner.records(tuned)
     table = overview(records, suite.reference) + "\n" + markdown(records, suite.reference)
@@ -44,7 +46,15 @@ def main(argv: Sequence[str]) -> int:
         write_runs(runner.trials(), out / "tuning.csv")
     write_runs(records, out / "runs.csv")
     write_curves(records, out / "curves.csv")
-    print(table)
-    for path in draw(records, out):
-        print(path)
+    figures = draw(records, out)
+    if not args.quiet:
+        print(table, *figures, sep="\n")
     return 0
+
+
+def _tell(name: str) -> None:
+    print(name, file=sys.stderr, flush=True)
+
+
+def _ignore(_: str) -> None:
+    pass

@@ -17,7 +17,19 @@ from torch import nn
 from lsam_hpc import rma
 from lsam_hpc.distributed.lsam import LSAM
 from lsam_hpc.optim import Exchange
-from lsam_hpc.tools.bench.base import Report, Row, Timed, aim, caption, device_of, markdown, medians, number, value
+from lsam_hpc.tools.bench.base import (
+    Report,
+    Row,
+    Timed,
+    aim,
+    caption,
+    counted,
+    device_of,
+    markdown,
+    medians,
+    number,
+    value,
+)
 from lsam_hpc.train.models import cnn, resnet18
 
 TITLE = "The exchange"
@@ -52,7 +64,7 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
 
 
 def page(reports: Sequence[Report]) -> str:
-    """Return the section of docs/performance.md; see `base.Benchmark`."""
+    """Return the section of docs/explanation/performance.md; see `base.Benchmark`."""
     text = """\
 Time to move the 11 million float32 of a ResNet-18 (45 MB), relative to a copy of them in memory, with one active rank
 ("alone") and with all ranks active ("together"). Bluefog's way, a window per parameter and messages of 2,000 elements,
@@ -164,7 +176,7 @@ def _training(comm: MPI.Intracomm, model: nn.Module, repeats: int, step: float) 
 
         opt.step(closure)
         rma.barrier(comm)
-        for _ in range(max(2, repeats // 3)):
+        for _ in counted(range(max(2, repeats // 3))):
             for period, lengths in seconds.items():
                 opt.period = period
                 clock = time.perf_counter()

@@ -20,7 +20,7 @@ CENTER, LIMIT = "center more, models", "center's limit, models"
 
 
 def page(reports: Sequence[Report]) -> str:
-    """Return the section of docs/performance.md; see `base.Benchmark`."""
+    """Return the section of docs/explanation/performance.md; see `base.Benchmark`."""
     text: str = """\
 Memory and time of a rank against the size of the model, with precomputed gradients. Memory is in models of 4 bytes per
 parameter: SGD with momentum holds three (parameters, gradients, momentum); SAM, the center and the log's sketches add

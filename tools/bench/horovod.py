@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from lsam_hpc import rma
-from lsam_hpc.tools.bench.base import Report, Row, caption, markdown, number
+from lsam_hpc.tools.bench.base import Report, Row, caption, counted, markdown, number
 from lsam_hpc.train.models import cnn, resnet18
 
 TITLE = "Horovod scripts"
@@ -38,7 +38,7 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
     ways = {PLAIN: _loop(plain.DistributedOptimizer, quick=quick), "LSAM": _loop(hvd.DistributedOptimizer, quick=quick)}
     alone = _loop(lambda optimizer, **_: optimizer, quick=quick)
     rates: dict[tuple[str, str], list[float]] = {}
-    for repeat in range(-1, 1 if quick else max(3, repeats // 3)):
+    for repeat in counted(range(-1, 1 if quick else max(3, repeats // 3))):
         step = alone(0.0) / STEPS
         for load in ("balanced", "slowed"):
             pause = (SLOWER - 1) * step if load == "slowed" and comm.rank == comm.size - 1 else 0.0
@@ -59,7 +59,7 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
 
 
 def page(reports: Sequence[Report]) -> str:
-    """Return the section of docs/performance.md; see `base.Benchmark`."""
+    """Return the section of docs/explanation/performance.md; see `base.Benchmark`."""
     text = f"""\
 Images per second of all ranks in the loop of Horovod's synthetic benchmark (a ResNet-18 on the CPU, batch {BATCH}),
 with plain Horovod's optimizer and with LSAM's in turn. The ranks are equal, or the last one sleeps so that its step

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lsam_hpc.optim.accelerators import module_of, usable
-from lsam_hpc.rundir.sketches import DeviceSketch, StateLog
-from lsam_hpc.tools.bench.base import Report, Row, caption, markdown, medians
+from lsam_hpc.rundir.sketches import DeviceSketch, SketchLog, StateLog
+from lsam_hpc.tools.bench.base import Report, Row, caption, counted, markdown, medians
 from lsam_hpc.tools.inspect_run import summary
 from lsam_hpc.train.models import cnn, resnet18
 from lsam_hpc.trajectory import CountSketch, Run, TrajectoryWriter, layer_groups
@@ -62,7 +62,7 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
 
 
 def page(reports: Sequence[Report]) -> str:
-    """Return the section of docs/performance.md; see `base.Benchmark`."""
+    """Return the section of docs/explanation/performance.md; see `base.Benchmark`."""
     text = f"""\
 Cost of a log with a sketch of sample and center at every exchange: a ResNet-18, steps of {1e3 * STEP:.0f} ms on one
 core, an exchange every {PERIOD} steps, with and without the log in turn.
@@ -102,13 +102,13 @@ def _logging(layout: Layout, repeats: int, step: float) -> list[Row]:
         TrajectoryWriter(Path(folder), 0, layout, ATTRIBUTES, sketch=sketch) as writer,
         ThreadPoolExecutor(1) as exchange_thread,
     ):
-        log = StateLog(writer)
+        log = StateLog(SketchLog(writer, sketch, ("sample", "center")), None)
 
         def exchange(step: int) -> None:
             log.on_states(step, 0, {"sample": sample, "center": center})
 
         before = writer.path.stat().st_size
-        for repeat in range(repeats + 1):
+        for repeat in counted(range(repeats + 1)):
             began, ran = time.perf_counter(), time.process_time()
             for _ in range(PERIOD):
                 work()

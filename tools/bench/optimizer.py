@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lsam_hpc.optim import SAM
 from lsam_hpc.options.ascent import ASCENTS
-from lsam_hpc.tools.bench.base import Report, Row, aim, caption, device_of, markdown, medians, number, wait_for
+from lsam_hpc.tools.bench.base import Report, Row, aim, caption, counted, device_of, markdown, medians, number, wait_for
 from lsam_hpc.train.models import cnn, resnet18
 
 TITLE = "The optimizer"
@@ -27,11 +27,12 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
     * memcpy: ms of one copy of the parameters; SAM needs at least three passes over them: save, move, restore.
     * NAME / base: whole training steps, with forward and backward passes, with an ascent and with the base optimizer.
     """
-    return [_row(name, make, shape, repeats) for name, (make, shape) in (QUICK if quick else MODELS).items()]
+    cases = list((QUICK if quick else MODELS).items())
+    return [_row(name, make, shape, repeats) for name, (make, shape) in counted(cases)]
 
 
 def page(reports: Sequence[Report]) -> str:
-    """Return the section of docs/performance.md; see `base.Benchmark`."""
+    """Return the section of docs/explanation/performance.md; see `base.Benchmark`."""
     text = """\
 Cost of a SAM step beyond its two forward-backward passes, and of a step of each ascent beyond the base optimizer's (SGD
 with momentum). lsam-hpc's SAM ("ours"), pytorch_optimizer's SAM ("theirs") and one copy of the parameters are timed in

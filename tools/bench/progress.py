@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 from lsam_hpc.rma import ProgressThread, barrier
 from lsam_hpc.rma.half_precision import HalfPrecisionCenter
-from lsam_hpc.tools.bench.base import Report, Row, caption, markdown
+from lsam_hpc.tools.bench.base import Report, Row, caption, counted, markdown
 
 TITLE = "The helper thread"
 BLOCK = 0.1  # seconds of work per measurement
@@ -44,7 +44,7 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
 
 
 def page(reports: Sequence[Report]) -> str:
-    """Return the section of docs/performance.md; see `base.Benchmark`."""
+    """Return the section of docs/explanation/performance.md; see `base.Benchmark`."""
     text = """\
 Throughput that a computing rank loses to the helper thread, which drives MPI: CPU time of the rank's process for the
 same work with and without it. The thread runs only if ranks span nodes, the MPI needs it, or the wire has 16 bits.
@@ -78,7 +78,7 @@ def _lost(comm: MPI.Intracomm, repeats: int, block: Callable[[], None]) -> dict[
         "1 ms, HalfPrecisionCenter's": partial(HalfPrecisionCenter, comm, 1000, "float16"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in helpers}
-    for repeat in range(-1, repeats):
+    for repeat in counted(range(-1, repeats)):
         for name, helper in helpers.items():
             with helper():
                 barrier(comm)

@@ -1,4 +1,4 @@
-"""`lsam bench report FILES`: writes docs/performance.md from the reports of the benchmarks."""
+"""`lsam bench report FILES`: writes docs/explanation/performance.md from the reports of the benchmarks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.tools.bench import main as bench
 from lsam_hpc.tools.bench.base import Report
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.progress import add_quiet
 
 WIDTH = 124
 MACHINE = ("cpu", "cores", "memory", "gpu", "torch", "python")  # what all reports of a page should have in common
@@ -24,10 +25,12 @@ table are comparable between machines, milliseconds are not.
 def main(argv: Sequence[str]) -> int:
     """Write the page and its figures; return the exit code."""
     parser = Parser(
-        prog="lsam bench report", description="Write docs/performance.md from the files of lsam bench --json."
+        prog="lsam bench report",
+        description="Write docs/explanation/performance.md from the files of lsam bench --json.",
     )
     parser.add_argument("paths", nargs="+", metavar="FILE|DIR", help="JSON files, notes (.md), or folders of them")
-    parser.add_argument("--out", default="docs/performance.md", help="the page (default: %(default)s)")
+    parser.add_argument("--out", default="docs/explanation/performance.md", help="the page (default: %(default)s)")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     files = _files([Path(path) for path in args.paths])
     reports, out = reports_of(files), Path(args.out)
@@ -38,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
             (out.parent / "figures").mkdir(exist_ok=True)
             draw(runs, out.parent / "figures" / f"{name}.png")
     out.write_text(render(files))
-    print(f"{out}: {sum(map(len, reports.values()))} runs of {len(reports)} benchmarks")
+    if not args.quiet:
+        print(f"{out}: {sum(map(len, reports.values()))} runs of {len(reports)} benchmarks")
     return 0
 
 

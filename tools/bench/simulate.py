@@ -20,6 +20,8 @@ from lsam_hpc.simulate.result import Result, simulate
 from lsam_hpc.tools.bench.base import check_out, job_environment, launcher, number
 from lsam_hpc.tools.bench.base import machine as describe_machine
 from lsam_hpc.util.arguments import Parser
+from lsam_hpc.util.document import document
+from lsam_hpc.util.progress import add_quiet, counted
 from lsam_hpc.util.text import columns
 
 PAUSE, PRODUCTS = 0.02, 4  # a pass: a pause in seconds as in `lsam bench straggler`, or a number of matrix products
@@ -85,19 +87,26 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="lsam bench simulate", description="Compare the simulator with real jobs on this machine.")
     parser.add_argument("--np", default="1,2,4,8", help="numbers of ranks (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="duration of each job (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers and the machine's description to FILE")
+    where = "write the numbers and the machine's description to FILE (without FILE: print them, and nothing else)"
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help=where)
+    add_quiet(parser)
     args = parser.parse_args(argv)
     ranks = counts(args.np)
     check_seconds(args.seconds)
     check_out(args.json)
     about = describe_machine()
-    rows = [row for case in CASES for row in compare(case, ranks, args.seconds, mpirun)]
-    print(columns([tuple(rows[0]), *(tuple(map(number, row.values())) for row in rows)]))
-    print(", ".join(f"{key}: {value}" for key, value in about.items()))
+    title = None if args.quiet else "lsam bench simulate"
+    rows = [row for case in counted(CASES, title) for row in compare(case, ranks, args.seconds, mpirun)]
+    if args.json != "-" and not args.quiet:
+        print(columns([tuple(rows[0]), *(tuple(map(number, row.values())) for row in rows)]))
+        print(", ".join(f"{key}: {value}" for key, value in about.items()))
     if args.json:
         parts = {case.name: measure(balanced(case), args.seconds).numbers() for case in CASES if case.slower == 1}
         report = {"benchmark": "simulate", "machine": about, "rows": rows, "parts": parts}
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+        if args.json == "-":
+            print(document(report))
+        else:
+            Path(args.json).write_text(document(report) + "\n")
     return 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.tools.bench.base import Report, Row, aim, caption, job_environment, launcher, markdown, value
+from lsam_hpc.tools.bench.base import Report, Row, aim, caption, counted, job_environment, launcher, markdown, value
 from lsam_hpc.trajectory import Run
 
 TITLE = "The start of a job"
@@ -34,7 +34,7 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
             OURS: lambda: _first_step(Path(folder)),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(0 if quick else -1, 1 if quick else max(MOST, repeats // 5)):
+        for turn in counted(range(0 if quick else -1, 1 if quick else max(MOST, repeats // 5))):
             for name, way in ways.items():
                 took = way()
                 if turn >= 0:
@@ -44,7 +44,7 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
 
 
 def page(reports: Sequence[Report]) -> str:
-    """Return the section of docs/performance.md; see `base.Benchmark`."""
+    """Return the section of docs/explanation/performance.md; see `base.Benchmark`."""
     text = f"""\
 Seconds from the start of `mpirun -n {RANKS} lsam train` (the quickstart) until every rank has taken its first step,
 relative to {RANKS} processes that only import torch. All ways take turns on the same cores.

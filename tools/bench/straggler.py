@@ -12,7 +12,7 @@ from torch import nn
 
 from lsam_hpc import rma
 from lsam_hpc.distributed.lsam import LSAM
-from lsam_hpc.tools.bench.base import Report, Row, aim, caption, markdown, value
+from lsam_hpc.tools.bench.base import Report, Row, aim, caption, counted, markdown, value
 
 TITLE = "A slow rank"
 PASS = 0.02  # seconds of a forward and backward pass, in which a GPU would compute and the CPU idles
@@ -30,22 +30,21 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
     """
     comm = MPI.COMM_WORLD
     seconds = 0.3 if quick else max(2.0, repeats / 3)
-    alone = _rate(comm, seconds, period=10**9)
-    ours = _rate(comm, seconds, period=4)
     try:
         hvd = importlib.import_module("horovod.torch")
         hvd.init()
         name = "synchronous SAM (Horovod)"
     except ImportError:
         name = "synchronous SAM (MPI)"
-    synchronous = _rate(comm, seconds, period=10**9, group_size=comm.size)
+    methods = ({"period": 10**9}, {"period": 4}, {"period": 10**9, "group_size": comm.size})
+    alone, ours, synchronous = (_rate(comm, seconds, **method) for method in counted(methods))
     rates = {"own rates, summed": alone, OURS: ours, name: synchronous}
     rows: list[Row] = [{"": method, "steps/s": rate, PART: 100 * rate / alone} for method, rate in rates.items()]
     return rows if comm.rank == 0 else []
 
 
 def page(reports: Sequence[Report]) -> str:
-    """Return the section of docs/performance.md; see `base.Benchmark`."""
+    """Return the section of docs/explanation/performance.md; see `base.Benchmark`."""
     text = f"""\
 Passes take {1e3 * PASS:.0f} ms, and {SLOWER} times as long on the last rank; a million parameters, an exchange every
 4 steps. The own rates are those of the same loop without exchanges; synchronous SAM averages gradients over all ranks

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.tools.bench.base import Report, Row, aim, caption, device_of, markdown, wait_for
+from lsam_hpc.tools.bench.base import Report, Row, aim, caption, counted, device_of, markdown, wait_for
 from lsam_hpc.train import loop
 from lsam_hpc.train.models import MODELS
 from lsam_hpc.trajectory import Run
@@ -50,17 +51,17 @@ def measure(repeats: int, *, quick: bool) -> list[Row]:
         folder = Path(name)
         _write_images(folder)
         x, y = torch.randn(IMAGES, *SHAPE, device=device), torch.randint(CLASSES, (IMAGES,), device=device)
-        for model, batch in cases[:1] if quick else cases:
-            for method, options, step in (("SGD", ALONE, _sgd_step), ("LSAM", (), _sam_step)):
-                bare = _bare(MODELS[model](SHAPE, CLASSES).to(device), x, y, batch, step)
-                words = ("--model", model, "--batch-size", str(batch), "--device", device.type, *options)
-                ours = _ours(folder, words)
-                rows.append(_row(f"{model}, batch {batch}, {method}", batch, ours, bare, repeats=repeats, quick=quick))
+        methods = (("SGD", ALONE, _sgd_step), ("LSAM", (), _sam_step))
+        for (model, batch), (method, options, step) in counted(list(product(cases[:1] if quick else cases, methods))):
+            bare = _bare(MODELS[model](SHAPE, CLASSES).to(device), x, y, batch, step)
+            words = ("--model", model, "--batch-size", str(batch), "--device", device.type, *options)
+            ours = _ours(folder, words)
+            rows.append(_row(f"{model}, batch {batch}, {method}", batch, ours, bare, repeats=repeats, quick=quick))
     return rows
 
 
 def page(reports: Sequence[Report]) -> str:
-    """Return the section of docs/performance.md; see `base.Benchmark`."""
+    """Return the section of docs/explanation/performance.md; see `base.Benchmark`."""
     text = """\
 Images per second of `lsam train` with one rank and its default logs, against a bare PyTorch loop with the same model
 and the same images in memory, in turn in one process. SGD has no ascent and no exchanges on both sides; LSAM with
