@@ -20,7 +20,7 @@ setup() { # puts python, lsam and MPI on the PATH
 }
 out=${LSAM_OUT:-runs/lsam-$(flux job id "$(flux getattr jobid)")}
 launch=(flux run --nodes=1 --tasks-per-node=4 --exclusive -o cpu-affinity=per-task -o pmi=pmix)
-# MPICH, Intel: launch=(flux run --nodes=1 --tasks-per-node=4 --exclusive -o cpu-affinity=per-task). Others: docs/clusters.md.
+# MPICH, Intel: launch=(flux run --nodes=1 --tasks-per-node=4 --exclusive -o cpu-affinity=per-task). Others: docs/howto/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto)
 requeues=0 # maximum number of restarts after the job was stopped or killed
 retries=3 pause=10 # further launches after one that failed, and seconds before the first of them

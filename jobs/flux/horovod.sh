@@ -1,5 +1,5 @@
 #!/bin/bash
-# An unchanged Horovod script with LSAM in place of DistributedOptimizer: docs/horovod.md.
+# An unchanged Horovod script with LSAM in place of DistributedOptimizer: docs/howto/horovod.md.
 #
 #   flux batch jobs/flux/horovod.sh
 #
@@ -19,14 +19,14 @@ setup() { # puts python, lsam and MPI on the PATH
   # module load gcc openmpi
   source .venv/bin/activate
 }
-# Network settings, for networks with bad defaults: docs/clusters.md.
+# Network settings, for networks with bad defaults: docs/reference/launchers.md.
 # export FI_PROVIDER=cxi                       # libfabric: cxi is Slingshot, verbs InfiniBand, tcp Ethernet
 # export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: match in software when the card's list is full
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): devices of the fast network
 out=${LSAM_OUT:-runs/lsam-$(flux job id "$(flux getattr jobid)")}
 launch=(flux run --nodes=2 --tasks-per-node=4 --exclusive -o cpu-affinity=per-task -o pmi=pmix)
-# MPICH, Intel: launch=(flux run --nodes=2 --tasks-per-node=4 --exclusive -o cpu-affinity=per-task). Others: docs/clusters.md.
+# MPICH, Intel: launch=(flux run --nodes=2 --tasks-per-node=4 --exclusive -o cpu-affinity=per-task). Others: docs/howto/clusters.md.
 command=(lsam wrap -- train.py --epochs 90)
 requeues=0 # maximum number of restarts after the job was stopped or killed
 retries=3 pause=10 # further launches after one that failed, and seconds before the first of them

@@ -28,7 +28,7 @@ setup() { # puts python, lsam and MPI on the PATH
 }
 out=runs/$LSB_JOBNAME-$LSB_JOBID
 launch=(mpirun -n "$LSB_DJOB_NUMPROC" --hostfile "$LSB_DJOB_HOSTFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). Others: docs/clusters.md.
+# MPICH, Intel: launch=(mpiexec -n "$LSB_DJOB_NUMPROC" -f "$LSB_DJOB_HOSTFILE"). Others: docs/howto/clusters.md.
 command=(lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --resume auto)
 requeues=0 # maximum number of restarts after the job was stopped or killed
 retries=3 pause=10 # further launches after one that failed, and seconds before the first of them

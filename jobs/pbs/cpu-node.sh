@@ -22,7 +22,7 @@ setup() { # puts python, lsam and MPI on the PATH
 }
 out=${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}
 launch=(mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/clusters.md.
+# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/howto/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto)
 requeues=0 # maximum number of restarts after the job was stopped or killed
 retries=3 pause=10 # further launches after one that failed, and seconds before the first of them

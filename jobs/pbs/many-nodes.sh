@@ -20,14 +20,14 @@ setup() { # puts python, lsam and MPI on the PATH
   # module load gcc openmpi
   source .venv/bin/activate
 }
-# Network settings, for networks with bad defaults: docs/clusters.md.
+# Network settings, for networks with bad defaults: docs/reference/launchers.md.
 # export FI_PROVIDER=cxi                       # libfabric: cxi is Slingshot, verbs InfiniBand, tcp Ethernet
 # export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: match in software when the card's list is full
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): devices of the fast network
 out=${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}
 launch=(mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/clusters.md.
+# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/howto/clusters.md.
 command=(lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --resume auto)
 requeues=3 # maximum number of restarts after the job was stopped or killed
 retries=3 pause=10 # further launches after one that failed, and seconds before the first of them

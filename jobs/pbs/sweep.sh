@@ -26,7 +26,7 @@ out=runs/$PBS_JOBNAME-${PBS_ARRAY_ID%%[*}-$PBS_ARRAY_INDEX
 values=(0.01 0.02 0.05 0.1)
 value=${values[$PBS_ARRAY_INDEX]}
 launch=(mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
-# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/clusters.md.
+# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/howto/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto --rho "$value")
 requeues=0 # maximum number of restarts after the job was stopped or killed
 retries=3 pause=10 # further launches after one that failed, and seconds before the first of them

@@ -21,7 +21,7 @@ setup() { # puts python, lsam and MPI on the PATH
 }
 out=runs/$SLURM_JOB_NAME-$SLURM_JOB_ID
 launch=(srun --mpi=pmix --cpu-bind=cores)
-# MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/clusters.md.
+# MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/howto/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto)
 requeues=0 # maximum number of restarts after the job was stopped or killed
 retries=3 pause=10 # further launches after one that failed, and seconds before the first of them

@@ -22,14 +22,14 @@ setup() { # puts python, lsam and MPI on the PATH
   # module load gcc openmpi
   source .venv/bin/activate
 }
-# Network settings, for networks with bad defaults: docs/clusters.md.
+# Network settings, for networks with bad defaults: docs/reference/launchers.md.
 # export FI_PROVIDER=cxi                       # libfabric: cxi is Slingshot, verbs InfiniBand, tcp Ethernet
 # export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: match in software when the card's list is full
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
 # export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): devices of the fast network
 out=runs/$SLURM_JOB_NAME-$SLURM_JOB_ID
 launch=(srun --mpi=pmix --cpu-bind=cores)
-# MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/clusters.md.
+# MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/howto/clusters.md.
 command=(lsam train --data cifar10 --data-dir data --epochs 200 --out "$out" --resume auto)
 # Ranks that import torch from a shared file system open thousands of small files each. To avoid this, an archive of the
 # environment, made by `tar -C .venv -cf env.tar .`, is unpacked on each node. Empty: use the shared environment.

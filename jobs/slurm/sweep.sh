@@ -24,7 +24,7 @@ out=runs/$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID-$SLURM_ARRAY_TASK_ID
 values=(0.01 0.02 0.05 0.1)
 value=${values[$SLURM_ARRAY_TASK_ID]}
 launch=(srun --mpi=pmix --cpu-bind=cores)
-# MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/clusters.md.
+# MPICH, Intel: launch=(srun --mpi=pmi2 --cpu-bind=cores). Others: docs/howto/clusters.md.
 command=(lsam train --data digits --out "$out" --resume auto --rho "$value")
 requeues=0 # maximum number of restarts after the job was stopped or killed
 retries=3 pause=10 # further launches after one that failed, and seconds before the first of them

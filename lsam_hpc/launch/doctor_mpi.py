@@ -29,7 +29,8 @@ def mpi(ranks: Ranks) -> Finding:
     name, version = vendors[0]
     first_good = _FIRST_GOOD.get(name, version)
     if version < first_good:
-        return Finding("mpi", "warn", f"{text}: expected {'.'.join(map(str, first_good))} or later (docs/running.md)")
+        good = ".".join(map(str, first_good))
+        return Finding("mpi", "warn", f"{text}: expected {good} or later (docs/howto/train.md)")
     return Finding("mpi", "ok", text)
 
 
@@ -41,7 +42,7 @@ def placement(ranks: Ranks) -> Finding:
     text = f"{len(hosts)} ranks on {len(counts)} nodes, {few if few == many else f'{few} to {many}'} on each"
     if len(hosts) == 1 and not launched_ranks()[1] and inside():
         hint = "a container without a launcher's variables: if srun or mpirun started it, pass them on"
-        return Finding("placement", "warn", f"{text}: {hint} (docs/containers.md)")
+        return Finding("placement", "warn", f"{text}: {hint} (docs/howto/containers.md)")
     return Finding("placement", "ok", text)
 
 

@@ -66,7 +66,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
     options.setdefault("setup", f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     own_launch = options.pop("launch", None)
     about = " ".join(["Made by:", shlex.join(["lsam", "submit", *argv])])
-    command, out = _command(words, options)
+    training = list(words[:2]) == ["lsam", "train"] or list(words[1:4]) == ["-m", "lsam_hpc", "train"]
+    command, out = _command(words, options, training=training)
     job = Job(command=command, out=out, about=about, **options)
     try:
         check(job, system)
@@ -75,6 +76,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Job, bool]:
         if name in of_site.keys() - flags.keys():
             raise InputError(f"{site}: {error}") from error
         raise
+    if training:
+        _check_chains(words, job)
     if own_launch is None:
         launch = job.filled(_launcher(system))
         if job.select is not None and "mpiprocs=" not in job.select and "PBS_NODEFILE" in launch:
@@ -115,12 +118,11 @@ def _arguments(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return vars(known), argv[split + 1 :]
 
 
-def _command(words: Sequence[str], options: dict[str, Any]) -> tuple[str, str | None]:
+def _command(words: Sequence[str], options: dict[str, Any], *, training: bool) -> tuple[str, str | None]:
     """Return the command as shell text, and the run directory that it names.
 
     A training run without --out gets its own directory, and resumes there.
     """
-    training = list(words[:2]) == ["lsam", "train"] or list(words[1:4]) == ["-m", "lsam_hpc", "train"]
     if not training:
         if options.get("sweep"):
             raise InputError(f"--sweep: expected a command lsam train, found {' '.join(words[:2])!r}")
@@ -138,6 +140,23 @@ def _command(words: Sequence[str], options: dict[str, Any]) -> tuple[str, str | 
     if not any(word.startswith(("--resume", "--overwrite")) for word in words):
         text += " --resume auto"
     return text, out
+
+
+def _check_chains(words: Sequence[str], job: Job) -> None:
+    """Raise InputError if the chains of a training run do not fit its ranks, and warn if they do not fit its nodes."""
+    sizes = re.findall(r"(?<!\S)--group-size[= ]([1-9]\d*)(?!\S)", " ".join(words))
+    size = int(sizes[-1]) if sizes else 1
+    if job.ranks % size:
+        where = f"--nodes {job.nodes} with --ranks-per-node {job.ranks_per_node}"
+        raise InputError(f"--group-size: expected a divisor of the {job.ranks} ranks ({where}), found {size}")
+    if job.ranks_per_node % size:
+        _LOG.warning(
+            "--group-size %d: chains span nodes of %d ranks, so that every step communicates between nodes; a divisor "
+            "of %d keeps each chain inside a node",
+            size,
+            job.ranks_per_node,
+            job.ranks_per_node,
+        )
 
 
 def _split(option: str, text: str) -> list[str]:

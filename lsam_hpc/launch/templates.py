@@ -51,7 +51,7 @@ class System(Protocol):
 SYSTEMS: dict[str, System] = {"slurm": Slurm(), "pbs": Pbs(), "lsf": Lsf(), "flux": Flux()}
 
 _NETWORK = """\
-# Network settings, for networks with bad defaults: docs/clusters.md.
+# Network settings, for networks with bad defaults: docs/reference/launchers.md.
 # export FI_PROVIDER=cxi                       # libfabric: cxi is Slingshot, verbs InfiniBand, tcp Ethernet
 # export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: match in software when the card's list is full
 # export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
@@ -165,7 +165,7 @@ def render(job: Job, system: str, path: str | None = None) -> str:
         command += f' --{option} "$value"'
     lines += [f"launch=({job.launch or job.filled(batch.openmpi)})"]
     if not job.launch:
-        lines += [f"# MPICH, Intel: launch=({job.filled(batch.mpich)}). Others: docs/clusters.md."]
+        lines += [f"# MPICH, Intel: launch=({job.filled(batch.mpich)}). Others: docs/howto/clusters.md."]
     lines += [f"command=({command})"]
     if job.pack is not None:
         lines += batch.pack.format(shlex.quote(job.pack), expanding(job.disk)).splitlines()

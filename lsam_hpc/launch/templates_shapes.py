@@ -25,10 +25,18 @@ _GPU = replace(
     gpus_per_node=4,
     time="04:00:00",
 )
+_MANY = replace(_GPU, about="Several nodes with GPUs: one chain per GPU.", nodes=4, pack="", requeue=3)
 SHAPES = {
     "cpu-node": _CPU,
     "gpu-node": _GPU,
-    "many-nodes": replace(_GPU, about="Several nodes with GPUs: one chain per GPU.", nodes=4, pack="", requeue=3),
+    "many-nodes": _MANY,
+    "chain-per-node": replace(
+        _MANY,
+        about="Several nodes with GPUs: one chain per node, whose ranks hold the model together (docs/howto/fsdp.md).\n"
+        "--group-size is the number of ranks per node.",
+        command="lsam train --data text --data-dir data --model gpt-small --optimizer adamw --lr 1e-3 --shard fsdp2 "
+        f'--group-size {_MANY.ranks_per_node} --epochs 1 --out "$out" --resume auto',
+    ),
     "sweep": replace(_CPU, about="An array job: one run for each value of an option.", sweep="rho=0.01,0.02,0.05,0.1"),
     "preemptible": replace(
         _CPU,
@@ -44,7 +52,7 @@ SHAPES = {
     ),
     "horovod": replace(
         _GPU,
-        about="An unchanged Horovod script with LSAM in place of DistributedOptimizer: docs/horovod.md.",
+        about="An unchanged Horovod script with LSAM in place of DistributedOptimizer: docs/howto/horovod.md.",
         command="lsam wrap -- train.py --epochs 90",
         nodes=2,
     ),

@@ -17,6 +17,7 @@ from lsam_hpc import InputError
 from lsam_hpc.launch import submit
 from lsam_hpc.launch.templates import SYSTEMS, render
 from lsam_hpc.launch.templates_shapes import SHAPES, shapes
+from lsam_hpc.train import config
 from lsam_hpc.util import preflight
 from tests.helpers.mpis import ROOT
 
@@ -241,6 +242,30 @@ def test_the_out_option_of_a_training_command_is_kept(capsys: pytest.CaptureFixt
         assert 'command=(python -m lsam_hpc train --resume must --out "$out")' in lines
 
 
+def test_the_chains_of_chain_per_node_are_the_ranks_of_a_node() -> None:
+    job = SHAPES["chain-per-node"]
+    options = config.parse(shlex.split(job.command)[2:])
+    assert (options.shard, options.parts) == ("fsdp2", job.ranks_per_node)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("lsam train --shard fsdp2 --group-size 4", ""),
+        ("lsam train --group-size=2", ""),
+        ("lsam train --group-size 3 --group-size 1", ""),
+        ("lsam train --group-size 8", "chains span nodes of 4 ranks"),
+        ("python -m lsam_hpc train --group-size=6", "chains span nodes of 4 ranks"),
+        ("lsam wrap --group-size 5 -- train.py", ""),
+    ],
+)
+def test_chains_that_span_nodes_are_hinted_at(capsys: pytest.CaptureFixture[str], words: str, hint: str) -> None:
+    assert submit.main(["--dry-run", "--system=slurm", "--nodes=6", "--", *words.split()]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "--group-size" in line]
+    assert len(lines) == bool(hint)
+    assert all(hint in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -271,6 +296,11 @@ def test_the_out_option_of_a_training_command_is_kept(capsys: pytest.CaptureFixt
         (["--sweep", "rho=1,2", "--chain", "2", "--", "lsam", "train"], r"--sweep and --chain exclude each other"),
         (["--sweep", "rho=1,2", "--", "lsam", "train", "--out", "x"], r"--out: expected none with --sweep"),
         (["--gpus-per-node", "4", "--ranks-per-node", "6", "--", "x"], r"--ranks-per-node: expected a multiple of 4"),
+        (
+            ["--nodes", "4", "--", "lsam", "train", "--group-size", "3"],
+            r"--group-size: expected a divisor of the 16 ranks \(--nodes 4 with --ranks-per-node 4\), found 3$",
+        ),
+        (["--", "lsam", "train", "--group-size=8"], r"--group-size: expected a divisor of the 4 ranks"),
         (["--nodes", "2"], r"command: expected lsam submit .*, found none"),
         (["--system", "torque", "--", "x"], r"--system: expected one of slurm, pbs, lsf, flux, found 'torque'"),
         (["--system", "flux", "--sweep", "rho=1,2", "--", "lsam", "train"], r"--sweep: expected slurm, pbs or lsf"),

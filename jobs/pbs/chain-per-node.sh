@@ -1,0 +1,112 @@
+#!/bin/bash
+# Several nodes with GPUs: one chain per node, whose ranks hold the model together (docs/howto/fsdp.md).
+# --group-size is the number of ranks per node.
+#
+#   qsub jobs/pbs/chain-per-node.sh
+#
+# >>> edit from here >>>
+#PBS -N lsam
+#PBS -l select=4:ncpus=32:mpiprocs=4:ngpus=4
+# one chunk per node:
+#PBS -l place=scatter
+#PBS -l walltime=04:00:00
+##PBS -q QUEUE
+##PBS -A PROJECT
+# one output file per job: NAME.oID:
+#PBS -j oe
+# PBS may restart the job after preemption:
+#PBS -r y
+
+setup() { # puts python, lsam and MPI on the PATH
+  # module load gcc openmpi
+  source .venv/bin/activate
+}
+# Network settings, for networks with bad defaults: docs/reference/launchers.md.
+# export FI_PROVIDER=cxi                       # libfabric: cxi is Slingshot, verbs InfiniBand, tcp Ethernet
+# export FI_CXI_RX_MATCH_MODE=hybrid           # Slingshot: match in software when the card's list is full
+# export OMPI_MCA_osc_rdma_buffer_size=4194304 # Open MPI over TCP: adds to a window are 50 times faster
+# export NCCL_SOCKET_IFNAME=hsn                # NCCL (--group-size above 1 on GPUs): devices of the fast network
+out=${LSAM_OUT:-runs/$PBS_JOBNAME-${PBS_JOBID%%.*}}
+launch=(mpirun -n "$(grep -c . "$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" -x PATH -x LD_LIBRARY_PATH -x OMP_NUM_THREADS)
+# MPICH, Intel: launch=(mpiexec -n "$(grep -c . "$PBS_NODEFILE")" -f "$PBS_NODEFILE"). Others: docs/howto/clusters.md.
+command=(lsam train --data text --data-dir data --model gpt-small --optimizer adamw --lr 1e-3 --shard fsdp2 --group-size 4 --epochs 1 --out "$out" --resume auto)
+requeues=3 # maximum number of restarts after the job was stopped or killed
+retries=3 pause=10 # further launches after one that failed, and seconds before the first of them
+# <<< to here <<<
+
+# bash runs a trap only after the foreground command ends, so the ranks run in the background. USR1 is forwarded once:
+# a second signal would end the ranks without a checkpoint.
+forwarded="" terminated="" cancelled=""
+forward() { [ -n "$forwarded" ] || [ -z "${ranks:-}" ] || kill -USR1 "$ranks"; forwarded=1; }
+trap 'interrupted=1; forward' USR1
+trap 'interrupted=1; terminated=1' TERM
+near_end() { # less than a minute is left: then TERM is from the time limit
+  local h m s
+  IFS=: read -r h m s < <(qstat -f "$PBS_JOBID" | sed -n 's/^ *Resource_List.walltime = //p')
+  [ -n "$s" ] && ((SECONDS + 60 >= 10#$h * 3600 + 10#$m * 60 + 10#$s))
+}
+told_to_end() { # by the batch system or the user
+  if [ -n "$terminated" ]; then
+    terminated=""
+    near_end || cancelled=1
+  fi
+  [ -n "$forwarded$cancelled" ]
+}
+
+cd "$PBS_O_WORKDIR" || exit 2
+setup || { echo "setup failed" >&2; exit 2; }
+export OMP_NUM_THREADS=8
+# A launcher may return 0 although no rank started. A training run is done only when its run directory says so.
+case " ${command[*]} " in
+  *" lsam train"*" --out $out "* | *" lsam_hpc train"*" --out $out "*) trains=1 ;;
+  *) trains="" ;; # other commands are judged by their exit code
+esac
+file_id() { ls -li --time-style=full-iso "$1" 2> /dev/null; }
+finished() { # the newest manifest says that the budget is spent; without checkpoints: this launch wrote the center
+  local sets=("$out"/checkpoints/set-*.json)
+  grep -qs '^ "finished": true' "${sets[@]: -1}" || [ "$(file_id "$out/checkpoints/center.pt")" != "$center" ]
+}
+why_unfinished() { # says why the launch failed, if it did
+  case ${trains:-other}-$code in
+    other-* | 1-2 | 1-3 | 1-4) return ;; # the ranks themselves returned 2, 3 or 4
+  esac
+  if [ "$(file_id "$out/config.json")" = "$config" ]; then
+    echo "no rank wrote $out/config.json, and the launcher returned $code"
+  elif [ "$code" = 0 ] && ! finished; then
+    echo "the launcher returned 0, but no manifest in $out/checkpoints says that the run is finished"
+  fi
+}
+launches=0
+while :; do
+  config=$(file_id "$out/config.json") center=$(file_id "$out/checkpoints/center.pt")
+  "${launch[@]}" "${command[@]}" &
+  ranks=$! launches=$((launches + 1)) interrupted=1
+  while [ -n "$interrupted" ]; do
+    interrupted=""
+    wait "$ranks" # a signal interrupts wait, not the ranks
+    code=$?
+    [ "$code" -ge 0 ] || code=143 # bash 5.2 loses the code of a process that ends at the moment of a signal
+    told_to_end
+  done
+  ranks="" why=$(why_unfinished)
+  [ -z "$why" ] || echo "launch $launches: $why" >&2
+  if [ -z "$why" ] || [ "$launches" -gt "$retries" ] || told_to_end; then break; fi
+  sleep "$((launches * pause))" &
+  wait $!
+  if told_to_end; then break; fi
+done
+[ -z "$why" ] || [ "$code" != 0 ] || code=75
+told_to_end
+
+# Do not restart after 0 (done), 1 and 2 (permanent errors) and 4 (done, but some ranks failed). Restart after all other
+# codes: 3 (stopped after a checkpoint), 75 (not done), above 128 (killed), and those of a launcher that lost a node.
+case $code in
+  0 | 1 | 2 | 4) ;;
+  *)
+    if [ -z "$cancelled" ] && [ "${LSAM_ATTEMPT:-0}" -lt "$requeues" ]; then
+      echo "code $code at $(date +%FT%T): restarting the job" >&2
+      qsub -v "LSAM_ATTEMPT=$((${LSAM_ATTEMPT:-0} + 1)),LSAM_OUT=$out" < "$0"
+    fi
+    ;;
+esac
+exit "$code"
