@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -12,10 +13,12 @@ import torch
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from lsam_hpc.distributed.chains import ChainRanks
 from lsam_hpc.distributed.exchange import GuardedExecutor, RmaCenter, ThreadExecutor
 from lsam_hpc.distributed.groups import Group, GroupCenter
 from lsam_hpc.distributed.heartbeats import Heartbeats
 from lsam_hpc.distributed.links import Links, Plan, salvaged_center, steps_known
+from lsam_hpc.distributed.sharded import ShardedChain
 from lsam_hpc.distributed.topology import GossipCenter, LeaderCenter
 from lsam_hpc.errors import RankLostError
 from lsam_hpc.optim.center import Center
@@ -45,6 +48,7 @@ class Communication:
         group_reduce: as of `LSAM`.
         group_ranks: as of `LSAM`.
         group_average: as of `LSAM`.
+        shard_ranks: the ranks of this rank's chain, each of which holds a part of `start`. Default: a rank holds all.
 
     Attributes:
         on_loss: called by the training thread when ranks are lost; it calls `recover`.
@@ -62,6 +66,7 @@ class Communication:
         group_reduce: Callable[[torch.Tensor], None] | None = None,
         group_ranks: Sequence[int] | None = None,
         group_average: Callable[[list[torch.Tensor]], None] | None = None,
+        shard_ranks: Sequence[int] | None = None,
     ) -> None:
         lockstep = options.mode == "lockstep"
         self.comm = comm
@@ -77,16 +82,19 @@ class Communication:
             publish = "sample"
         self.perturbed = publish == "perturbed"
         self._multiple = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        grouped = options.group_size > 1 or group_ranks is not None
-        make_group = partial(
-            Group,
-            size=options.group_size,
-            ascent=options.group_ascent,
-            reduce=group_reduce,
-            ranks=group_ranks,
-            average=group_average,
-        )
-        self._plan = Plan(publish != "none", topology == "center", options.wire_dtype, make_group if grouped else None)
+        make_group: Callable[[MPI.Intracomm], ChainRanks] | None = None
+        if shard_ranks is not None:
+            make_group = partial(ShardedChain, ranks=shard_ranks)
+        elif options.group_size > 1 or group_ranks is not None:
+            make_group = partial(
+                Group,
+                size=options.group_size,
+                ascent=options.group_ascent,
+                reduce=group_reduce,
+                ranks=group_ranks,
+                average=group_average,
+            )
+        self._plan = Plan(publish != "none", topology == "center", options.wire_dtype, make_group)
         self.links = Links(comm, self._plan, start)
         if self._plan.publishes:
             self.links.peers.states.publish(start)
@@ -124,7 +132,7 @@ class Communication:
         else:
             center = LeaderCenter(self.links.peers, lambda: self._heartbeats.unresponsive)
         self._single = center
-        return center if self.links.group is None else GroupCenter(center, self.links.group)
+        return center if self.links.group is None else self.links.group.center(center)
 
     @property
     def lost(self) -> bool:
@@ -163,7 +171,15 @@ class Communication:
         Only the training thread may call it, between steps. Calls of windows in the function are to be made by `call`.
         """
         while True:
-            if not self.lost:
+            group = self.links.group
+            if isinstance(group, ShardedChain) and faults.survivable():
+                done = False
+                with suppress(RankLostError):
+                    result, done = function(), True
+                # Its ranks recover at the same place: in a pass they would wait for each other.
+                if group.all_done(done=done):
+                    return result
+            elif not self.lost:
                 try:
                     return function()
                 except RankLostError:
@@ -230,8 +246,8 @@ class Communication:
             world = frozenset(faults.numbers_in_world(comm))
             faults.watch().leave_behind(self._in_world - world)
             try:
-                lost = [now for now, rank in enumerate(self.members) if rank not in members]
-                y, latest, missing = salvaged_center(before, comm, lost, read, version)
+                left = comm if before.group is None else before.group.holders_in(comm)
+                y, latest, missing = salvaged_center(before, left, read, version)
                 claimed = comm.allreduce(steps_known(before, steps, lowest=comm.rank == 0), MPI.MAX)
                 links = Links(comm, self._regrouped(members), y, claimed)
                 links.take_over(before, latest)
@@ -287,19 +303,18 @@ class Communication:
             self.executor = self._background = ThreadExecutor(self._stalls)
         if not isinstance(self._single, RmaCenter):
             self._single.meet(links.peers)
-        if isinstance(self.center, GroupCenter) and links.group is not None:
+        if isinstance(self.center, GroupCenter) and isinstance(links.group, Group):
             self.center.group = links.group
         self._watch_peers()
 
     def _regrouped(self, members: list[int]) -> Plan:
-        """Return the plan for the ranks that are left: they stay in their groups."""
+        """Return the plan for the ranks that are left: they stay in their chains."""
         group = self.links.group
         if group is None:
             return self._plan
         numbers = [self.members[rank] for rank in group.ranks]
         ranks = [now for now, number in enumerate(members) if number in numbers]
-        make_group = partial(Group, size=len(ranks), ascent="averaged" if group.ascent else "own", ranks=ranks)
-        return replace(self._plan, make_group=make_group)
+        return replace(self._plan, make_group=partial(group.again, ranks=ranks))
 
     def _failed(self) -> list[int]:
         """Return the failed ranks, as numbered in `links`."""

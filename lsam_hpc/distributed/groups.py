@@ -12,16 +12,15 @@ from mpi4py import MPI
 from torch import Tensor, distributed
 
 from lsam_hpc import rma
+from lsam_hpc.distributed.chains import ChainRanks
 from lsam_hpc.distributed.exchange import array
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.options.communication import GroupAscent
 
-_KEPT = 8  # draws; a broadcast may end for the leader before it does for others, so that it is some draws ahead
 
-
-class Group:
+class Group(ChainRanks):
     """Ranks with the same sample that average their gradients: G consecutive ranks, or those given by `ranks`.
 
     Args:
@@ -53,29 +52,22 @@ class Group:
         ranks: Sequence[int] | None = None,
         average: Callable[[list[Tensor]], None] | None = None,
     ) -> None:
-        first = comm.rank // size * size if ranks is None else min(ranks)
-        groups = comm.allgather((first, None if ranks is None else sorted(ranks)))
-        firsts = sorted({start for start, _ in groups})
-        for rank, (start, named) in enumerate(groups):
-            if named is not None and named != [r for r, (other, _) in enumerate(groups) if other == start]:
-                raise InputError(f"group_ranks: expected a partition, found {named} on rank {rank}", everywhere=True)
-        self.ranks = [rank for rank, (start, _) in enumerate(groups) if start == first]
-        self.comm = comm.Split(first, comm.rank)
-        self.link = self.comm.Dup()  # used by the exchange thread only
+        first = comm.rank // size * size
+        super().__init__(comm, range(first, first + size) if ranks is None else sorted(ranks), "group_ranks")
         self.ascent = ascent == "averaged"
-        self.index, self.chains = firsts.index(first), len(firsts)
         self._average = average
         foreign = None if average is not None else reduce or _backend(comm, size)
         self.can_shrink = average is None and foreign is None
         self._reduce = foreign or self._sum
         self._vector: FlatVector | None = None
-        self._draws = 0  # calls of `draw` that have returned
-        self._drawn: dict[int, int] = {}  # the results of the last calls, by number
 
-    @property
-    def leads(self) -> bool:
-        """Whether this rank exchanges for the group."""
-        return self.comm.rank == 0
+    def again(self, comm: MPI.Intracomm, ranks: Sequence[int]) -> Group:
+        """Return the same group among the ranks that are left, see `ChainRanks.again`; MPI averages in it."""
+        return Group(comm, len(ranks), "averaged" if self.ascent else "own", ranks=ranks)
+
+    def center(self, center: Center) -> Center:
+        """Return the center of the group, whose leader exchanges for all."""
+        return GroupCenter(center, self)
 
     def __call__(self, parameters: list[Tensor]) -> None:
         """Replace the gradients by their mean over the group.
@@ -102,30 +94,9 @@ class Group:
             if count:
                 p.grad = grad.copy_(mean)
 
-    def draw(self, number: Callable[[], int]) -> int:
-        """Call `number` on the leader only and return its result on all ranks of the group; collective."""
-        if self._draws not in self._drawn:
-            value = np.array([number() if self.leads else 0], np.int64)
-            rma.wait_without_spinning(self.comm.Ibcast(value))
-            self._drawn[self._draws] = int(value[0])
-            self._drawn.pop(self._draws - _KEPT, None)
-        self._draws += 1
-        return self._drawn[self._draws - 1]
-
-    def take_over(self, before: Group) -> None:
-        """Continue the draws of a group that lost ranks: what one member has drawn, the others draw too; collective."""
-        self._draws = before._draws
-        for drawn in self.comm.allgather(before._drawn):
-            self._drawn |= drawn
-
-    def close(self) -> None:
-        """Free the communicators; collective."""
-        self.link.Free()
-        self.comm.Free()
-
     def _sum(self, vector: Tensor) -> None:
         host = vector.cpu()
-        rma.wait_without_spinning(self.comm.Iallreduce(MPI.IN_PLACE, array(host)))
+        rma.wait_without_spinning(self.comm.Iallreduce(MPI.IN_PLACE, array(host)), host)
         if host is not vector:
             vector.copy_(host)
 
@@ -190,11 +161,11 @@ class GroupCenter:
             self._center.publish(state)
 
     def _broadcast(self, vector: Tensor) -> None:
-        rma.wait_without_spinning(self.group.link.Ibcast(array(vector)))
+        rma.wait_without_spinning(self.group.link.Ibcast(array(vector)), vector)
 
     def _group_version(self, act: Callable[[], int]) -> int:
         version = np.array([act() if self.group.leads else 0], np.int64)
-        rma.wait_without_spinning(self.group.link.Ibcast(version))
+        rma.wait_without_spinning(self.group.link.Ibcast(version), version)
         return int(version[0])
 
 

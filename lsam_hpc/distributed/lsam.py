@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lsam_hpc import rma
 from lsam_hpc.distributed.communication import Communication
 from lsam_hpc.distributed.groups import Group
+from lsam_hpc.distributed.sharded import ShardedChain, check_sharded, copy_first, shard_ranks
 from lsam_hpc.distributed.start import StartingLSAM
 from lsam_hpc.distributed.steps import STOP, EqualShares, GuardedCounter, LockstepShares, SharedSteps
 from lsam_hpc.errors import InputError, RankLostError
@@ -23,8 +24,9 @@ from lsam_hpc.optim import Exchange
 from lsam_hpc.optim.arguments import SAMArguments, check_arguments
 from lsam_hpc.optim.batchnorm import shared_tensors
 from lsam_hpc.optim.callback import StateCallback
+from lsam_hpc.optim.chain_state import add_to_group, with_group
 from lsam_hpc.optim.flat import FlatVector
-from lsam_hpc.optim.shards import check_whole
+from lsam_hpc.optim.shards import local_parts
 from lsam_hpc.optim.smoothed import SmoothedLoss
 from lsam_hpc.options.ascent import AscentOptions
 from lsam_hpc.options.communication import CommunicationOptions, check_communication, check_start
@@ -65,9 +67,11 @@ class LSAM(StartingLSAM, CollectiveContext):
         base: the optimizer that takes the step.
         {options}
         comm: communicator of the ranks. Default: COMM_WORLD.
-        model: module whose BatchNorm statistics move at x only, and are averaged by the center.
+        model: module whose BatchNorm statistics move at x only, and are averaged by the center. Needed if `fully_shard`
+            has sharded the parameters: the ranks of their device mesh are then one chain.
         on_exchange: called with the record of each exchange.
-        state_callback: called with the states of each exchange, in the thread that runs it.
+        state_callback: called with the states of each exchange, of which a rank of a sharded chain has its part, in the
+            thread that runs it.
         group_reduce: sums a vector over the ranks of a group in place. Default: torch.distributed if it is initialized,
             else Horovod if it is, else MPI.
         group_ranks: the ranks of this rank's group, where groups are not neighbours; the groups partition the ranks.
@@ -89,24 +93,30 @@ class LSAM(StartingLSAM, CollectiveContext):
         comm = (MPI.COMM_WORLD if arguments.comm is None else arguments.comm).Dup()
         sam = SAMArguments(**keywords(arguments, AscentOptions), model=arguments.model)
 
-        def check_all() -> CommunicationOptions:
+        def check_all() -> tuple[CommunicationOptions, list[int] | None]:
             check_arguments(base, sam)
-            check_whole(shared_tensors(base, None)[0])
+            ranks = shard_ranks(shared_tensors(base, None)[0], comm)
             check_coupling(part(arguments, CouplingOptions))
             options = part(arguments, CommunicationOptions)
+            if ranks is not None:
+                excluded = ("group_ranks", "group_reduce", "group_average", "synchronous_steps")
+                check_sharded(options, ranks, {name: getattr(arguments, name) for name in excluded})
+                options = replace(options, group_size=1)  # the chains are those of the mesh
             check_communication(options, comm.size, neighbours=arguments.group_ranks is None)
             check(part(arguments, StepOptions))
             check(part(arguments, StartOptions))
             check_start("synchronous_steps", arguments.synchronous_steps, options.topology, arguments.ascent)
-            return options if arguments.group_ranks is None else replace(options, group_size=len(arguments.group_ranks))
+            if arguments.group_ranks is not None:
+                options = replace(options, group_size=len(arguments.group_ranks))
+            return options, ranks
 
-        options = rma.raise_on_all(comm, check_all)
+        options, ranks = rma.raise_on_all(comm, check_all)
         params, statistics = shared_tensors(base, arguments.model)
-        shared = [*params, *statistics]
-        _require_equal(comm, arguments, shared)
+        _require_equal(comm, arguments, [*params, *statistics], ranks)
+        shared = [*local_parts(params), *statistics]
         start = FlatVector(shared, device="cpu")
         host = start.gather(shared).numpy()
-        comm.Bcast(host)
+        copy_first(comm, ranks, host)
         start.scatter(shared)
         self.comm = comm
         self._closed = False
@@ -119,6 +129,7 @@ class LSAM(StartingLSAM, CollectiveContext):
             options,
             seed=arguments.seed,
             max_delta_ratio=arguments.max_delta_ratio,
+            shard_ranks=ranks,
             **{name: getattr(arguments, name) for name in ("group_reduce", "group_ranks", "group_average")},
         )
         del start, host  # frees as much memory as the parameters take
@@ -135,11 +146,14 @@ class LSAM(StartingLSAM, CollectiveContext):
         coupling = keywords(arguments, CouplingOptions)
         if arguments.pull is None:
             coupling["pull"] = _default_pull(options, comm.size, chains)
+        sharded = group if isinstance(group, ShardedChain) else None
         super().__init__(
             base,
             self.communication.center,
-            **keywords(replace(sam, average=group), SAMArguments),
-            **{**coupling, "seed": arguments.seed * comm.size + index},
+            **keywords(replace(sam, average=group if isinstance(group, Group) else None), SAMArguments),
+            # Ranks that hold the same elements draw the same noise.
+            **{**coupling, "seed": arguments.seed * comm.size + (index if sharded is None else comm.rank)},
+            whole_norms=None if sharded is None else self._whole_norms,
             steps=steps,
             executor=self.communication.executor,
             publish_perturbed=self.communication.perturbed,
@@ -222,6 +236,11 @@ class LSAM(StartingLSAM, CollectiveContext):
                 self._start.group.close()
             self.comm.Free()
 
+    def _whole_norms(self, norms: list[float]) -> list[float]:
+        group = self.communication.links.group  # made anew when ranks are lost
+        assert isinstance(group, ShardedChain)
+        return group.whole_norms(norms)
+
     def _report_step(self, local_step: int, global_step: int) -> None:
         self.communication.links.peers.update(local_step, global_step, self._loss.value)
 
@@ -239,12 +258,12 @@ class LSAM(StartingLSAM, CollectiveContext):
         state = super()._state()
         y = torch.empty(self.communication.center.size, dtype=self._coupler.dtype)
         self.communication.center.peek(y)
-        state["loss"] = self._loss.value
-        state["center"] = {
-            "y": y,
+        center = {
+            "y": self.chain_state.pieces(y),
             "version": self.communication.center.version,
             "tickets": self.survive(lambda: self.claims.value) % STOP,
         }
+        add_to_group(state, {"loss": self._loss.value, "center": center})
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -257,15 +276,15 @@ class LSAM(StartingLSAM, CollectiveContext):
         super().load_state_dict(state_dict)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        size = self.communication.center.size
+        state_dict = with_group(state_dict, ["lsam", "center", "loss"])
 
         def check() -> dict[str, Any]:
-            self._coupler.checked(state_dict.get("lsam"))
+            self._chain_in(state_dict)
             center: dict[str, Any] | None = state_dict.get("center")
-            if center is None or center["y"].numel() != size:
-                found = "none" if center is None else f"one of {center['y'].numel()} elements"
-                raise InputError(f"state_dict: expected a center of {size} elements, found {found}")
-            return center
+            if center is None:
+                size = self.communication.center.size
+                raise InputError(f"state_dict: expected a center of {size} elements, found none")
+            return {**center, "y": self.chain_state.vector(center["y"])}
 
         def load() -> None:
             try:
@@ -277,16 +296,18 @@ class LSAM(StartingLSAM, CollectiveContext):
         state_dict = self._begin_load(state_dict)
         rma.raise_on_all(self.comm, load)
         self._end_load()
-        rank_0_center = self.comm.bcast(center)
+        first = self.communication.links.holders.bcast(center)
+        steps = self.comm.bcast(first["tickets"])
         self._loss.set(state_dict["loss"])
-        self.communication.load(
-            rank_0_center if self.shares_center else center, state_dict["lsam"]["sample"], rank_0_center["tickets"]
-        )
+        sample = self.chain_state.vector(state_dict["lsam"]["sample"])
+        self.communication.load(first if self.shares_center else center, sample, steps)
         self._report_step(self.local_step, self.global_step)
         rma.barrier(self.comm)
 
 
-def _require_equal(comm: MPI.Intracomm, arguments: LSAMArguments, shared: Sequence[Tensor]) -> None:
+def _require_equal(
+    comm: MPI.Intracomm, arguments: LSAMArguments, shared: Sequence[Tensor], ranks: Sequence[int] | None
+) -> None:
     """Raise InputError on all ranks unless the tensors' shapes and the options that must be equal are equal."""
     rma.require_equal(comm, "the number of parameters", sum(p.numel() for p in shared))
     rma.require_equal(comm, "the parameters' shapes and types", [(tuple(p.shape), p.dtype) for p in shared])
@@ -298,7 +319,14 @@ def _require_equal(comm: MPI.Intracomm, arguments: LSAMArguments, shared: Sequen
     for name in names:
         rma.require_equal(comm, name, getattr(arguments, name))
     rma.require_equal(comm, "group_ranks (given or not)", named)
-    together = arguments.mode == "lockstep" or named or arguments.group_size > 1 or arguments.synchronous_steps
+    rma.require_equal(comm, "the number of ranks that hold a chain's shards", 1 if ranks is None else len(ranks))
+    together = (
+        ranks is not None
+        or arguments.mode == "lockstep"
+        or named
+        or arguments.group_size > 1
+        or arguments.synchronous_steps
+    )
     if together and not callable(arguments.period):
         rma.require_equal(comm, "period (in lockstep or groups)", arguments.period)
 

@@ -11,8 +11,10 @@ from torch.amp import GradScaler
 
 from lsam_hpc.distributed.communication import Communication
 from lsam_hpc.distributed.groups import Group
+from lsam_hpc.distributed.sharded import ShardedChain
 from lsam_hpc.distributed.steps import STOP, EqualShares, SharedSteps
 from lsam_hpc.errors import RankLostError
+from lsam_hpc.optim.chain_state import COUNTS
 from lsam_hpc.optim.lsam import LocalLSAM
 from lsam_hpc.optim.smoothed import SmoothedLoss
 from lsam_hpc.rma import faults
@@ -66,7 +68,7 @@ class RecoveringLSAM(LocalLSAM):
                     return torch.tensor(self._loss.value)
 
     def _claim(self) -> int | None:
-        return self.survive(super()._claim)
+        return self.global_step if self._claimed else self.survive(super()._claim)
 
     def _collect(self, in_flight: int | None = None) -> None:
         try:
@@ -80,9 +82,12 @@ class RecoveringLSAM(LocalLSAM):
         group = self.communication.links.group
         if self.lockstep:
             raise RankLostError("a rank was lost: a run in lockstep cannot be repeated without it; resume it")
-        if group is not None and not group.can_shrink:
+        if isinstance(group, ShardedChain):
+            if group.lost:
+                raise RankLostError("a rank of this chain was lost, and with it a part of the model; resume the job")
+        elif group is not None and not group.can_shrink:
             raise RankLostError(
-                "a rank was lost: groups whose averages MPI does not compute cannot continue; resume the job"
+                "a rank was lost: chains whose gradients MPI does not average cannot continue; resume the job"
             )
         while self._coupler.busy:
             self._collect(0)
@@ -90,13 +95,15 @@ class RecoveringLSAM(LocalLSAM):
         stop = STOP if self._stop_wanted or self.stopped else 0
         self.communication.recover(*self._coupler.last_read(), claimed + stop)
         self._coupler.renew(self.communication.executor)
-        if group is not None:
+        if isinstance(group, Group):
             self._join_group(group)
+        elif isinstance(group, ShardedChain):
+            self._join_chain(group)
 
     def _join_group(self, before: Group) -> None:
         """Take over the state of the member that is furthest: the loss may have interrupted a step of the others."""
         group = self.communication.links.group
-        assert group is not None
+        assert isinstance(group, Group)
         assert isinstance(self._counter, SharedSteps)
         self.average = self._counter.group = group
         group.take_over(before)
@@ -107,3 +114,22 @@ class RecoveringLSAM(LocalLSAM):
             global_step, claimed = self.global_step, self._claimed and steps[rank] == steps[furthest]
             super()._load(state)
             self.global_step, self._claimed = global_step, claimed  # it draws its next step as the others did
+
+    def _join_chain(self, before: ShardedChain) -> None:
+        """Go on with the other ranks of a sharded chain; at the center, if the loss has left their parts apart."""
+        group = self.communication.links.group
+        assert isinstance(group, ShardedChain)
+        assert isinstance(self._counter, SharedSteps)
+        self._counter.group = group
+        group.take_over(before)
+        state = super()._state()
+        # The norms are the chain's, as the counts are; equal on all its ranks unless one of them dropped an exchange.
+        shared = {key: state["lsam"][key] for key in ["guard", *COUNTS] if key not in ("_claimed", "blocked")}
+        if len(set(map(str, group.comm.allgather({**shared, "guard": shared["guard"].tolist()})))) == 1:
+            return
+        y = torch.empty(self.communication.center.size, dtype=self._coupler.dtype)
+        self.communication.center.peek(y)
+        pieces, version = self.chain_state.pieces(y), self.communication.center.version
+        state["lsam"] |= group.comm.bcast(shared)
+        state["lsam"] |= {"sample": pieces, "anchor": pieces, "anchor_version": version}
+        super()._load(state)

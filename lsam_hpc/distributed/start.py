@@ -186,7 +186,8 @@ class StartingLSAM(RecoveringLSAM):
         """Continue as a chain of its own, or of its group."""
         for name, value in start.coupling.items():
             setattr(self._coupler, name, value)
-        self._average_over(self.communication.links.group, start.later)
+        group = self.communication.links.group
+        self._average_over(group if isinstance(group, Group) else None, start.later)
         start.active = False
 
     def _average_over(self, group: Group | None, counter: SharedSteps) -> None:
@@ -202,10 +203,10 @@ class StartingLSAM(RecoveringLSAM):
         sample = state["sample"].cpu()
         statistics = sample[sum(p.numel() for p in self._coupler.params) :]
         if statistics.numel():
-            rma.wait_without_spinning(self.comm.Iallreduce(MPI.IN_PLACE, array(statistics)))
+            rma.wait_without_spinning(self.comm.Iallreduce(MPI.IN_PLACE, array(statistics)), statistics)
             statistics.div_(self.comm.size)
         # The ranks' samples are equal where averaging gives all ranks the same bits: make sure of it.
-        rma.wait_without_spinning(self.comm.Ibcast(array(sample)))
+        rma.wait_without_spinning(self.comm.Ibcast(array(sample)), sample)
         windows = self.communication.links.windows
         assert windows is not None
         windows.set(sample.numpy(), version)

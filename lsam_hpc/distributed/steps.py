@@ -8,8 +8,8 @@ import numpy as np
 from mpi4py import MPI
 
 from lsam_hpc import rma
+from lsam_hpc.distributed.chains import ChainRanks
 from lsam_hpc.distributed.communication import Communication
-from lsam_hpc.distributed.groups import Group
 
 STOP = 1 << 40  # added to the shared counter by `LSAM.stop`: larger than any budget
 
@@ -46,7 +46,9 @@ class SharedSteps:
         group: ranks that take each step together. Default: no group.
     """
 
-    def __init__(self, counter: GuardedCounter, taken: Callable[[int, int], None], group: Group | None = None) -> None:
+    def __init__(
+        self, counter: GuardedCounter, taken: Callable[[int, int], None], group: ChainRanks | None = None
+    ) -> None:
         self.counter, self.taken, self.group = counter, taken, group
 
     def claim(self, local_step: int, since_exchange: int) -> int | None:
@@ -87,7 +89,7 @@ class EqualShares(SharedSteps):
         counter: GuardedCounter,
         taken: Callable[[int, int], None],
         comm: MPI.Intracomm,
-        group: Group | None = None,
+        group: ChainRanks | None = None,
     ) -> None:
         super().__init__(counter, taken, group)
         self.comm = comm
@@ -114,7 +116,7 @@ class LockstepShares(EqualShares):
         if since_exchange:
             return False
         latest = np.array([self.counter.value], np.int64)
-        rma.wait_without_spinning(self.comm.Iallreduce(MPI.IN_PLACE, latest, MPI.MAX))
+        rma.wait_without_spinning(self.comm.Iallreduce(MPI.IN_PLACE, latest, MPI.MAX), latest)
         return int(latest[0]) >= STOP
 
 
@@ -130,7 +132,12 @@ class CommonSteps(SharedSteps):
     """
 
     def __init__(
-        self, counter: GuardedCounter, taken: Callable[[int, int], None], group: Group, chains: int, later: SharedSteps
+        self,
+        counter: GuardedCounter,
+        taken: Callable[[int, int], None],
+        group: ChainRanks,
+        chains: int,
+        later: SharedSteps,
     ) -> None:
         super().__init__(counter, lambda local, last: taken(local, last + chains - 1), group)
         self._chains, self._later = chains, later

@@ -54,7 +54,7 @@ def DistributedOptimizer(  # noqa: N802, PLR0917 - Horovod's name and arguments
         groups: groups of parameters, within a group of ranks.
         sparse_as_dense: within a group.
         process_set: this rank's group. Default: `group_size` neighbouring ranks, or this rank alone.
-        **lsam: options of LSAM, see docs/horovod.md; they override LSAM_* variables and LSAM_CONFIG.
+        **lsam: options of LSAM, see docs/reference/horovod.md; they override LSAM_* variables and LSAM_CONFIG.
 
     Raises:
         InputError: an option is wrong, or `op` is Adasum.

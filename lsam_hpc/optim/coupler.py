@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,11 +18,12 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.optim.anchor import Anchor
 from lsam_hpc.optim.callback import StateCallback
 from lsam_hpc.optim.center import Center
-from lsam_hpc.optim.delta_filter import DeltaFilter
+from lsam_hpc.optim.delta_filter import DeltaFilter, WholeNorms, gap_norms
 from lsam_hpc.optim.executor import Executor, InlineExecutor
 from lsam_hpc.optim.flat import FlatVector
 from lsam_hpc.optim.in_flight import BufferPool, ExchangeBuffers, InFlightExchange
 from lsam_hpc.optim.record import Exchange
+from lsam_hpc.optim.shards import local_parts
 from lsam_hpc.options.coupling import Coupling
 
 
@@ -34,7 +34,7 @@ class Coupler:
     which applies the result to the sample. All arithmetic is on host vectors, in the executor's thread.
 
     Args:
-        params: the chain's parameters, P elements.
+        params: the chain's parameters; P elements, or of DTensors the P elements of this rank's parts.
         statistics: the BatchNorm statistics of the model, S elements.
         center: the shared variable y, P + S elements.
         coupling: `"elastic"`, `"kernel"` or `"restart"`: see `LocalLSAM`.
@@ -46,6 +46,8 @@ class Coupler:
         perturbed: True to publish the perturbed sample, which `take_perturbed` stages, instead of the sample.
         state_callback: receives the states of each exchange. None: no callback.
         tracks_movement: True to set `movement`.
+        whole_norms: as of `gap_norms`.
+        written: called after the parameters were written.
 
     Raises:
         InputError: the center's size is not P + S.
@@ -66,8 +68,12 @@ class Coupler:
         perturbed: bool,
         state_callback: StateCallback | None,
         tracks_movement: bool,
+        whole_norms: WholeNorms | None,
+        written: Callable[[], None],
     ) -> None:
-        self.params, self.tensors = params, [*params, *statistics]
+        self.params = local_parts(params)
+        self.tensors = [*self.params, *statistics]
+        self._whole_norms, self._written = whole_norms, written
         self.coupling, self.center_momentum = coupling, center_momentum
         self.center, self.delta_filter = center, delta_filter
         self.movement: list[Tensor] | None = None  # center as last but one read, minus as last read; on the CPU
@@ -75,7 +81,7 @@ class Coupler:
         self._executor = executor
         self._inline = isinstance(executor, InlineExecutor)
         self.fixed_delay = fixed_delay
-        self._size = sum(p.numel() for p in params)
+        self._size = sum(p.numel() for p in self.params)
         self._state_callback = state_callback
 
         self._buffers = BufferPool(self.params, self.tensors, max_delay, perturbed=perturbed, movement=tracks_movement)
@@ -111,7 +117,7 @@ class Coupler:
         """
         if self._state_callback is None or not self._state_callback.wants("perturbation", step):
             return
-        self._buffers.take_perturbation(offset())
+        self._buffers.take_perturbation(local_parts(offset()))
 
     @torch.no_grad()
     def start(self, pull: float, step: int) -> None:
@@ -168,10 +174,12 @@ class Coupler:
             self.center.peek(y.vector)
         try:
             y.scatter(self.tensors)
+            self._written()
             yield
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(self.tensors, sample)
+            self._written()
 
     @torch.no_grad()
     def read_center(self) -> list[Tensor]:
@@ -214,19 +222,17 @@ class Coupler:
             "guard": self.delta_filter.state_dict(),
         }
 
-    def checked(self, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Return a saved state, or raise InputError if it does not fit this chain."""
-        size = self._center.numel()
-        if state is None or state["sample"].numel() != size or (state["velocity"] is None) != (self._velocity is None):
-            text = "none" if state is None else f"{state['sample'].numel()} elements, or another center_momentum"
-            raise InputError(f"state_dict: expected the state of a chain of {size} elements, found {text}")
-        return state
+    @property
+    def has_velocity(self) -> bool:
+        """True if the center has momentum."""
+        return self._velocity is not None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned, and set the parameters and statistics to the saved sample."""
         sample = FlatVector(self.tensors, dtype=self._center.dtype)
         sample.vector.copy_(state["sample"])
         sample.scatter(self.tensors)
+        self._written()
         self._center.copy_(state["anchor"])
         if self.anchor is not None:
             self.anchor.load(self._center)
@@ -247,13 +253,8 @@ class Coupler:
                 self._center_version = self._read_center(buffers)
             version_read = version_added = self._center_version
             gap = torch.sub(x, y, out=x if self._gap is None else self._gap)
-            distance = float(torch.linalg.vector_norm(gap[: self._size]))
-            norm = math.hypot(distance, float(torch.linalg.vector_norm(gap[self._size :])))
-            # A center at 0 gives no scale: assume elements of size 1.
-            reference = (
-                float(torch.linalg.vector_norm(y)) or math.sqrt(len(y)) if self.delta_filter.needs_reference else 0.0
-            )
-            accepted = self.delta_filter.accepts(pull * norm, reference)
+            norms = gap_norms(gap, self._size, y if self.delta_filter.needs_reference else None, self._whole_norms)
+            accepted = self.delta_filter.accepts(pull * norms.all, norms.reference)
             delta = gap.mul_(pull)
             if accepted:
                 added = delta if self._velocity is None else self._velocity.mul_(self.center_momentum).add_(delta)
@@ -281,8 +282,8 @@ class Coupler:
             seconds=seconds,
             version_read=version_read,
             version_added=version_added,
-            center_distance=distance,
-            delta_norm=distance * pull,
+            center_distance=norms.parameters,
+            delta_norm=norms.parameters * pull,
             bytes=self.center.nbytes * passes,
             accepted=accepted,
         )
@@ -346,3 +347,4 @@ class Coupler:
             (torch._foreach_copy_ if self._inline else torch._foreach_add_)(self.params, params)
         if self.anchor is not None:
             self.anchor.load_views(views)
+        self._written()

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.options.coupling import DELTA_RATIO
@@ -12,6 +17,34 @@ from lsam_hpc.options.coupling import DELTA_RATIO
 WINDOW = 64  # accepted norms that the median is taken over
 MIN_NORMS = 8  # with fewer accepted norms, a delta up to the center's norm is accepted too
 MAX_REJECTIONS = 32  # consecutive finite rejections after which the limit is raised
+
+WholeNorms = Callable[[list[float]], list[float]]
+
+
+class GapNorms(NamedTuple):
+    """The norms that decide on an exchange, of the whole chain."""
+
+    parameters: float  # |x - y| of the parameters
+    all: float  # |x - y| of the parameters and the statistics
+    reference: float  # |y|, or 0 if it is not needed
+
+
+def gap_norms(gap: Tensor, size: int, y: Tensor | None, whole_norms: WholeNorms | None) -> GapNorms:
+    """Return the norms of x - y and of y.
+
+    Args:
+        gap: this rank's part of x - y, first the parameters', then the statistics'.
+        size: number of the parameters' elements.
+        y: this rank's part of the center. None: the filter needs no reference.
+        whole_norms: returns the norms of a chain of which each rank holds a part, given those of this rank's parts;
+            collective. None: this rank holds the whole chain.
+    """
+    norms = [float(torch.linalg.vector_norm(part)) for part in (gap[:size], gap[size:])]
+    if y is not None:
+        norms += [float(torch.linalg.vector_norm(y)), math.sqrt(len(y))]
+    parameters, rest, *scales = norms if whole_norms is None else whole_norms(norms)
+    # A center at 0 gives no scale: assume elements of size 1.
+    return GapNorms(parameters, math.hypot(parameters, rest), next(filter(None, scales), 0.0))
 
 
 class DeltaFilter:

@@ -25,7 +25,8 @@ def present(parameters: Iterable[Tensor]) -> Gradients:
         RuntimeError: no parameter has a gradient.
         InputError: a gradient is sparse.
     """
-    gradients = Gradients([], [])
+    params: list[Tensor] = []
+    grads: list[Tensor] = []
     for p in parameters:
         if (grad := p.grad) is not None:
             if grad.layout is not torch.strided:
@@ -33,11 +34,11 @@ def present(parameters: Iterable[Tensor]) -> Gradients:
                     f"gradients: expected dense gradients, found {grad.layout} for a parameter of shape "
                     f"{tuple(p.shape)}: an embedding needs sparse=False"
                 )
-            gradients.params.append(p)
-            gradients.grads.append(grad)
-    if not gradients.params:
+            params.append(p)
+            grads.append(grad)
+    if not params:
         raise RuntimeError("no parameter has a gradient: call loss.backward() first, in step's closure too")
-    return gradients
+    return Gradients(params, grads)
 
 
 def clear(params: Iterable[Tensor]) -> None:

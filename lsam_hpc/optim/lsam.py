@@ -20,30 +20,20 @@ from lsam_hpc.optim.ascents.center import CenterMovement
 from lsam_hpc.optim.batchnorm import preserve_module_state, recalibrate, shared_tensors
 from lsam_hpc.optim.callback import StateCallback
 from lsam_hpc.optim.center import Center
+from lsam_hpc.optim.chain_state import ChainState, add_to_group, counts_of, set_counts, with_group
 from lsam_hpc.optim.coupler import Coupler
-from lsam_hpc.optim.delta_filter import DeltaFilter
+from lsam_hpc.optim.delta_filter import DeltaFilter, WholeNorms
 from lsam_hpc.optim.executor import Executor, InlineExecutor
 from lsam_hpc.optim.gradients import Gradients
 from lsam_hpc.optim.noise import LangevinNoise
 from lsam_hpc.optim.record import Exchange
 from lsam_hpc.optim.sam import SAM
+from lsam_hpc.optim.shards import check_whole
 from lsam_hpc.optim.steps import LocalSteps, StepCounter
 from lsam_hpc.options.coupling import CouplingOptions, check_coupling
 from lsam_hpc.options.keywords import documented, takes_after_two
 from lsam_hpc.options.option import argument, keywords, part
 from lsam_hpc.options.schedules import evaluate, evaluate_period
-
-# Key in a saved state -> attribute that holds the count.
-_COUNTS = {
-    "_claimed": "_claimed",
-    "exchanges": "exchanges",
-    "refused": "rejected",
-    "staleness_sum": "staleness_sum",
-    "staleness_max": "staleness_max",
-    "blocked": "blocked",
-    "center_distance": "center_distance",
-    "_since_exchange": "_since_exchange",
-}
 
 
 @dataclass(frozen=True)
@@ -56,6 +46,7 @@ class ChainArguments(CouplingOptions, SAMArguments):
     state_callback: StateCallback | None = argument()
     fixed_delay: bool = argument()
     publish_perturbed: bool = argument()
+    whole_norms: WholeNorms | None = argument()
 
 
 @documented(ChainArguments)
@@ -89,6 +80,8 @@ class LocalLSAM(SAM):
         fixed_delay: apply results at the next exchange, not before, so that all ranks of a group apply them at the
             same step. Default False.
         publish_perturbed: publish the chain's perturbed samples in place of its samples. Default False.
+        whole_norms: of a chain whose parameters are DTensors, so that the vectors are this rank's parts: returns the
+            norms over all ranks of the chain, given those of the parts; collective. Default: no DTensors.
 
     Raises:
         InputError: an option is out of its range, or the center has another size than the parameters.
@@ -103,6 +96,8 @@ class LocalLSAM(SAM):
     def __init__(self, base: Optimizer, center: Center, arguments: ChainArguments) -> None:
         check_coupling(part(arguments, CouplingOptions))
         refuse_pair(arguments)
+        if arguments.whole_norms is None and isinstance(base, Optimizer):  # anything else is refused below
+            check_whole(p for group in base.param_groups for p in group["params"])
         super().__init__(base, **keywords(arguments, SAMArguments))
         self.coupling = arguments.coupling
         self.pull = 0.9 if arguments.pull is None else arguments.pull
@@ -122,6 +117,7 @@ class LocalLSAM(SAM):
         self._since_exchange = 0
         self._claimed = False
         params, statistics = shared_tensors(base, arguments.model)
+        self.chain_state = ChainState(params, statistics)
         self._coupler = Coupler(
             params=params,
             statistics=statistics,
@@ -135,6 +131,8 @@ class LocalLSAM(SAM):
             perturbed=bool(arguments.publish_perturbed),
             state_callback=arguments.state_callback,
             tracks_movement=arguments.ascent == "center",
+            whole_norms=arguments.whole_norms,
+            written=self.perturbation.drop_gathered,
         )
         self._noise = LangevinNoise(self.parameters[0].device, arguments.seed)
         if (callable(self.temperature) or self.temperature > 0) and not _is_plain_sgd(base):
@@ -240,11 +238,8 @@ class LocalLSAM(SAM):
     def _state(self) -> dict[str, Any]:
         self.drain()
         state = super()._state()
-        state["lsam"] = {
-            **self._coupler.state_dict(),
-            "generator": self._noise.generator.get_state(),
-            **{key: getattr(self, name) for key, name in _COUNTS.items()},
-        }
+        chain = {**self.chain_state.packed(self._coupler.state_dict()), **counts_of(self)}
+        add_to_group(state, {"lsam": {**chain, "generator": self._noise.generator.get_state()}})
         return state
 
     @torch.no_grad()
@@ -257,13 +252,16 @@ class LocalLSAM(SAM):
         super().load_state_dict(state_dict)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        chain = self._coupler.checked(state_dict.get("lsam"))
+        chain = self._chain_in(with_group(state_dict, ["lsam"]))
         self.drain()
         super()._load(state_dict)
         self._coupler.load_state_dict(chain)
-        self._noise.generator.set_state(chain["generator"].cpu())
-        for key, name in _COUNTS.items():
-            setattr(self, name, chain[key])
+        self._noise.load(chain["generator"], self.local_step)
+        set_counts(self, chain)
+
+    def _chain_in(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return the chain in a saved state, or raise InputError if it does not fit."""
+        return self.chain_state.unpacked(state_dict.get("lsam"), velocity=self._coupler.has_velocity)
 
     def _claim(self) -> int | None:
         """Return the step that was claimed and not taken yet, or else claim a global step; None if all chains stop."""

@@ -47,7 +47,6 @@ class Perturbation:
         self._gathering = fully_sharded(model)
         self._sharded = False  # True if some of the parameters are DTensors
 
-    @torch.no_grad()
     def apply(
         self,
         params: list[Tensor],
@@ -58,7 +57,7 @@ class Perturbation:
         again: bool = False,
         further: bool = False,
     ) -> None:
-        """Move the parameters to x + e.
+        """Move the parameters to x + e; in torch.no_grad().
 
         Args:
             params: the parameters.
@@ -73,7 +72,7 @@ class Perturbation:
             params, grads = [params[i] for i in chosen], [grads[i] for i in chosen]
             rhos = [rhos[i] for i in chosen] if isinstance(rhos, list) else rhos
         if further:
-            self._drop_gathered()
+            self.drop_gathered()
         else:
             self.leave(params)
         try:
@@ -94,15 +93,15 @@ class Perturbation:
     def leave(self, params: list[Tensor]) -> None:
         """Save the current parameters as x; `undo` restores them, however they are moved in between."""
         self._save(params)
-        self._drop_gathered()
+        self.drop_gathered()
         self.active = True
 
-    @torch.no_grad()
     def undo(self) -> None:
         """Restore the parameters to x."""
         if self._params:
-            torch._foreach_copy_(self._parts(self._params), self._parts(self._copies))
-        self._drop_gathered()
+            with torch.no_grad():  # `restore` may be called in a loop in phases
+                torch._foreach_copy_(self._parts(self._params), self._parts(self._copies))
+        self.drop_gathered()
         self.active = False
 
     def offset(self, params: list[Tensor]) -> list[Tensor]:
@@ -138,7 +137,7 @@ class Perturbation:
             self.norm = abs(rhos) * unit * length
             add_scaled_(xs, ds, rhos * unit)
 
-    def _drop_gathered(self) -> None:
+    def drop_gathered(self) -> None:
         """Make the next pass gather the parameters anew: after a pass without backward some are still gathered."""
         for module in self._gathering:
             module.reshard()
@@ -155,7 +154,6 @@ class Perturbation:
         pieces = [_flatten_dense_tensors(small[i : i + SLICE]) for i in range(0, len(small), SLICE)]
         return _norm_of_parts([tensors[i] for i in self._large] + pieces)
 
-    @torch.no_grad()
     def _save(self, params: list[Tensor]) -> None:
         same = len(params) == len(self._params) and all(a is b for a, b in zip(params, self._params, strict=True))
         if not same or any(

@@ -23,7 +23,6 @@ from lsam_hpc.optim.gradients import Gradients, check_real, present
 from lsam_hpc.optim.masks import resolve
 from lsam_hpc.optim.perturbation import Perturbation
 from lsam_hpc.optim.radii import Radii, signed
-from lsam_hpc.optim.shards import check_whole
 from lsam_hpc.optim.state import is_made_by, join, split
 from lsam_hpc.optim.wrapper import OptimizerWrapper
 from lsam_hpc.options.ascent import Ascent
@@ -67,8 +66,6 @@ class SAM(OptimizerWrapper):
         check_arguments(base, arguments)
         if arguments.ascent == "center" and not self.has_center:
             raise InputError("ascent: expected center with LSAM only, found it without a center")
-        if self.has_center:
-            check_whole(p for group in base.param_groups for p in group["params"])
         gamma, eta, mask = float(arguments.gamma), float(arguments.eta), resolve(arguments)
         self.perturbation = Perturbation(gamma, arguments.metric, eta, mask, arguments.model)
         super().__init__(base, {"rho": arguments.rho})
@@ -148,18 +145,19 @@ class SAM(OptimizerWrapper):
             raise InputError("step: expected opt.step(closure, scaler) with a scaler, found scaler.step(opt, closure)")
         if closure is None:
             if self._unfinished:  # after perturb() and restore()
-                with self.in_step():
-                    return self.update(scaler)
+                return self.in_step(self.update, scaler)
             if is_made_by(self.param_groups):
                 return self.base.step()
             raise InputError("step: expected a closure, found None; without one call perturb(), restore() and update()")
+        return self.in_step(self._step, closure, scaler, batch)
+
+    @torch.no_grad()  # each further change of the mode takes microseconds; `Closure` computes gradients
+    def _step(self, closure: Callable[..., Any], scaler: GradScaler | None, batch: object) -> Any:  # noqa: ANN401
         self.check_unperturbed("step")
-        passes = Closure(closure, batch, same_random_numbers=self.same_random_numbers)
-        with self.in_step():
-            self.begin_step(scaler)
-            with self.masked():
-                loss = self._ascent.passes(self, passes, scaler)
-            self.update(scaler)
+        self.begin_step(scaler)
+        with self.masked():
+            loss = self._ascent.passes(self, Closure(closure, batch, self.same_random_numbers), scaler)
+        self.update(scaler)
         if isinstance(loss, (Tensor, float)):
             self.observe(loss)
         return loss
@@ -194,9 +192,8 @@ class SAM(OptimizerWrapper):
             self.begin_step(scaler)
         self.climb(scaler)
 
-    @torch.no_grad()
     def climb(self, scaler: GradScaler | None) -> None:
-        """Move to x + e along the gradients that the ascent returns."""
+        """Move to x + e along the gradients that the ascent returns; in torch.no_grad()."""
         ascent, finite = self._ascent.gradients(self, scaler)
         self.overflow = not finite
         if finite:
@@ -233,24 +230,24 @@ class SAM(OptimizerWrapper):
         if not self._unfinished:
             raise RuntimeError("update: no step has begun: call perturb() first, after loss.backward()")
         if all(p.grad is None for p in self.parameters):
-            raise RuntimeError(
-                "update: no parameter has a gradient: call loss.backward() between perturb() and restore()"
-            )
-        with self.step_hooks():
-            if self.average is not None:
-                self._average(self.average, scaler)
-            keys = self._ascent.unscaled_by(self)
-            finite = (not keys or unscale(scaler, *keys)) and not self.overflow
-            self.overflow = False
-            if finite:
-                if self.perturbation.mask.in_steps:
-                    self.perturbation.mask.before_descent(self.parameters)
-                self._ascent.before_descent(self)
-                self._descend()
-                self._ascent.after_descent(self)
-            self._opt_called = True  # learning-rate schedulers of torch check this attribute
-            self._unfinished = False
-            self._finish()
+            hint = "call loss.backward() between perturb() and restore()"
+            raise RuntimeError(f"update: no parameter has a gradient: {hint}")
+        self.hooks("pre")
+        if self.average is not None:
+            self._average(self.average, scaler)
+        keys = self._ascent.unscaled_by(self)
+        finite = (not keys or unscale(scaler, *keys)) and not self.overflow
+        self.overflow = False
+        if finite:
+            if self.perturbation.mask.in_steps:
+                self.perturbation.mask.before_descent(self.parameters)
+            self._ascent.before_descent(self)
+            self._descend()
+            self._ascent.after_descent(self)
+        self._opt_called = True  # learning-rate schedulers of torch check this attribute
+        self._unfinished = False
+        self._finish()
+        self.hooks("post")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; its `rho` defaults to this optimizer's."""
@@ -302,7 +299,7 @@ class SAM(OptimizerWrapper):
     def ascend(
         self, ascent: Gradients, *, keep: bool = False, radius: float | None = None, further: bool = False
     ) -> None:
-        """Move to x + e along gradients.
+        """Move to x + e along gradients; in torch.no_grad().
 
         Args:
             ascent: the gradients; overwritten unless `keep` is True.

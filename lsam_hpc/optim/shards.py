@@ -32,6 +32,20 @@ def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t._local_tensor if is_sharded(t) else t for t in tensors]
 
 
+def with_parts(parts: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return DTensors placed as `tensors`, of which this rank holds `parts`; a plain tensor's part is returned."""
+    if not any_sharded(tensors):
+        return list(parts)
+    from torch.distributed.tensor import DTensor
+
+    return [
+        DTensor.from_local(part, t.device_mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride())
+        if is_sharded(t)
+        else part
+        for part, t in zip(parts, tensors, strict=True)
+    ]
+
+
 def clones(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return copies of plain tensors and DTensors."""
     # torch's calls on a list of tensors take no mixture of both kinds.

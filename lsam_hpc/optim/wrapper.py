@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -25,7 +24,7 @@ class OptimizerWrapper(Optimizer):
     def __init__(self, base: Optimizer, defaults: dict[str, Any]) -> None:
         super().__init__(base.param_groups, {**base.defaults, **defaults})
         self.base = base
-        self._in_step = False
+        self._in_step = False  # True in the body of `step`
 
     # Properties: the base optimizer replaces these objects when it loads a state. torch's constructor sets them.
     @property
@@ -50,24 +49,22 @@ class OptimizerWrapper(Optimizer):
         """Clear the gradients, as the base optimizer does: Opacus' has more to clear."""
         self.base.zero_grad(set_to_none)
 
-    @contextmanager
-    def in_step(self) -> Iterator[None]:
-        """Return a context for the body of `step`, around which torch calls the hooks of a step."""
+    def in_step(self, function: Callable[..., Any], *args: Any) -> Any:  # noqa: ANN401
+        """Call a function as the body of `step`, around which torch calls the hooks of a step."""
         self._in_step = True
         try:
-            yield
+            return function(*args)
         finally:
             self._in_step = False
 
-    @contextmanager
-    def step_hooks(self) -> Iterator[None]:
-        """Return a context that calls the hooks of a step, for a method that takes a step outside `step`."""
-        called = not self._in_step
-        for before in self._optimizer_step_pre_hooks.values() if called else ():
-            before(self, (), {})
-        yield
-        for after in self._optimizer_step_post_hooks.values() if called else ():
-            after(self, (), {})
+    def hooks(self, when: Literal["pre", "post"]) -> None:
+        """Call the hooks of a step, in a method that takes a step outside `step`, around which torch calls them."""
+        if self._in_step:
+            return
+        before, after = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
+        hooks: Mapping[int, Callable[..., object]] = before if when == "pre" else after
+        for hook in hooks.values():
+            hook(self, (), {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state and this one's; `torch.load(weights_only=True)` can read both."""

@@ -1,4 +1,4 @@
-"""Writes the table of all options: `python -m lsam_hpc.options.page > docs/options.md`."""
+"""Writes the table of all options: `python -m lsam_hpc.options.page > docs/reference/options.md`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ scripts as a keyword of `DistributedOptimizer` or a variable (`LSAM_PERIOD=8`). 
 `synchronous_steps`; `LSAM` those of the ascent, the coupling, the communication, the count of steps and the start;
 Horovod scripts all but those of training, of the count of steps and of the start.
 
-Made by `python -m lsam_hpc.options.page > docs/options.md`.
+Made by `python -m lsam_hpc.options.page > docs/reference/options.md`.
 """
 CONCERNS = (
     AscentOptions,

@@ -20,6 +20,8 @@ def evaluate(name: str, value: ScalarOrSchedule, step: int) -> float:
         InputError: the value is not a finite number >= 0.
     """
     number = value(step) if callable(value) else value
+    if type(number) is float and 0 <= number < math.inf:  # at every step; the checks below take several times as long
+        return number
     if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 0 <= number < math.inf:
         when = f" at global step {step}" if callable(value) else ""
         raise InputError(f"{name}: expected a finite number >= 0, found {number!r}{when}")
@@ -42,6 +44,8 @@ def evaluate_period(value: ScalarOrSchedule, step: int) -> int:
         InputError: it is not such a number.
     """
     number = value(step) if callable(value) else value
+    if type(number) is int and number >= 1:
+        return number
     if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 1 <= number < math.inf or number % 1:
         raise InputError(f"period: expected a whole number of steps >= 1, found {number!r}")
     return int(number)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lsam_hpc.errors import InputError
 from lsam_hpc.options.option import COUNT, NOT_NEGATIVE, PART, POSITIVE, Range, option
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "folder")
+IMAGE_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "folder")
+TEXT = "text"
+DATASETS = (*IMAGE_SETS, TEXT)
+BUILT_IN = ("digits", TEXT)  # data sets that need no --data-dir
 MODELS = ("mlp", "cnn", "cnn-tiny", "resnet18", "wrn16-8", "vgg16", "vit")
+TEXT_MODELS = ("gpt-tiny", "gpt-small")
+CONTEXT = 128  # default of `context`
 STRAGGLERS = "none, or some of RANK:FACTOR, spread:SIGMA, pause:CHANCE:SECONDS"
 PROFILE = "FIRST:END"
 IMAGES = Range(least=1, whole=True)
@@ -19,9 +25,20 @@ class TrainingOptions:
     """The training job."""
 
     data: str = option("digits", f"data set: {', '.join(DATASETS)}, or your own MODULE:FUNCTION")
-    data_dir: str | None = option(None, "directory with the data set's files as published")
-    subset: int | None = option(None, "training images to use, the same fraction of each class; default: all", IMAGES)
-    validation: int = option(0, "number of training images to hold out for testing, in place of the test set", COUNT)
+    data_dir: str | None = option(
+        None, "directory with the data set's files as published; of text, a file or a folder of *.txt"
+    )
+    context: int = option(
+        CONTEXT,
+        "text: bytes per window, of which a mini-batch has --batch-size; the byte after each is predicted",
+        IMAGES,
+    )
+    subset: int | None = option(
+        None, "training images (text: windows) to use, the same fraction of each class; default: all", IMAGES
+    )
+    validation: int = option(
+        0, "number of training images (text: windows) to hold out for testing, in place of the test set", COUNT
+    )
     label_noise: float = option(0.0, "fraction of the training labels to replace by wrong labels", PART)
     data_seed: int = option(0, "seed of --subset, --validation and --label-noise, independent of --seed", COUNT)
     augment: Literal["none", "standard"] = option(
@@ -35,7 +52,9 @@ class TrainingOptions:
         0.1, "largest change of a value in an adversarial image, in the units of the normalised images", NOT_NEGATIVE
     )
     model: str | None = option(
-        None, f"model: {', '.join(MODELS)}, or your own MODULE:FUNCTION; default: depends on --data"
+        None,
+        f"model: {', '.join(MODELS)}, for text {' and '.join(TEXT_MODELS)}, or your own MODULE:FUNCTION; default: "
+        "depends on --data",
     )
     initial_state: str | None = option(
         None, "file with the model's state_dict to start from, for example RUN/checkpoints/center.pt; default: random"
@@ -50,7 +69,7 @@ class TrainingOptions:
     )
     epochs: float = option(120.0, "passes over the training set, by all ranks together", POSITIVE)
     steps: int | None = option(None, "steps of all chains together, in place of --epochs", Range(least=1, whole=True))
-    batch_size: int = option(32, "images per mini-batch of a rank", IMAGES)
+    batch_size: int = option(32, "images (text: windows) per mini-batch of a rank", IMAGES)
     selection: Literal["none", "esam", "ausam"] = option(
         "none",
         "images of a mini-batch to compute gradients of. esam: in the second pass, those whose loss the ascent raises "
@@ -89,6 +108,11 @@ class TrainingOptions:
         0.0,
         "fraction of the gradient's coordinates, those of largest magnitude, to clip to the largest of the others",
         Range(least=0, below=1),
+    )
+    shard: Literal["none", "fsdp2"] = option(
+        "none",
+        "fsdp2: the --group-size ranks of a chain each hold a part of the model and of all its states (torch's "
+        "fully_shard); chains then exchange part by part",
     )
     synchronous: bool = option(False, "data parallel: all ranks form one chain, and the center is its sample")
     synchronous_start: float = option(
@@ -133,3 +157,11 @@ class TrainingOptions:
     )
     out: str | None = option(None, "run directory; default: runs/DATA-DATE")
     overwrite: bool = option(False, "replace the run in --out")
+
+
+def check_text(options: TrainingOptions) -> None:
+    """Raise InputError for the first option that needs images: for data that are text."""
+    only = {"augment": "none", "cutout": 0, "adversarial": "none", "channels_last": False, "selection": "none"}
+    for name, value in only.items():
+        if (chosen := getattr(options, name)) != value:
+            raise InputError(f"{name}: expected {value} with text, found {chosen}")

@@ -203,7 +203,7 @@ class Center(CollectiveContext):
         version = self.version
         for rank in self._layout.order(self.comm.rank):
             for first, end, at in self._layout.chunks(rank):
-                # Not Get: it may mix bytes of an element from before and after an add (docs/exchange.md).
+                # Not Get: it may mix bytes of an element from before and after an add (docs/explanation/exchange.md).
                 place = (at, end - first, self._type)
                 self._window.Get_accumulate((None, 0, self._type), (out[first:end], self._type), rank, place, MPI.NO_OP)
         self._window.Flush_all()

@@ -19,8 +19,18 @@ def barrier(comm: MPI.Intracomm) -> None:
     wait_without_spinning(comm.Ibarrier())
 
 
-def wait_without_spinning(request: MPI.Request) -> None:
+_GIVEN_UP: list[object] = []  # requests and their buffers, to which MPI may still write
+
+
+def wait_without_spinning(
+    request: MPI.Request, *buffers: object, lost: Callable[[], bool] = lambda: faults.watch().lost
+) -> None:
     """Wait for a request without spinning, so that a waiting rank leaves its core to working ones.
+
+    Args:
+        request: to wait for.
+        buffers: that it uses. mpi4py does not keep them.
+        lost: returns whether a rank that the request needs is lost. Default: whether any is.
 
     Raises:
         RankLostError: a rank has failed meanwhile, in a job with ULFM.
@@ -28,7 +38,8 @@ def wait_without_spinning(request: MPI.Request) -> None:
     pause = 1e-5
     try:
         while not request.Test():
-            if faults.watch().lost:
+            if lost():
+                _GIVEN_UP.append((request, buffers))
                 raise RankLostError("a rank has failed that others wait for")
             time.sleep(pause)
             pause = min(2 * pause, 1e-3)

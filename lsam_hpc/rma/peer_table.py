@@ -61,6 +61,9 @@ class PeerTable:
         self.names: list[str] = comm.allgather(MPI.Get_processor_name())
         self._records = MPI.Win.Allocate(RECORD.itemsize, 1, comm=comm)
         self._record = np.asarray(self._records.tomemory()).view(RECORD)
+        # Views of one element each: to make them takes several times as long as to write into them.
+        names = ("heartbeats", "step", "global_step", "loss")
+        self._heartbeats, self._step, self._global_step, self._loss = (self._record[name] for name in names)
         self._record[:] = 0
         self._record["loss"] = self._record["results"] = np.nan
         # The last record received from each rank, the receive buffer, and the pending request for the next record.
@@ -92,14 +95,14 @@ class PeerTable:
             global_step: steps of all ranks.
             loss: smoothed mini-batch loss.
         """
-        self._record["step"] = step
-        self._record["global_step"] = global_step
-        self._record["loss"] = loss
+        self._step[0] = step
+        self._global_step[0] = global_step
+        self._loss[0] = loss
         self.heartbeat()
 
     def heartbeat(self) -> None:
         """Show the other ranks that this one is alive."""
-        self._record["heartbeats"] += 1
+        self._heartbeats[0] += 1
         self._records.Sync()  # from here on the others' Gets see the stores above
 
     def records(self) -> NDArray[np.void]:

@@ -64,7 +64,7 @@ class ProgressThread(CollectiveContext):
 
     Args:
         comm: the ranks; the thread uses a duplicate.
-        interval: seconds between two rounds. Default 1e-3; docs/performance.md gives the cost of shorter intervals.
+        interval: seconds between two rounds. Default 1e-3. Shorter ones: docs/explanation/performance.md.
         serve: called in each round, in the helper thread. Default: nothing.
 
     Raises:

@@ -45,7 +45,7 @@ def _bfloat16() -> np.dtype[Any]:
         import ml_dtypes
     except ImportError:
         raise InputError(
-            "wire_dtype bfloat16: expected the package ml_dtypes (pip install ml_dtypes), found none"
+            "wire_dtype bfloat16: expected the package ml_dtypes (pip install 'lsam-hpc[train]'), found none"
         ) from None
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype

@@ -52,7 +52,8 @@ def prepare(
 
 def _files_of_a_run(run_dir: Path) -> list[Path]:
     """Return the files that a run wrote, without other files in the same folders."""
-    logs = [file for file in run_dir.iterdir() if re.fullmatch(r"config\.json|run\.h5|rank-\d{4,}\.h5", file.name)]
+    pattern = r"config\.json|run\.h5|rank-\d{4,}(-shard-\d{4,})?\.h5"
+    logs = [file for file in run_dir.iterdir() if re.fullmatch(pattern, file.name)]
     pattern = r"center\.pt|set-\d{12}\.json|rank-\d{4,}-\d{12}\.pt|.*\.tmp"
     checkpoints = run_dir / "checkpoints"
     saved = [file for file in checkpoints.iterdir() if re.fullmatch(pattern, file.name)] if checkpoints.is_dir() else []

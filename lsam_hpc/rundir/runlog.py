@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,7 +14,8 @@ import torch
 
 from lsam_hpc.optim import Exchange
 from lsam_hpc.options.logging import LOCKING, LoggingOptions, names_of, snapshots_of
-from lsam_hpc.rundir.sketches import StateLog
+from lsam_hpc.rundir.parts import ChainPart
+from lsam_hpc.rundir.sketches import SketchLog, StateLog
 from lsam_hpc.trajectory import CountSketch, Earlier, TrajectoryWriter, layer_groups
 from lsam_hpc.trajectory.provenance import git_state, machine
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """The log of one rank's training.
+    """The log of one rank's training; the ranks of a sharded chain have one log, which the first of them writes.
 
     Args:
         run_dir: the run directory; it must exist.
@@ -40,6 +41,12 @@ class RunLog:
             `options.log_limit`. Default: unknown, and `options.sketch_every` counts alone.
         period: least number of steps between exchanges. Default 1.
         curvature: whether the curvature is measured. Default False.
+        taken: this rank's steps in earlier attempts. Default: those of `earlier`.
+        part: this rank's part of a sharded chain, from `chain_part`. Default: the rank is a chain.
+        earlier_part: the file of an earlier attempt with the snapshots of this part. Default: none.
+
+    Attributes:
+        writer: of the chain's log; None on ranks of a sharded chain that do not write it.
 
     Raises:
         InputError: the file exists already or cannot be made.
@@ -58,37 +65,63 @@ class RunLog:
         steps: int | None = None,
         period: int = 1,
         curvature: bool = False,
+        taken: int = 0,
+        part: ChainPart | None = None,
+        earlier_part: Earlier | None = None,
     ) -> None:
         groups = layer_groups(layout, options.sketch_groups)
+        states = names_of(options.sketch_states)
+        sketch = (
+            CountSketch(groups[-1].stop, groups, options.sketch_buckets, int(attributes["seed"]))
+            if options.sketch_every
+            else None
+        )
+        if part is not None:
+            rank, attributes = part.chain, {**attributes, "ranks": part.chains}
         snapshots = snapshots_of(options) if rank == 0 or options.snapshot_ranks == "all" else None
-        self.writer = TrajectoryWriter(
+        make_writer = partial(
+            TrajectoryWriter,
             run_dir,
             rank,
-            layout,
-            attributes,
-            options.flush_seconds,
-            sketch=CountSketch(groups[-1].stop, groups, options.sketch_buckets, int(attributes["seed"]))
-            if options.sketch_every
-            else None,
-            sketched=names_of(options.sketch_states),
-            snapshots=snapshots,
-            curvature=curvature,
+            flush_seconds=options.flush_seconds,
             locking=LOCKING[options.hdf5_locking],
-            earlier=earlier,
             reserve_bytes=reserve_bytes,
-            limit_bytes=int(1e6 * options.log_limit),
         )
+        self.writer: TrajectoryWriter | None = None
+        if part is None or part.leads:
+            self.writer = make_writer(
+                layout=layout,
+                attributes=attributes,
+                sketch=sketch,
+                sketched=states,
+                snapshots=snapshots if part is None else None,
+                curvature=curvature,
+                earlier=earlier,
+                limit_bytes=int(1e6 * options.log_limit),
+            )
+        self._shard: TrajectoryWriter | None = None  # of the snapshots of this rank's part
+        if part is not None and snapshots is not None:
+            self._shard = make_writer(
+                layout=part.layout,
+                attributes=attributes,
+                snapshots=snapshots,
+                shard=part.comm.rank,
+                earlier=earlier_part,
+            )
         self.sketch_every = options.sketch_every
         if steps is not None and options.sketch_every:
             self.sketch_every = sketch_interval(options, len(groups), steps, period)
-        last = -1 if earlier is None else earlier.steps
-        logs_states = snapshots is not None or options.sketch_every > 0
-        self.state_callback = StateLog(self.writer, self.sketch_every, last) if logs_states else None
+        last = (taken or (earlier.steps if earlier else 0)) or -1  # equal on all ranks of a chain
+        sketches = None if sketch is None else SketchLog(self.writer, sketch, states, part)
+        in_full = self.writer if part is None else self._shard
+        logs_states = snapshots is not None or sketches is not None
+        self.state_callback = StateLog(sketches, in_full, self.sketch_every, last) if logs_states else None
 
     def exchange(self, record: Exchange) -> None:
         """Log an exchange."""
-        columns = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-        self.writer.exchange(iteration=columns.pop("step"), staleness=record.staleness, **columns)
+        if self.writer is not None:
+            columns = dict(vars(record))
+            self.writer.exchange(iteration=columns.pop("step"), staleness=record.staleness, **columns)
 
     def step(self, opt: LSAM, global_step: int, loss: float) -> None:
         """Log the step that an optimizer has just taken.
@@ -99,7 +132,17 @@ class RunLog:
             loss: mini-batch loss.
         """
         norms = {"grad_norm": float(opt.grad_norm), "perturbation_norm": float(opt.perturbation_norm)}
-        self.writer.step(**self.columns(opt, global_step), loss=loss, **norms)
+        self.add_step(**self.columns(opt, global_step), loss=loss, **norms)
+
+    def add_step(self, **columns: float) -> None:
+        """Log a step that ends now, see `TrajectoryWriter.step`."""
+        if self.writer is not None:
+            self.writer.step(**columns)
+
+    def curvature(self, **columns: float) -> None:
+        """Log a measurement of the curvature, see `TrajectoryWriter.curvature`."""
+        if self.writer is not None:
+            self.writer.curvature(**columns)
 
     @staticmethod
     def columns(opt: LSAM, global_step: int) -> dict[str, float]:
@@ -124,9 +167,19 @@ class RunLog:
             opt.show()
             self.state_callback.whole = False
 
+    def flush(self) -> None:
+        """Write all rows logged so far to the files, where readers see them."""
+        for writer in self._writers:
+            writer.flush()
+
     def close(self, result: Mapping[str, float] | None = None) -> None:
-        """Write the remaining rows and, for a finished run, its result (keys: `schema.RESULT`); then close the file."""
-        self.writer.close(result)
+        """Write the remaining rows, for a finished run its result (keys: `schema.RESULT`) too, and close the files."""
+        for writer in self._writers:
+            writer.close(result if writer is self.writer else None)
+
+    @property
+    def _writers(self) -> list[TrajectoryWriter]:
+        return [writer for writer in (self.writer, self._shard) if writer is not None]
 
     def __enter__(self) -> RunLog:
         return self

@@ -67,10 +67,12 @@ def make_augment(name: str, cutout: int, shape: torch.Size, *, mirror: bool) -> 
         shape: of the images, (N, C, H, W).
         mirror: whether the mirror image of an image keeps its label.
     """
+    if name == "none" and not cutout:
+        return None  # text has no height
     height, width = shape[2:]
     if name == "standard":
         return Augment(height, width, (height + 4) // 8, mirror=mirror, cutout=cutout)
-    return Augment(height, width, cutout=cutout) if cutout else None
+    return Augment(height, width, cutout=cutout)
 
 
 def _interval(size: int, middle: Tensor, length: int) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lsam_hpc.train.augment import Augment
-from lsam_hpc.train.dataset import Images
+from lsam_hpc.train.dataset import Inputs, Labels
 
+BLOCK = 2**18  # elements of inputs that are read at once: several small mini-batches, which is faster, in 1 MiB
 _AUGMENT_STREAM = 1 << 31  # XORed into the seed for the augmentation's own random stream; torch seeds have 32 bits
 
 
@@ -19,8 +21,8 @@ class Batches:
     `ids` are the indices of the last mini-batch in the training set, shape (size,).
 
     Args:
-        x: N images, or a tensor of shape (N, ...).
-        y: shape (N,).
+        x: N images or windows of text, or a tensor of shape (N, ...).
+        y: labels of shape (N,), of text (N, context).
         size: of a mini-batch, at most N; an incomplete mini-batch at the end of a pass is dropped.
         seed: of the orders and of the augmentation.
         augment: augments each mini-batch. Default: none.
@@ -29,8 +31,8 @@ class Batches:
 
     def __init__(
         self,
-        x: Images | Tensor,
-        y: Tensor,
+        x: Inputs | Tensor,
+        y: Labels,
         size: int,
         seed: int,
         augment: Augment | None = None,
@@ -38,7 +40,9 @@ class Batches:
         channels_last: bool = False,
     ) -> None:
         self._x, self._y, self._size, self._augment = x, y, min(size, len(y)), augment
-        self._format = torch.channels_last if channels_last else torch.preserve_format
+        self._channels_last = channels_last
+        self._per_block = max(1, BLOCK // (self._size * x.shape[1:].numel()))  # mini-batches
+        self._read: deque[tuple[Tensor, Tensor, Tensor]] = deque()  # mini-batches that were read, and their indices
         self._generator = torch.Generator().manual_seed(seed)
         self._augment_generator = torch.Generator().manual_seed(seed ^ _AUGMENT_STREAM)
         self.ids = torch.empty(0, dtype=torch.int64)
@@ -48,15 +52,15 @@ class Batches:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        if self._at + self._size > len(self._y):
-            self._begin_pass()
-        chosen = self._order[self._at : self._at + self._size]
+        if not self._read:
+            self._read_block()
+        x, y, self.ids = self._read.popleft()
         self._at += self._size
-        self.ids = chosen
-        x = self._x[chosen]
         if self._augment is not None:
             x = self._augment(x, self._augment_generator)
-        return x.to(memory_format=self._format), self._y[chosen]
+        if self._channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        return x, y
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next mini-batch and the random states."""
@@ -69,7 +73,17 @@ class Batches:
         self._at = state["at"]
         self._augment_generator.set_state(state["changes"])
 
+    def _read_block(self) -> None:
+        if self._at + self._size > len(self._y):
+            self._begin_pass()
+        count = min(self._per_block, (len(self._y) - self._at) // self._size)
+        chosen = self._order[self._at : self._at + count * self._size]
+        # unsafe: unlike views, the parts may be changed in place by a model, each without an effect on the others.
+        x, y, ids = (torch.unsafe_split(t, self._size) for t in (self._x[chosen], self._y[chosen], chosen))
+        self._read.extend(zip(x, y, ids, strict=True))
+
     def _begin_pass(self) -> None:
         self._before = self._generator.get_state()
         self._order = torch.randperm(len(self._y), generator=self._generator).to(self._y.device)
         self._at = 0
+        self._read.clear()

@@ -16,22 +16,26 @@ from lsam_hpc.optim.clipping import clip_coordinates
 from lsam_hpc.optim.samples import AUSAM, ESAM, ConAdv, Selection, split_batchnorm
 from lsam_hpc.optim.tvlars import TVLARS
 from lsam_hpc.options.ascent import AscentOptions
+from lsam_hpc.options.command_line import flags_in_messages
 from lsam_hpc.options.coupling import CouplingOptions
 from lsam_hpc.options.option import keywords
 from lsam_hpc.options.schedules import late
+from lsam_hpc.options.training import check_text
 from lsam_hpc.train import data
 from lsam_hpc.train.augment import Augment, make_augment
 from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.models import build
-from lsam_hpc.train.selection import OPTIONS
 
 _SELECTION_STREAM = 1 << 30  # XORed into the seed of the mini-batches, as batches.py does for the augmentation
 
 
 def make_dataset(config: TrainConfig) -> data.Dataset:
-    """Return the data set of the options; check that `augment` and `cutout` fit it."""
-    dataset = data.load(config.data, config.data_dir, **{name: getattr(config, name) for name in OPTIONS})
+    """Return the data set of the options; check that those for images, such as `augment` and `cutout`, fit it."""
+    dataset = data.load(config.data, config.data_dir, **{name: getattr(config, name) for name in data.OPTIONS})
+    if dataset.is_text:
+        with flags_in_messages():
+            check_text(config)
     augmentation(config, dataset)
     return dataset
 
@@ -44,8 +48,7 @@ def augmentation(config: TrainConfig, dataset: data.Dataset) -> Augment | None:
 def make_model(config: TrainConfig, dataset: data.Dataset) -> nn.Module:
     """Return the model of the options, initialized from the seed."""
     torch.manual_seed(config.seed)
-    _, channels, height, width = dataset.train_x.shape
-    model = build(config.model, config.data, (channels, height, width), dataset.classes)
+    model = build(config.model, config.data, tuple(dataset.train_x.shape[1:]), dataset.classes)
     if config.adversarial == "conadv":
         split_batchnorm(model)
     make_mask(config, model, dataset, 1)  # raises before the run directory is made if the model does not fit
@@ -80,16 +83,16 @@ def make_mask(config: TrainConfig, model: nn.Module, dataset: data.Dataset, chai
 
 
 class _Samples:
-    """The training images and labels, one by one."""
+    """The training images or windows with their labels, one by one."""
 
-    def __init__(self, x: data.Images, y: Tensor) -> None:
+    def __init__(self, x: data.Inputs, y: data.Labels) -> None:
         self._x, self._y = x, y
 
     def __len__(self) -> int:
         return len(self._y)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._x[index : index + 1][0], self._y[index]
+        return self._x[index : index + 1][0], self._y[index : index + 1][0]
 
 
 def sampler_options(config: TrainConfig, model: nn.Module, dataset: data.Dataset, chains: int) -> dict[str, Any]:
@@ -119,6 +122,7 @@ def make_adversary(config: TrainConfig, batches: Batches, model: nn.Module, data
     """Return the stream of mini-batches with adversarial images, or None; they keep to the images' range of values."""
     if config.adversarial == "none":
         return None
+    assert isinstance(dataset.train_x, data.Images)  # check_text refuses others
     low, high = dataset.train_x.limits
     return ConAdv(batches, model, config.adversarial_epsilon, low=low, high=high)
 

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.optim.shards import is_sharded
+from lsam_hpc.train.data import OPTIONS
 from lsam_hpc.train.manifest import FILE, SET, Manifest, file_name, manifests, parsed
-from lsam_hpc.train.selection import OPTIONS
+from lsam_hpc.train.parts import part_of
 from lsam_hpc.util.files import replace_file
 from lsam_hpc.util.log import get_logger
 
@@ -41,6 +43,10 @@ class Checkpoints:
         config: the job's options, for the manifest.
         keep: number of sets to keep.
         flush: flushes the log; called in the writing thread before each file: no checkpoint is ahead of the log.
+        parts: neighbouring ranks that hold a chain together. Default 1.
+
+    Attributes:
+        pending: steps of the sets without a manifest of which this rank has written its file.
 
     Raises:
         InputError: the folder cannot be made.
@@ -56,6 +62,7 @@ class Checkpoints:
         config: dict[str, Any],
         keep: int,
         flush: Callable[[], object],
+        parts: int = 1,
     ) -> None:
         try:
             folder.mkdir(exist_ok=True)
@@ -63,20 +70,24 @@ class Checkpoints:
             raise InputError(f"{folder}: expected a folder that can be made, found: {error.strerror}") from error
         self.seconds = 0.0  # time taken to write the last file
         self._folder, self._rank, self._ranks, self._keep = folder, rank, ranks, keep
-        self._layout, self._config, self._flush = list(layout), config, flush
+        self._layout, self._config, self._flush, self._parts = list(layout), config, flush, parts
+        self._with_center: set[int] = set()  # steps of this rank's files that hold the center
         self._thread: threading.Thread | None = None
-        self._pending: list[int] = []  # sets without a manifest of which this rank has written its file
+        self.pending: list[int] = []
         self._last_scan = 0.0
         self._error: OSError | RuntimeError | None = None  # why the last file was not written
 
-    def write(self, step: int, state: State) -> None:
+    def write(self, step: int, state: State, *, center: bool = True) -> None:
         """Copy a state and write it in a thread, after the previous write has ended; warn once if the disk fails.
 
         Args:
             step: of the set.
             state: of this rank: tensors, numbers, strings, and lists and dicts of them.
+            center: whether it holds the center. Default True.
         """
         self.wait()
+        if center:
+            self._with_center.add(step)
         copied = copied_to_host(state)
         self._thread = threading.Thread(target=self._write, args=(step, copied), name="lsam-checkpoint")
         self._thread.start()
@@ -128,7 +139,7 @@ class Checkpoints:
             at_once: scan the folder even if the last scan was less than `SCAN_SECONDS` ago.
         """
         alive = [rank for rank in range(self._ranks) if rank not in failed]
-        if not self._pending or self._rank != min(alive, default=self._rank):
+        if not self.pending or self._rank != min(alive, default=self._rank):
             return
         if not at_once and time.monotonic() - self._last_scan < SCAN_SECONDS:
             return
@@ -143,18 +154,27 @@ class Checkpoints:
         for file in self._folder.iterdir():
             if match := FILE.fullmatch(file.name):
                 written.setdefault(int(match[1]), []).append(int(match[2]))
-        for step in list(self._pending):
+        for step in list(self.pending):
             # A slow rank may have skipped sets: its next file then serves for them.
             chosen = [min((s for s in written.get(rank, []) if s >= step), default=None) for rank in range(self._ranks)]
             if any(chosen[rank] is None for rank in alive):
                 continue
             names = [None if s is None else file_name(rank, s) for rank, s in enumerate(chosen)]
+            if not self._has_center(names, step):
+                self.pending.remove(step)  # the rank that held the center was lost before it wrote: no set
+                continue
             sizes = [0 if name is None else (self._folder / name).stat().st_size for name in names]
             Manifest(step, self._layout, self._config, names, sizes).write(self._folder)
-            self._pending.remove(step)
-        if len(self._pending) > INCOMPLETE:
+            self.pending.remove(step)
+        if len(self.pending) > INCOMPLETE:
             self._remove_incomplete(written)
         self._remove_old()
+
+    def _has_center(self, names: list[str | None], step: int) -> bool:
+        """Return whether the center is in a set's files: those of a chain below this rank's, or this chain's."""
+        below = self._rank // self._parts * self._parts
+        chains = (names[at : at + self._parts] for at in range(0, below, self._parts))
+        return step in self._with_center or any(None not in chain for chain in chains)
 
     def _write(self, step: int, state: State) -> None:
         self._flush()
@@ -166,7 +186,7 @@ class Checkpoints:
             return
         self._report(None)
         self.seconds = time.perf_counter() - clock
-        self._pending.append(step)
+        self.pending.append(step)
 
     def _report(self, error: OSError | RuntimeError | None) -> None:
         """Warn if the disk fails, until it works again."""
@@ -241,7 +261,15 @@ def check(manifest: Manifest, layout: Sequence[tuple[str, tuple[int, ...]]], con
             f"--resume: expected a checkpoint of this model, found a difference in {name}: "
             f"{theirs.get(name, 'none')} in the checkpoint, {ours.get(name, 'none')} in this job"
         )
-    older = {"mode": manifest.config.get("schedule"), "selection": "none", "adversarial": "none"}  # not saved then
+    sharded = manifest.config.get("shard", "none")
+    if sharded == "none" != config.get("shard", "none"):
+        raise InputError(f"--shard: expected none, as in the checkpoint, found {config['shard']}")
+    older = {  # not saved then
+        "mode": manifest.config.get("schedule"),
+        "selection": "none",
+        "adversarial": "none",
+        "context": config.get("context"),
+    }
     names = ("data", *OPTIONS, "topology", "center_momentum", "coupling", "mode", "budget", "selection", "adversarial")
     for name in names:
         saved = manifest.config.get(name, older.get(name))
@@ -262,12 +290,25 @@ def clear(folder: Path, keep: Manifest | None) -> None:
             file.unlink()
 
 
-def copied_to_host(value: Any) -> Any:  # noqa: ANN401
-    """Return a deep copy in host memory."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: copied_to_host(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(copied_to_host(part) for part in value)
-    return value
+def copied_to_host(value: Any, copies: dict[int, Any] | None = None) -> Any:  # noqa: ANN401
+    """Return a deep copy in host memory, with DTensors as `parts.Part`; what the value holds twice, the copy does too.
+
+    Args:
+        value: tensors, dicts, lists and tuples, and what cannot change.
+        copies: copies that were made already, by the id of the object. Default: none.
+    """
+    copies = {} if copies is None else copies
+    if id(value) in copies:
+        return copies[id(value)]
+    copy = value
+    if isinstance(value, torch.Tensor) and is_sharded(value):
+        copy = part_of(value)
+    elif isinstance(value, torch.Tensor):
+        copy = value.detach().to("cpu", copy=True)
+    elif isinstance(value, dict):
+        copy = {key: copied_to_host(part, copies) for key, part in value.items()}
+    elif isinstance(value, (list, tuple)):
+        copy = type(value)(copied_to_host(part, copies) for part in value)
+    if copy is not value:
+        copies[id(value)] = copy
+    return copy

@@ -12,12 +12,14 @@ import torch
 from mpi4py import MPI
 
 from lsam_hpc import rma
+from lsam_hpc.errors import RankLostError
 from lsam_hpc.optim import accelerators
 from lsam_hpc.optim.curvature import TopEigenvalue
 from lsam_hpc.optim.samples import ConAdv, Selection
 from lsam_hpc.train.checkpoint import Checkpoints, State, copied_to_host
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.job import Chain
+from lsam_hpc.train.parts import mesh_of, placed
 
 POLL = 8  # local steps between two reads of the shared step of the next set; over a network each is a round trip
 EARLY = 45.0  # s until the first checkpoint at the latest: a job that fails early has something to resume from
@@ -67,12 +69,17 @@ class CheckpointScheduler:
         if number is not None:
             self._last = number
             before()
-            self._checkpoints.write(number, self._state())
-        self._checkpoints.write_manifests(self._opt.unresponsive_ranks)
+            state = self._state()
+            self._checkpoints.write(number, state, center=state["opt"]["center"]["y"] is not None)
+        if self._checkpoints.pending:
+            self._checkpoints.write_manifests(self._opt.unresponsive_ranks)
 
     def last_state(self) -> State:
-        """Return a copy of the state in host memory, after all chains have ended."""
-        state: State = copied_to_host(self._state())
+        """Return a copy of the state in host memory, after all chains have ended; each rank's holds the center.
+
+        The rank that evaluates may be lost before it writes its file.
+        """
+        state: State = copied_to_host(self._state(center=True))
         return state
 
     def close(self) -> None:
@@ -91,7 +98,7 @@ class CheckpointScheduler:
         if time.perf_counter() >= self._request_at:
             self._request_at = time.perf_counter() + (self._interval() if self._auto else math.inf)
             if self._opt.comm.rank == self._first():
-                self._opt.survive(lambda: self._request(number + self._ahead * self._opt.comm.size))
+                self._request(number + self._ahead * self._opt.comm.size)
         if self._opt.local_step % POLL == 0:  # by steps, not by time: the ranks of a group must read at the same step
             self._next = self._opt.survive(lambda: self._opt.alike(self._published))
         reached = self._next <= number or not self._opt.lockstep
@@ -104,7 +111,10 @@ class CheckpointScheduler:
 
     def _request(self, at: int) -> None:
         counter: rma.Counter = self._requested  # type: ignore[assignment]
-        self._opt.communication.call(lambda: counter.add(at - counter.value))
+        try:
+            self._opt.communication.call(lambda: counter.add(at - counter.value))
+        except RankLostError:
+            self._request_at = time.perf_counter()  # again, after the recovery
 
     def _renew(self, comm: MPI.Intracomm) -> None:
         """Publish the steps to the ranks that are left, after ranks were lost."""
@@ -127,10 +137,12 @@ class CheckpointScheduler:
         """
         return math.sqrt(2 * (self._checkpoints.seconds or FIRST_SECONDS) * self._mtbf)
 
-    def _state(self) -> State:
+    def _state(self, *, center: bool = False) -> State:
+        """Return this rank's state; with `center`, also where the file of another rank holds the center."""
         opt = self._opt.state_dict()
-        if self._opt.shares_center and self._opt.comm.rank > self._first():
-            opt["center"]["y"] = None  # the file of the lowest rank holds it
+        parts = self._chain.parts
+        if not center and self._opt.shares_center and self._opt.comm.rank // parts > self._first() // parts:
+            opt["center"]["y"] = None  # the file of the lowest rank holds it, or those of the lowest sharded chain
         return {
             "opt": opt,
             "batches": self._chain.batches.state_dict(),
@@ -147,13 +159,15 @@ def resume(chain: Chain, state: State | None, center: State | None) -> None:
     Args:
         chain: just made.
         state: of this rank, None if the set has no file of it.
-        center: the saved center; read on rank 0 only.
+        center: the saved center; read on rank 0 only, but of a sharded chain each rank has its part.
 
     Raises:
         InputError: a state does not fit; on all ranks alike.
     """
     opt = chain.opt
-    center = opt.comm.bcast(center)
+    mesh = mesh_of(chain.model)
+    center = opt.comm.bcast(center) if mesh is None else center
+    state, center = placed(state, mesh), placed(center, mesh)
     opt_state = state["opt"] if state is not None else opt.state_dict()
     if state is None:  # a new chain begins at the center
         opt_state["lsam"] |= {"sample": center["y"], "anchor": center["y"], "anchor_version": center["version"]}
@@ -162,7 +176,8 @@ def resume(chain: Chain, state: State | None, center: State | None) -> None:
     opt.load_state_dict(opt_state)
     if state is None:
         return
-    chain.batches.load_state_dict(state["batches"])
+    if state["batches"] is not None:  # else the chain had another number of ranks: this one draws anew
+        chain.batches.load_state_dict(state["batches"])
     for name, part in _parts(chain).items():
         if name in state or name != "curvature":  # it may be measured from now on
             part.load_state_dict(state[name])

@@ -18,7 +18,7 @@ from lsam_hpc.options.files import read_options, unknown_option
 from lsam_hpc.options.logging import LoggingOptions, check_logging
 from lsam_hpc.options.option import check, part
 from lsam_hpc.options.recipes import RECIPES
-from lsam_hpc.options.training import DATASETS, MODELS, TrainingOptions
+from lsam_hpc.options.training import BUILT_IN, DATASETS, MODELS, TEXT_MODELS, TrainingOptions
 from lsam_hpc.train.profile import profiled
 from lsam_hpc.train.tracking import trackers
 from lsam_hpc.util.arguments import Parser
@@ -31,11 +31,11 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
     def check(self) -> None:
         """Raise InputError for the first option that is out of range or excluded by another."""
         check(self, flag)
-        for name, known in (("data", DATASETS), ("model", MODELS)):
+        for name, known in (("data", DATASETS), ("model", (*MODELS, *TEXT_MODELS))):
             value = getattr(self, name)
             if value is not None and value not in known and ":" not in value:
                 raise InputError(f"--{name}: expected one of {', '.join(known)} or MODULE:FUNCTION, found {value!r}")
-        if self.data != "digits" and ":" not in self.data and self.data_dir is None:
+        if self.data not in BUILT_IN and ":" not in self.data and self.data_dir is None:
             raise InputError(f"--data-dir: expected the directory of {self.data}'s files, found none")
         if self.ascent == "sampa" and (self.group_size > 1 or self.synchronous):
             raise InputError("--ascent: expected another ascent than sampa in groups")
@@ -47,6 +47,8 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
                     raise InputError(f"{flag(name)}: expected {only} with --selection {self.selection}, found {value}")
             if self.rho == 0:
                 raise InputError(f"--rho: expected > 0 with --selection {self.selection}, found {self.rho}")
+        if self.shard != "none":
+            self._check_shard()
         if self.optimizer in ("lars", "lamb") and find_spec("pytorch_optimizer") is None:
             raise InputError(
                 f"--optimizer {self.optimizer}: expected pytorch_optimizer (pip install 'lsam-hpc[train]'), found none"
@@ -68,6 +70,30 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
             check_start("synchronous_start", self.synchronous_start, self.topology, self.ascent)
             check_logging(part(self, LoggingOptions))
 
+    def _check_shard(self) -> None:
+        """Raise InputError for the first option that sharded chains exclude."""
+        excluded = (
+            ("optimizer", ("sgd", "adamw")),
+            ("mask", ("all", "norm")),
+            ("topology", ("center",)),
+            ("publish", ("none",)),
+            ("synchronous_start", (0.0,)),
+            ("clip_coordinates", (0.0,)),
+            ("selection", ("none",)),
+            ("adversarial", ("none",)),
+            ("channels_last", (False,)),
+            ("curvature_every", (0,)),
+        )
+        for name, allowed in excluded:
+            if (value := getattr(self, name)) not in allowed:
+                expected = " or ".join(map(str, allowed)) if allowed != (False,) else "none"
+                raise InputError(f"{flag(name)}: expected {expected} with --shard {self.shard}, found {value}")
+
+    @property
+    def parts(self) -> int:
+        """Number of ranks that hold a model together."""
+        return self.group_size if self.shard != "none" else 1
+
     def together(self, ranks: int) -> TrainConfig:
         """Return the options; with `synchronous`, one group of all ranks whose sample is the center."""
         if not self.synchronous:
@@ -78,8 +104,11 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
 
     def check_communication(self, ranks: int) -> None:
         """Raise InputError for the first option of the communication that is wrong for this number of ranks."""
+        options = part(self, CommunicationOptions)
         with flags_in_messages():
-            check_communication(part(self, CommunicationOptions), ranks)
+            if self.shard != "none" and ranks % self.group_size == 0:
+                options = dataclasses.replace(options, group_size=1)  # a chain counts as a rank
+            check_communication(options, ranks)
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:

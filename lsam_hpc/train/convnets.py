@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-Shape = tuple[int, int, int]  # channels, height, width
+Shape = tuple[int, ...]  # of an input: channels, height and width of an image; bytes of a window of text
 
 
 class _Block(nn.Module):

@@ -9,18 +9,17 @@ from torch import nn
 from lsam_hpc.optim.curvature import TopEigenvalue
 from lsam_hpc.rundir.runlog import RunLog
 from lsam_hpc.train.config import TrainConfig
-from lsam_hpc.train.data import Dataset
+from lsam_hpc.train.dataset import Dataset, batch_size
 from lsam_hpc.train.job import Chain
-
-BATCH = 512  # images in a batch, as in the landscape programs: BatchNorm's statistics depend on it
 
 
 def top_eigenvalue(config: TrainConfig, model: nn.Module, dataset: Dataset) -> TopEigenvalue | None:
-    """Return what measures the model on the first training images, or None; both are on the same device."""
+    """Return what measures the model on the first training images or windows, or None; both are on one device."""
     if not config.curvature_every:
         return None
     x, y = dataset.train_x[: config.curvature_images], dataset.train_y[: config.curvature_images]
-    return TopEigenvalue(model, list(zip(x.split(BATCH), y.split(BATCH), strict=True)), seed=config.seed)
+    size = batch_size(y)  # as in the landscape programs: BatchNorm's statistics depend on it
+    return TopEigenvalue(model, list(zip(x.split(size), y.split(size), strict=True)), seed=config.seed)
 
 
 class CurvatureLog:
@@ -58,7 +57,7 @@ class CurvatureLog:
             return
         began = time.perf_counter()
         result = self._chain.top_eigenvalue.measure()
-        self._log.writer.curvature(
+        self._log.curvature(
             iteration=self._chain.opt.local_step,
             total_iteration=global_steps,
             seconds=time.perf_counter() - began,

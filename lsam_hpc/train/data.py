@@ -1,4 +1,4 @@
-"""The data sets of `lsam train`: built in, in their canonical files, in folders, or the user's own."""
+"""The data sets of `lsam train`: built in, in their canonical files, in folders, text, or the user's own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.options.training import DATASETS
-from lsam_hpc.train import formats
-from lsam_hpc.train.dataset import Dataset, Images, of_arrays
+from lsam_hpc.options.training import CONTEXT, DATASETS, IMAGE_SETS, TEXT
+from lsam_hpc.train import formats, selection, text
+from lsam_hpc.train.dataset import Dataset, Images, Inputs, Labels, of_arrays
 from lsam_hpc.train.folders import folders
-from lsam_hpc.train.selection import select
 from lsam_hpc.train.user_code import call_function
 
-__all__ = ["DATASETS", "Dataset", "Images", "load", "of_arrays"]
+__all__ = ["DATASETS", "OPTIONS", "Dataset", "Images", "Inputs", "Labels", "load", "of_arrays"]
+
+OPTIONS = (*selection.OPTIONS, "context")  # of `load`, named as in a run's config
 
 
 def load(
@@ -26,24 +28,30 @@ def load(
     validation: int = 0,
     label_noise: float = 0.0,
     data_seed: int = 0,
+    context: int = CONTEXT,
 ) -> Dataset:
     """Load a data set, or the part of it that a run uses.
 
     Args:
         name: of `DATASETS`, or MODULE:FUNCTION: called with the directory, as a Path or None, it returns a `Dataset` or
             the arrays train_x, train_y, test_x, test_y (see `of_arrays`).
-        directory: that holds the files, or the folder that the archive unpacks to; not used by digits.
+        directory: that holds the files, or the folder that the archive unpacks to; not used by digits. Of text, a file
+            or a folder; None: the text that is built in.
         subset: see `selection.select`.
         validation: see `selection.select`.
         label_noise: see `selection.select`.
         data_seed: see `selection.select`.
+        context: bytes per window of text; not used by images.
 
     Raises:
         InputError: a file is missing or damaged, or there are fewer images than requested.
     """
     folder = Path(directory) if directory is not None else None
-    dataset = _from_user_code(name, folder) if ":" in name else _LOADERS[name](folder or Path())
-    return select(dataset, subset, validation, label_noise, data_seed)
+    if name == TEXT:
+        dataset = _text(folder or text.BUILT_IN, context)
+    else:
+        dataset = _from_user_code(name, folder) if ":" in name else _LOADERS[name](folder or Path())
+    return selection.select(dataset, subset, validation, label_noise, data_seed)
 
 
 def _digits(_: Path) -> Dataset:
@@ -94,6 +102,15 @@ def _folder(directory: Path) -> Dataset:
     return of_arrays(*folders(directory))
 
 
+def _text(path: Path, context: int) -> Dataset:
+    inputs, labels = text.windows(text.mapped(path, context), context)
+    if (count := len(inputs)) < 2:  # one to train on, one to test on
+        raise InputError(f"{path}: expected at least {2 * context + 1} bytes, with --context {context}, found fewer")
+    parts = torch.arange(count).split([count - max(1, count // 10), max(1, count // 10)])
+    (train_x, test_x), (train_y, test_y) = ([of.subset(part) for part in parts] for of in (inputs, labels))
+    return Dataset(train_x, train_y, test_x, test_y, text.BYTES, mirror=False)
+
+
 def _from_user_code(spec: str, directory: Path | None) -> Dataset:
     arrays = call_function("--data", spec, directory)
     if isinstance(arrays, Dataset):
@@ -110,5 +127,5 @@ def _from_user_code(spec: str, directory: Path | None) -> Dataset:
 
 
 _LOADERS: dict[str, Callable[[Path], Dataset]] = dict(
-    zip(DATASETS, (_digits, _mnist, _fashion_mnist, _cifar10, _cifar100, _svhn, _folder), strict=True)
+    zip(IMAGE_SETS, (_digits, _mnist, _fashion_mnist, _cifar10, _cifar100, _svhn, _folder), strict=True)
 )

@@ -1,10 +1,10 @@
-"""A data set in memory: images stored as bytes and normalised when they are read."""
+"""A data set: images in memory, stored as bytes and normalised when they are read, or text in files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.train.text import Text
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]  # images and labels
+BATCH, PREDICTIONS = 512, 2**14  # in an evaluation's batch, at most: samples, labels
 
 
 class Images:
@@ -68,30 +70,44 @@ class Images:
         return Images(self._stored.to(device), self._mean.to(device), self._deviation.to(device))
 
 
+Inputs: TypeAlias = Images | Text
+Labels: TypeAlias = Tensor | Text
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """Images, and labels from 0 to classes - 1; `of_arrays` makes one.
+    """Images or text, and labels from 0 to classes - 1; `of_arrays` makes one of images.
 
     Args:
-        train_x: N images.
-        train_y: int64, shape (N,).
+        train_x: N images, or N windows of a text.
+        train_y: int64, shape (N,), or of a text (N, context): the byte after each byte.
         test_x: as train_x.
         test_y: as train_y.
         classes: number of classes.
         mirror: whether the mirror image of an image keeps its label.
     """
 
-    train_x: Images
-    train_y: Tensor
-    test_x: Images
-    test_y: Tensor
+    train_x: Inputs
+    train_y: Labels
+    test_x: Inputs
+    test_y: Labels
     classes: int = 10
     mirror: bool = True
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the classes are the next bytes of a text."""
+        return isinstance(self.train_y, Text)
+
     def to(self, device: torch.device) -> Dataset:
-        """Return the data set on a device."""
+        """Return the data set on a device; of a text, what is read from it."""
         x, y = self.train_x.to(device), self.train_y.to(device)
         return Dataset(x, y, self.test_x.to(device), self.test_y.to(device), self.classes, self.mirror)
+
+
+def batch_size(labels: Labels) -> int:
+    """Return the number of samples per batch of an evaluation: 512 images, fewer windows of a text if they are long."""
+    return max(1, min(BATCH, PREDICTIONS // labels.shape[1:].numel()))
 
 
 def of_arrays(train: Arrays, test: Arrays, classes: int | None = None, *, mirror: bool = True) -> Dataset:

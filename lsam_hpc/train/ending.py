@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from lsam_hpc.rundir.elsewhere import persist, places, write_elsewhere
 from lsam_hpc.rundir.runlog import RunLog
-from lsam_hpc.train.checkpoint import Checkpoints, State, copied_to_host
+from lsam_hpc.train.checkpoint import Checkpoints, State
 from lsam_hpc.train.checkpoint_scheduler import CheckpointScheduler
-from lsam_hpc.train.evaluation import SUBSET, evaluate
+from lsam_hpc.train.evaluation import SUBSET, results
 from lsam_hpc.train.job import Chain
+from lsam_hpc.train.sharding import gathered
 from lsam_hpc.train.table import table
 from lsam_hpc.util.files import replace_file
 
@@ -127,9 +128,7 @@ def finish(
     rank, ranks = opt.comm.rank, opt.comm.size
     result = {"seconds": scheduler.seconds, **opt.stats()}
     if not stopped:
-        x, y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
-        result["sample_train_loss"], _ = evaluate(model, x, y)
-        _, result["sample_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
+        result |= results("sample", model, dataset)
     shared = dict(result)
     records = opt.rendezvous(list(shared.values()))
     step = int(records["global_step"].max())
@@ -138,11 +137,15 @@ def finish(
     log.last_states(opt)
     while True:
         failed_ranks = opt.failed_ranks
-        speaks = rank == min(set(range(ranks)) - set(failed_ranks), default=0)
         center = None
+        speaker = min(set(range(ranks)) - set(failed_ranks), default=0)
+        speaks = rank == speaker
+        if rank // chain.parts == speaker // chain.parts and not stopped:
+            center = _evaluate_center(chain, result, keep=speaks)
         if speaks and not stopped:
-            center = _evaluate_center(chain, result)
-            print(table(_results(records, shared, rank, result, failed_ranks), failed_ranks), flush=True)
+            shown = _results(records, shared, rank, result, failed_ranks)[:: chain.parts]
+            lost = sorted({failed // chain.parts for failed in failed_ranks})
+            print(table(shown, lost, "rank" if chain.parts == 1 else "chain"), flush=True)
         size, reason = files.write(center)
         saved = opt.rendezvous([size, bool(reason)])
         if opt.failed_ranks == failed_ranks:
@@ -167,15 +170,16 @@ def finish(
     return Ending(speaks, opt.failed_ranks, elsewhere, {} if stopped else result)
 
 
-def _evaluate_center(chain: Chain, result: dict[str, float]) -> State:
-    """Add the center's numbers to a result, and return a copy of the model's state at the center."""
+def _evaluate_center(chain: Chain, result: dict[str, float], *, keep: bool) -> State | None:
+    """Add the center's numbers to a result, and return a copy of the model's state at the center, if it is to be kept.
+
+    Collective in a chain of several ranks that hold the model together.
+    """
     model, dataset = chain.model, chain.dataset
-    x, y = dataset.train_x[:SUBSET], dataset.train_y[:SUBSET]
-    with chain.opt.center(model, x.split(256)):
-        result["center_train_loss"], _ = evaluate(model, x, y)
-        _, result["center_test_error"] = evaluate(model, dataset.test_x, dataset.test_y)
-        state: State = copied_to_host(dict(model.state_dict()))
-    return state
+    with chain.opt.center(model, dataset.train_x[:SUBSET].split(256)):
+        result |= results("center", model, dataset)
+        state = gathered(model.state_dict(), keep=keep)
+    return state if keep else None
 
 
 def _results(

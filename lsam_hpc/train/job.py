@@ -51,6 +51,7 @@ class Chain:
     selection: Selection | None  # of samples, if the steps use one
     adversary: ConAdv | None  # adds adversarial images to the mini-batches
     top_eigenvalue: TopEigenvalue | None = None  # measures the sharpness
+    parts: int = 1  # neighbouring ranks that hold the model together
 
     def next_batch(self) -> Batch:
         """Return the mini-batch of the next step."""
@@ -95,6 +96,7 @@ def make_chain(config: TrainConfig, model: nn.Module, dataset: data.Dataset, log
         total_steps(config, dataset),
         make_selection(config, seed),
         make_adversary(config, batches, model, dataset),
+        parts=config.parts,
     )
 
 
@@ -104,7 +106,7 @@ def start_averaging(config: TrainConfig, device: torch.device) -> None:
     Raises:
         InputError: Horovod is requested and not installed, or cannot be loaded.
     """
-    if (config.group_size == 1 and not config.synchronous_start) or config.reduce == "mpi":
+    if config.shard != "none" or config.reduce == "mpi" or (config.group_size == 1 and not config.synchronous_start):
         return
     if config.reduce == "auto" and device.type == "xpu":  # only Intel's Horovod knows such tensors
         return

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
 from mpi4py import MPI
 from torch import Tensor
-from tqdm import tqdm
 
 from lsam_hpc import rma
+from lsam_hpc.optim.gradients import clear
 from lsam_hpc.optim.samples import sample_step
 from lsam_hpc.options.logging import LoggingOptions
 from lsam_hpc.options.option import part
 from lsam_hpc.rundir.lock import lock
+from lsam_hpc.rundir.parts import chain_part
 from lsam_hpc.rundir.prepare import prepare
 from lsam_hpc.rundir.runlog import RunLog, describe
 from lsam_hpc.rundir.state_dict import load_model
@@ -37,14 +37,18 @@ from lsam_hpc.train.ending import finish
 from lsam_hpc.train.job import Chain, make_chain, pick_device, share_cores, start_averaging
 from lsam_hpc.train.job_comment import JobComment
 from lsam_hpc.train.losses import Batch, batch_loss, sample_losses
+from lsam_hpc.train.lost import leave_with
+from lsam_hpc.train.parts import mesh_of
 from lsam_hpc.train.profile import Profile, profiled
 from lsam_hpc.train.resume_point import find_resume_point
+from lsam_hpc.train.sharding import chain_mean, place, stop_torch
 from lsam_hpc.train.signals import StopRequest, job_end
 from lsam_hpc.train.step_numbers import StepNumbers
 from lsam_hpc.train.stragglers import Stragglers
 from lsam_hpc.train.tracking import Tracking, trackers
 from lsam_hpc.util import launcher
 from lsam_hpc.util.log import get_logger
+from lsam_hpc.util.progress import Progress
 
 _LOG = get_logger(__name__)
 NOT_SAVED = 2  # exit code of a job whose last files are not in the run directory
@@ -72,21 +76,21 @@ def main(argv: Sequence[str]) -> int:
     device = pick_device(config.device, comm, node)
     node.Free()
     dataset = rma.raise_on_all(comm, lambda: make_dataset(config))
-    model = rma.raise_on_all(comm, lambda: make_model(config, dataset)).to(device)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    model = rma.raise_on_all(comm, lambda: make_model(config, dataset))
     rma.raise_on_all(comm, lambda: start_averaging(config, device))
     layout = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     now = datetime.fromtimestamp(comm.bcast(time.time()), timezone.utc)
     run_dir = Path(config.out or f"runs/{config.data.replace(':', '-')}-{now:%Y%m%d-%H%M%S}")
     with lock(run_dir, comm, lambda message: _give_up(comm, message)) as held:
-        resume_point = find_resume_point(config.resume, options, run_dir, layout, comm)
+        resume_point = find_resume_point(config.resume, options, run_dir, layout, comm, parts=config.parts)
         if config.initial_state is not None and resume_point.manifest is None:
             initial_state = Path(config.initial_state)
             rma.raise_on_all(comm, lambda: load_model(model, initial_state))
+        rma.raise_on_all(comm, lambda: place(model, config, device, comm))
         rma.raise_on_all(
             comm, lambda: prepare(run_dir, options, comm.rank, overwrite=config.overwrite, resumed=resume_point.resumed)
         )
+        part_of_chain = rma.raise_on_all(comm, lambda: chain_part(model, comm))
         attributes = describe(comm, json.dumps(options), config.seed, resume_point.start or now, device)
         chains = comm.size // config.group_size
         with rma.raise_on_all(
@@ -102,11 +106,18 @@ def main(argv: Sequence[str]) -> int:
                 steps=math.ceil(total_steps(config, dataset) / chains),
                 period=config.period if isinstance(config.period, int) else 1,
                 curvature=config.curvature_every > 0,
+                taken=resume_point.taken,
+                part=part_of_chain,
+                earlier_part=resume_point.earlier_part,
             ),
         ) as log:
             profile = Profile(profiled(config.profile), run_dir / "profile" / f"rank-{comm.rank:04d}.json.gz", device)
             chain = make_chain(config, model, dataset.to(device), log, comm)
             opt = chain.opt
+            if part_of_chain is not None:
+                opt.on_recovery.append(part_of_chain.renew)
+                first = comm.rank // chain.parts * chain.parts
+                leave_with(frozenset(range(first, first + chain.parts)))
             chain.top_eigenvalue = rma.raise_on_all(comm, lambda: top_eigenvalue(config, model, chain.dataset))
             held.unresponsive = lambda: {*opt.unresponsive_ranks, *opt.failed_ranks}
             held.steps = lambda: opt.communication.links.peers.steps
@@ -125,7 +136,8 @@ def main(argv: Sequence[str]) -> int:
                     layout=layout,
                     config=options,
                     keep=config.checkpoint_keep,
-                    flush=log.writer.flush,
+                    flush=log.flush,
+                    parts=chain.parts,
                 ),
             )
             scheduler = CheckpointScheduler(config, checkpoints, chain, resume_point.seconds)
@@ -152,6 +164,8 @@ def main(argv: Sequence[str]) -> int:
                 launcher.watch().ending()
                 ending = finish(chain, run_dir, log, scheduler, checkpoints, stopped=stopped, start=now)
                 tracking.end(ending.results)
+                if not ending.failed_ranks:
+                    stop_torch()
     lost = f" without {len(ending.failed_ranks)} of {comm.size} ranks" * bool(ending.failed_ranks)
     comment.end(("stopped" if stopped else "finished") + lost + ", saved elsewhere" * ending.elsewhere)
     orphaned = launcher.watch().check()
@@ -195,11 +209,13 @@ def _train(
 ) -> bool:
     """Train; return True if the run was stopped before its last step."""
     model, opt, total, peak = chain.model, chain.opt, chain.total, peak_lr(config)
-    stop_requested, bf16, shown = False, config.precision == "bf16", math.nan
+    bf16 = config.precision == "bf16" and config.shard == "none"  # FSDP2 casts the parameters itself
+    stop_requested, shown = False, math.nan
+    params, mesh = opt.parameters, mesh_of(model)
 
     def closure(batch: Batch) -> Tensor:
         with stragglers.a_pass(batch[0].device):
-            opt.zero_grad()
+            clear(params)
             loss = batch_loss(model, batch, bf16=bf16)
             loss.backward()
         return loss
@@ -207,10 +223,11 @@ def _train(
     def done(columns: dict[str, float], values: list[float]) -> None:
         nonlocal shown
         shown, grad_norm, perturbation_norm = values
-        log.writer.step(**columns, loss=shown, grad_norm=grad_norm, perturbation_norm=perturbation_norm)
+        log.add_step(**columns, loss=shown, grad_norm=grad_norm, perturbation_norm=perturbation_norm)
         tracking.step(opt, int(columns["total_iteration"]), shown)
 
-    with tqdm(total=total, unit="step", disable=opt.comm.rank > 0, mininterval=1 if sys.stderr.isatty() else 10) as bar:
+    title = "lsam train" if opt.comm.rank == 0 else None
+    with Progress(title, total, "step", min(opt.global_step, total)) as bar:
         numbers = StepNumbers(chain.dataset.train_y.device, done)
         for step in opt.steps(total):
             profile.before(opt.local_step)
@@ -219,6 +236,8 @@ def _train(
             batch = chain.next_batch()
             if chain.selection is None:
                 loss = opt.step(closure, batch=batch)
+                if mesh is not None:
+                    loss = chain_mean(loss, mesh.get_group())
             else:
                 losses = sample_losses(model, batch, bf16=bf16)
                 loss = sample_step(opt, losses, ids=chain.batches.ids, selection=chain.selection)
@@ -229,12 +248,11 @@ def _train(
             if not stop_requested and (stop_request.asked() or (config.on_lost == "stop" and opt.unresponsive_ranks)):
                 stop_requested = True
                 opt.stop()
-            if bar.update(min(step + 1, total) - bar.n):
-                bar.set_postfix(loss=f"{shown:.3f}", refresh=False)
+            bar.reach(min(step + 1, total), f"loss {shown:.3f}")
         numbers.flush()
         profile.close()
         if not opt.stopped:
-            bar.update(total - bar.n)
+            bar.reach(total)
             if config.synchronous:
                 opt.exchange()  # the center becomes the present sample
     return opt.stopped

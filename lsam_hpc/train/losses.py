@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import torch
@@ -38,5 +39,5 @@ def sample_losses(model: nn.Module, batch: Batch, *, bf16: bool = False) -> Loss
     return losses
 
 
-def _autocast(device: torch.device, *, bf16: bool) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+def _autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +29,30 @@ def resumable() -> Iterator[None]:
         if not watch.explains(error):
             raise
         _leave(watch.failed, "before training started" if _starting() else f"({error})")
+
+
+def leave_with(chain: frozenset[int]) -> None:
+    """End this rank as soon as another one of its chain is lost: what it holds of the model is of no use alone.
+
+    From a thread, because a pass may wait for the lost rank for ever.
+
+    Args:
+        chain: the ranks of the chain, as numbered in COMM_WORLD.
+    """
+    watch = faults.watch()
+    before = watch.on_failure
+
+    def leave(failed: frozenset[int]) -> None:
+        before(failed)
+        lost = sorted(chain & failed)
+        if lost:
+            speaks = MPI.COMM_WORLD.rank == min(chain - failed)
+            text = f"lsam train: rank {', '.join(map(str, lost))} ended, and with it its chain {sorted(chain)}"
+            if speaks:
+                print(text, file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)  # Open MPI reports only this end to the other ranks
+
+    watch.on_failure = leave
 
 
 def _starting() -> bool:

@@ -11,10 +11,11 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.options import training
 from lsam_hpc.train.convnets import Shape, resnet18, vgg16, wrn16_8
 from lsam_hpc.train.formats import one_line
+from lsam_hpc.train.gpt import gpt_small, gpt_tiny
 from lsam_hpc.train.user_code import call_function
 from lsam_hpc.train.vit import vit
 
-__all__ = ["DEFAULT_MODEL", "MODELS", "Shape", "build", "cnn", "cnn_tiny", "mlp", "resnet18", "vgg16", "vit", "wrn16_8"]
+__all__ = ["DEFAULT_MODEL", "MODELS", "TEXT_MODELS", "Shape", "build", "cnn", "mlp", "resnet18"]
 
 
 def mlp(shape: Shape, classes: int) -> nn.Module:
@@ -53,6 +54,9 @@ def _convolutions(shape: Shape, classes: int, widths: tuple[int, ...], stride: i
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = dict(
     zip(training.MODELS, (mlp, cnn, cnn_tiny, resnet18, wrn16_8, vgg16, vit), strict=True)
 )
+TEXT_MODELS: dict[str, Callable[[Shape, int], nn.Module]] = dict(
+    zip(training.TEXT_MODELS, (gpt_tiny, gpt_small), strict=True)
+)
 DEFAULT_MODEL = {  # cnn for the user's own data
     "digits": "mlp",
     "mnist": "cnn",
@@ -61,40 +65,48 @@ DEFAULT_MODEL = {  # cnn for the user's own data
     "cifar100": "resnet18",
     "svhn": "resnet18",
     "folder": "resnet18",
+    "text": "gpt-tiny",
 }
 
 
 def build(name: str | None, data: str, shape: Shape, classes: int) -> nn.Module:
-    """Return a model, after a trial forward pass on images of zeros.
+    """Return a model, after a trial forward pass on inputs of zeros.
 
     Args:
-        name: of `MODELS`, or MODULE:FUNCTION: called with shape and classes, it returns an nn.Module whose outputs are
-            the logits, (B, classes). Default: `DEFAULT_MODEL` of the data set, cnn for others.
+        name: of `MODELS` or, for text, of `TEXT_MODELS`, or MODULE:FUNCTION: called with shape and classes, it returns
+            an nn.Module whose outputs are the logits: (B, classes), for text (B, classes, context). Default:
+            `DEFAULT_MODEL` of the data set, cnn for others.
         data: name of the data set.
-        shape: of an image.
+        shape: of an image, or (context,) for text.
         classes: number of classes.
 
     Raises:
-        InputError: the user's function fails, or the model does not fit the images.
+        InputError: the user's function fails, or the model does not fit the data.
     """
     name = name or DEFAULT_MODEL.get(data, "cnn")
-    model = call_function("--model", name, shape, classes) if ":" in name else MODELS[name](shape, classes)
+    is_text = len(shape) == 1
+    known, kind = (TEXT_MODELS, "windows of text") if is_text else (MODELS, "images")
+    if ":" not in name and name not in known:
+        raise InputError(f"--model: expected one of {', '.join(known)} or MODULE:FUNCTION for {kind}, found {name}")
+    model = call_function("--model", name, shape, classes) if ":" in name else known[name](shape, classes)
     if not isinstance(model, nn.Module):
         raise InputError(f"--model: expected an nn.Module from {name}, found {type(model).__name__}")
-    outputs = _trial_outputs(name, model, shape)
-    if not isinstance(outputs, Tensor) or outputs.shape != (2, classes):
+    inputs = torch.zeros(2, *shape, dtype=torch.int64 if is_text else torch.float32)
+    outputs = _trial_outputs(model, inputs, f"--model {name}: expected one for {kind} of {shape}")
+    expected = (2, classes, *shape) if is_text else (2, classes)
+    if not isinstance(outputs, Tensor) or outputs.shape != expected:
         actual = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise InputError(f"--model {name}: expected outputs of shape (2, {classes}) for two images, found {actual}")
+        raise InputError(f"--model {name}: expected outputs of shape {expected} for two {kind}, found {actual}")
     return model
 
 
 @torch.no_grad()
-def _trial_outputs(name: str, model: nn.Module, shape: Shape) -> object:
+def _trial_outputs(model: nn.Module, inputs: Tensor, expected: str) -> object:
     training = model.training
     try:
         with torch.random.fork_rng(devices=[]):
-            return model.eval()(torch.zeros(2, *shape))
+            return model.eval()(inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InputError(f"--model {name}: expected one for images of {shape}, found {one_line(error)}") from error
+        raise InputError(f"{expected}, found {one_line(error)}") from error
     finally:
         model.train(training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,8 +16,9 @@ from lsam_hpc.errors import InputError
 from lsam_hpc.train import checkpoint
 from lsam_hpc.train.checkpoint import State
 from lsam_hpc.train.manifest import Manifest, newest
+from lsam_hpc.train.saved_chains import SavedChains
 from lsam_hpc.trajectory import Earlier, RankLog
-from lsam_hpc.trajectory.schema import rank_file
+from lsam_hpc.trajectory.schema import rank_file, shard_file
 from lsam_hpc.util.log import get_logger
 
 Layout = Sequence[tuple[str, tuple[int, ...]]]
@@ -29,9 +31,15 @@ class ResumePoint:
     resumed: bool = False  # the run directory may exist already
     manifest: Manifest | None = None
     state: State | None = None  # None: a new rank, or one that had failed
-    center: State | None = None  # on rank 0 only
+    center: State | None = None  # on rank 0 only; of a sharded chain each rank has its part
     earlier: Earlier | None = None
+    earlier_part: Earlier | None = None  # the snapshots of this rank's part of a sharded chain
     start: datetime | None = None  # start time of the run
+
+    @property
+    def taken(self) -> int:
+        """Local steps so far."""
+        return 0 if self.state is None else _local_step(self.state)
 
     @property
     def seconds(self) -> float:
@@ -40,7 +48,7 @@ class ResumePoint:
 
 
 def find_resume_point(
-    resume: str, options: dict[str, Any], run_dir: Path, layout: Layout, comm: MPI.Intracomm
+    resume: str, options: dict[str, Any], run_dir: Path, layout: Layout, comm: MPI.Intracomm, *, parts: int = 1
 ) -> ResumePoint:
     """Return the point from which to resume; collective. Removes newer files, renames logs of dropped ranks.
 
@@ -50,6 +58,7 @@ def find_resume_point(
         run_dir: the run directory.
         layout: names and shapes of the parameters.
         comm: communicator of all ranks.
+        parts: neighbouring ranks that hold a chain together. Default 1.
 
     Raises:
         InputError: a required checkpoint is missing, or a checkpoint does not fit this job; raised on all ranks.
@@ -61,42 +70,62 @@ def find_resume_point(
     if manifest is None:
         if resume == "must":
             raise InputError(f"--resume: expected a checkpoint in {folder}, found none", everywhere=True)
-        rma.raise_on_all(comm, lambda: _set_logs_aside(run_dir, 0) if comm.rank == 0 else None)
+        rma.raise_on_all(comm, lambda: _set_logs_aside(run_dir, set(), parts=False) if comm.rank == 0 else None)
         return ResumePoint(resumed=True)
     rma.raise_on_all(comm, lambda: checkpoint.check(manifest, layout, options))
-    state = rma.raise_on_all(comm, lambda: checkpoint.load(folder, manifest, comm.rank))
-    center = rma.raise_on_all(comm, lambda: _center(folder, manifest, state) if comm.rank == 0 else None)
-    earlier = rma.raise_on_all(comm, lambda: _earlier(run_dir / rank_file(comm.rank), state))
+    saved = SavedChains(folder, manifest)
+    if options["mode"] == "lockstep" and saved.chains != comm.size // parts:  # a new chain would lag behind for ever
+        text = f"--resume: expected {saved.chains} chains in lockstep, as in the checkpoint"
+        raise InputError(f"{text}, found {comm.size // parts}", everywhere=True)
+    sharded = options["shard"] != "none"
+    chain, index = divmod(comm.rank, parts)
+    state = rma.raise_on_all(comm, lambda: saved.load(chain, index, parts))
+    center = rma.raise_on_all(comm, lambda: saved.center(index, parts) if sharded or comm.rank == 0 else None)
+    log = run_dir / rank_file(chain)
+    earlier = rma.raise_on_all(comm, lambda: _earlier(log, state) if index == 0 else None)
+    kept = sharded and saved.parts == parts  # files of other parts cannot be continued
+    shard = run_dir / shard_file(chain, index)
+    earlier_part = rma.raise_on_all(comm, lambda: _earlier(shard, state) if kept else None)
     start = comm.bcast(None if earlier is None else earlier.log.attributes["start_time"])
+    resumed = {number // parts for number, has_state in enumerate(comm.allgather(state is not None)) if has_state}
     if comm.rank == 0:
         checkpoint.clear(folder, manifest)
-        _set_logs_aside(run_dir, comm.size)
+        _set_logs_aside(run_dir, resumed, parts=kept)
         get_logger(__name__).info("resuming from step %d of %d ranks", manifest.step, manifest.ranks)
     rma.barrier(comm)
     when = None if start is None else datetime.fromtimestamp(start, timezone.utc)
-    return ResumePoint(resumed=True, manifest=manifest, state=state, center=center, earlier=earlier, start=when)
-
-
-def _center(folder: Path, manifest: Manifest, state: State | None) -> State:
-    """Return the center of the set, which the file of the lowest living rank holds."""
-    if state is None:
-        first = next(rank for rank, name in enumerate(manifest.files) if name is not None)
-        state = checkpoint.load(folder, manifest, first)
-        assert state is not None
-    center: State = state["opt"]["center"]
-    return center
+    return ResumePoint(
+        resumed=True,
+        manifest=manifest,
+        state=state,
+        center=center,
+        earlier=earlier,
+        earlier_part=earlier_part,
+        start=when,
+    )
 
 
 def _earlier(path: Path, state: State | None) -> Earlier | None:
     if state is None or not path.exists():
         return None
-    return Earlier(RankLog(path, partial=True), int(state["opt"]["sam"]["local_step"]))
+    return Earlier(RankLog(path, partial=True), _local_step(state))
 
 
-def _set_logs_aside(run_dir: Path, ranks: int) -> None:
-    """Rename the logs of ranks that the job no longer has: rank-0007.h5 becomes rank-0007.h5.old."""
+def _local_step(state: State) -> int:
+    return int(state["opt"]["sam"]["local_step"])
+
+
+def _set_logs_aside(run_dir: Path, chains: set[int], *, parts: bool) -> None:
+    """Rename the logs of chains that are not continued: rank-0007.h5 becomes rank-0007.h5.old.
+
+    Args:
+        run_dir: the run directory.
+        chains: those that are continued.
+        parts: whether files of snapshots in parts are continued.
+    """
     if not run_dir.is_dir():
         return
     for file in run_dir.glob("rank-*.h5"):
-        if file.stem[5:].isdigit() and int(file.stem[5:]) >= ranks:
+        match = re.fullmatch(r"rank-(\d{4,})(-shard-\d{4,})?\.h5", file.name)
+        if match and (int(match[1]) not in chains or (match[2] and not parts)):
             file.replace(file.with_name(file.name + ".old"))

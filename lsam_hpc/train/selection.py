@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.train.dataset import Dataset
+from lsam_hpc.train.dataset import Dataset, Labels
 
 OPTIONS = ("subset", "validation", "label_noise", "data_seed")  # of `select`, named as in a run's config
 _ORDER, _NOISE = 0, 1  # random streams of a seed
@@ -20,7 +21,8 @@ def select(
 ) -> Dataset:
     """Return the part of a data set that a run uses.
 
-    All training images are shuffled so that each class has its share in any part of the order, to within two images.
+    All training images are shuffled so that each class has its share in any part of the order, to within two images;
+    windows of a text are shuffled.
     The last `validation` images replace the test set; the first `subset` images are trained on. These are the same
     with and without a validation set, as long as both fit.
 
@@ -34,7 +36,7 @@ def select(
         data_seed: of the order and of the label noise.
 
     Raises:
-        InputError: there are fewer images than requested.
+        InputError: there are fewer images than requested, or label noise is for text.
     """
     count = len(dataset.train_y)
     if validation >= count:
@@ -43,17 +45,24 @@ def select(
         rest = f", without the {validation} of --validation" if validation else ""
         raise InputError(f"--subset: expected at most {count - validation} training images{rest}, found {subset}")
     if validation or subset is not None:
-        order = torch.from_numpy(balanced_order(dataset.train_y.numpy(), data_seed))
+        x, y = dataset.train_x, dataset.train_y
+        classes = y.numpy() if isinstance(y, Tensor) else np.zeros(count, np.int64)
+        order = torch.from_numpy(balanced_order(classes, data_seed))
         held = order[count - validation :]
         used = order[: count - validation if subset is None else subset]
-        x, y = dataset.train_x, dataset.train_y
         if validation:
-            dataset = dataclasses.replace(dataset, test_x=x.subset(held), test_y=y[held])
-        dataset = dataclasses.replace(dataset, train_x=x.subset(used), train_y=y[used])
+            dataset = dataclasses.replace(dataset, test_x=x.subset(held), test_y=_subset(y, held))
+        dataset = dataclasses.replace(dataset, train_x=x.subset(used), train_y=_subset(y, used))
     if label_noise:
+        if not isinstance(dataset.train_y, Tensor):
+            raise InputError(f"--label-noise: expected 0 with text, found {label_noise:g}")
         noisy = with_label_noise(dataset.train_y.numpy(), dataset.classes, label_noise, data_seed)
         dataset = dataclasses.replace(dataset, train_y=torch.from_numpy(noisy))
     return dataset
+
+
+def _subset(labels: Labels, index: Tensor) -> Labels:
+    return labels[index] if isinstance(labels, Tensor) else labels.subset(index)
 
 
 def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

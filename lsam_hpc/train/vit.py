@@ -4,42 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lsam_hpc.errors import InputError
 from lsam_hpc.train.convnets import Shape
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        # The fast kernels of torch's scaled_dot_product_attention have no second derivative.
-        weights = (q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5).softmax(-1)
-        mixed: Tensor = self.out((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
-        return mixed
-
-
-class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), _Attention(width, heads)
-        self.norm2, self.wide, self.narrow = (
-            nn.LayerNorm(width),
-            nn.Linear(width, 4 * width),
-            nn.Linear(4 * width, width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        change: Tensor = self.narrow(functional.gelu(self.wide(self.norm2(x))))
-        return x + change
+from lsam_hpc.train.transformer import Attention, Layer
 
 
 class VisionTransformer(nn.Module):
@@ -70,7 +38,7 @@ class VisionTransformer(nn.Module):
         self.patches = nn.Conv2d(channels, width, patch, patch)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, 1 + (high // patch) * (wide // patch), width))
-        self.layers = nn.Sequential(*(_Layer(width, heads) for _ in range(depth)))
+        self.layers = nn.Sequential(*(Layer(width, Attention(width, heads)) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
         for weight in (self.token, self.positions, *(m.weight for m in self.modules() if isinstance(m, nn.Linear))):

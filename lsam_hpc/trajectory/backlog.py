@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ class Backlog:
         self._requested = 0  # flushes
         self._flushed = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def put(self, table: str, values: Mapping[str, Any]) -> None:
         """Add a row.
@@ -44,12 +46,16 @@ class Backlog:
         Raises:
             InputError: `values` lacks a column that is not optional, or has one that is not in the schema.
         """
-        names, needed, optional = _COLUMNS[table]
-        if not needed <= values.keys() <= names.keys():
+        names, missing, optional, in_order = _COLUMNS[table]
+        whole = values if len(values) == len(names) else {**missing, **values}
+        try:
+            row = in_order(whole)
+        except KeyError:
+            row = ()
+        if len(row) != len(whole):
             raise InputError(f"row: expected the columns {', '.join(names)}, found {', '.join(values)}")
-        row = tuple([values.get(name) for name in names])
         state = "/" in table
-        with self._changed:
+        with self._lock:
             rows = self._rows[table]
             size = _size(row)
             if self._bytes + size > self.limit // 2:
@@ -125,15 +131,21 @@ class Backlog:
 
 
 def _size(row: Row) -> int:
-    return _ROW_BYTES + sum(v.nbytes if isinstance(v, np.ndarray) else _NUMBER_BYTES for v in row if v is not None)
+    # A state's array is the last value; the others are numbers, which are counted without looking at each.
+    last = row[-1]
+    array = last.nbytes if isinstance(last, np.ndarray) else _NUMBER_BYTES * (last is not None)
+    return _ROW_BYTES + array + _NUMBER_BYTES * (len(row) - 1 - row[:-1].count(None))
 
 
-def _columns(columns: tuple[schema.Column, ...]) -> tuple[dict[str, None], set[str], set[int]]:
-    """Return the names in order, those that a row must have, and the positions of the optional ones."""
+def _columns(
+    columns: tuple[schema.Column, ...],
+) -> tuple[list[str], dict[str, None], set[int], Callable[[Mapping[str, Any]], Row]]:
+    """Return the names, "no value" of those that may be missing, their positions, and what takes a row's values."""
     return (
-        {c.name: None for c in columns},
-        {c.name for c in columns if not c.optional},
+        [c.name for c in columns],
+        {c.name: None for c in columns if c.optional},
         {i for i, c in enumerate(columns) if c.optional},
+        itemgetter(*(c.name for c in columns)),
     )
 
 

@@ -100,7 +100,7 @@ def read_head(root: h5py.Group, where: str) -> Head:
         raise InputError(f"{where}: expected a file of format '{schema.FORMAT}', found {file_format!r}")
     version = attribute(root, "schema_version")
     if version not in schema.READABLE:
-        known = " or ".join(map(str, schema.READABLE))
+        known = ", ".join(map(str, schema.READABLE[:-1])) + f" or {schema.READABLE[-1]}"
         raise InputError(f"{where}: expected schema version {known}, found {version!r}")
     if version == 1 and "head_crc" in root.attrs:
         raise InputError(f"{where}: expected schema version 2 or later in a file with check sums, found 1")

@@ -68,6 +68,11 @@ class RankLog:
     @property
     def tables(self) -> list[str]:
         """Names of the tables that the log has."""
+        return self.in_file
+
+    @property
+    def in_file(self) -> list[str]:
+        """Names of the tables in the log's own file."""
         return self._read(lambda root, _: [name for name in self._known if _has_table(root, name)])
 
     @property

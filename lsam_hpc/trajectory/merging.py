@@ -25,13 +25,14 @@ from lsam_hpc.trajectory.store import LIBVER, Table
 BLOCK = 1024  # sketches copied at a time
 
 
-def merge(run: Run, out: Path, compression: str = "gzip") -> None:
+def merge(run: Run, out: Path, compression: str = "gzip", advance: Callable[[], object] = lambda: None) -> None:
     """Write one file that holds the logs of all ranks. The run may have been killed, or have an older version.
 
     Args:
         run: the run; ranks and rows that its `problems` name are left out.
         out: path of the new file; it must not exist.
         compression: of snapshots, as in `Snapshots`. Default gzip.
+        advance: called after each rank. Default: does nothing.
 
     Raises:
         InputError: the file exists or cannot be written, or a log is damaged.
@@ -39,6 +40,7 @@ def merge(run: Run, out: Path, compression: str = "gzip") -> None:
     with _new_run_file(out, run, schema.MERGED) as file:
         for rank in run.ranks:
             _copy(run.logs[rank], file.create_group(f"rank-{rank:04d}"), compression)
+            advance()
 
 
 def index(run: Run) -> Path:
@@ -62,7 +64,7 @@ def index(run: Run) -> Path:
     with _new_run_file(out, run, schema.INDEX) as file:
         file.attrs["description"] = "virtual datasets: they lead to the files rank-NNNN.h5 beside this one"
         for name in schema.TABLES:
-            logs = [(row, run.logs[rank]) for row, rank in enumerate(run.ranks) if name in run.logs[rank].tables]
+            logs = [(row, run.logs[rank]) for row, rank in enumerate(run.ranks) if name in run.logs[rank].in_file]
             if logs and any(log.rows(name) for _, log in logs):
                 _virtual(file.create_group(name), name, logs, len(run.ranks))
     return out

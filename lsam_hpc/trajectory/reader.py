@@ -18,6 +18,7 @@ from lsam_hpc.trajectory.log import RankLog
 from lsam_hpc.trajectory.openfile import DAMAGE, opened
 from lsam_hpc.trajectory.rows import Columns
 from lsam_hpc.trajectory.safe import attribute
+from lsam_hpc.trajectory.shards import open_log
 from lsam_hpc.trajectory.sketch import CountSketch
 
 if TYPE_CHECKING:
@@ -208,14 +209,14 @@ class Run:
                 self._open_rank(int(name[5:]), self.path, name)
             self._check_ranks()
         else:
-            log = RankLog(self.path, partial=self._partial)
+            log = open_log(self.path, partial=self._partial)
             self.logs[log.rank] = log
         if kind != schema.INDEX:
             self.config = _config(str(self._first.attributes["config"]), f"{self.path}: config")
 
     def _open_rank(self, rank: int, file: Path, part: str = "") -> None:
         try:
-            log = RankLog(file, part, partial=self._partial)
+            log = RankLog(file, part, partial=self._partial) if part else open_log(file, partial=self._partial)
             if log.rank != rank:
                 raise InputError(f"{file}: {part}: expected the log of rank {rank}, found that of rank {log.rank}")
             self.logs[rank] = log

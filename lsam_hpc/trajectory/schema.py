@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-VERSION = 2
-READABLE = (1, 2)  # versions that the reader knows
+VERSION = 3
+READABLE = (1, 2, 3)  # versions that the reader knows
 FORMAT = "lsam-hpc trajectory"
 MERGED = "lsam-hpc trajectories"  # format of a file with the logs of all ranks
 INDEX = "lsam-hpc trajectory index"  # format of a file of virtual datasets over the ranks' files
@@ -131,10 +131,14 @@ RESULT = (
     Column("staleness_mean", "f8", "updates", "mean over the exchanges"),
     Column("staleness_max", "f8", "updates", "largest"),
     Column("seconds", "f8", "s", "training time"),
-    Column("sample_train_loss", "f8", "1", "mean loss of the rank's sample over the first 5,000 training images"),
-    Column("sample_test_error", "f8", "%", "of the rank's sample"),
-    Column("center_train_loss", "f8", "1", "mean loss of the center over the first 5,000 training images"),
+    Column(
+        "sample_train_loss", "f8", "1", "mean loss of the rank's sample over the first 5,000 training images or windows"
+    ),
+    Column("sample_test_error", "f8", "%", "of the rank's sample; of text: next bytes that are not the likeliest"),
+    Column("center_train_loss", "f8", "1", "mean loss of the center over the first 5,000 training images or windows"),
     Column("center_test_error", "f8", "%", "of the center"),
+    Column("sample_test_perplexity", "f8", "1", "of text: exp of the sample's mean loss per byte; else NaN", since=3),
+    Column("center_test_perplexity", "f8", "1", "of text: exp of the center's mean loss per byte; else NaN", since=3),
 )
 # Written last in every table: see `stored`.
 VALUES_CRC = Column("values_crc", "u4", "1", "CRC-32 of the row's `values` as stored, little-endian", since=2)
@@ -209,6 +213,11 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:04d}.h5"
 
 
+def shard_file(chain: int, shard: int) -> str:
+    """Return the name of the file with the snapshots of a rank that holds a shard of a chain."""
+    return f"rank-{chain:04d}-shard-{shard:04d}.h5"
+
+
 def stored(columns: tuple[Column, ...]) -> tuple[Column, ...]:
     """Return the columns of a table followed by its check sums."""
     return (*columns, VALUES_CRC, CRC) if any(c.per for c in columns) else (*columns, CRC)
@@ -230,7 +239,7 @@ def chunk(column: Column, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def markdown() -> str:
-    """Return the schema as the tables of docs/trajectory.md."""
+    """Return the schema as the tables of docs/reference/logs.md."""
     lines = []
     for table, columns in TABLES.items():
         kind, _, state = table.partition("/")

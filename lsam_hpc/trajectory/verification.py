@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,14 @@ from lsam_hpc.trajectory.rows import Columns
 _ALWAYS = ("step", "exchange", "dropped", "result")  # tables in every log
 
 
-def verify(run: Run) -> list[str]:
+def verify(run: Run, advance: Callable[[], object] = lambda: None) -> list[str]:
     """Return the errors of a run, one line each that names file and table; empty if there are none.
 
     The check sum of every row is computed, sketches and snapshots included, and the numbers are compared.
 
     Args:
         run: the run; if it was opened with `partial=True`, ranks and tables that cannot be read are listed too.
+        advance: called after each rank. Default: does nothing.
     """
     errors: list[str] = []
     for rank in run.ranks:
@@ -42,6 +43,7 @@ def verify(run: Run) -> list[str]:
                 errors += [f"{log.where}: {name}: {text}" for text in _table(log, name)]
             except InputError as error:
                 errors.append(str(error))
+        advance()
     return [*run.problems, *(text for text in errors if text not in run.problems)]
 
 

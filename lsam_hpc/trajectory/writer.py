@@ -53,6 +53,8 @@ class TrajectoryWriter:
         sketched: states that can be sketched. Default: sample and center.
         snapshots: which states are stored in full, and how; None (default): none.
         curvature: make the table of `curvature`. Default False.
+        shard: number of this rank in its chain, of which each rank writes the snapshots of its part of the parameters
+            into a file of its own; the layout is then that of the part. Default: the rank is a chain.
         locking: of the file, as in h5py.File: True, False or "best-effort"; None (default): HDF5's own choice. False
             for file systems without locks (some Lustre and NFS mounts).
         reserve_bytes: free disk space to leave to other files, such as checkpoints, B. Default 0.
@@ -76,6 +78,7 @@ class TrajectoryWriter:
         sketched: Sequence[str] = ("sample", "center"),
         snapshots: Snapshots | None = None,
         curvature: bool = False,
+        shard: int | None = None,
         locking: bool | str | None = None,
         reserve_bytes: int = 0,
         limit_bytes: int | None = None,
@@ -96,7 +99,7 @@ class TrajectoryWriter:
         )
         if sketch is not None and sketch.size != head.size:
             raise InputError(f"sketch: expected a map of {head.size} elements, found one of {sketch.size}")
-        self.path = run_dir / schema.rank_file(rank)
+        self.path = run_dir / (schema.rank_file(rank) if shard is None else schema.shard_file(rank, shard))
         self.sketcher = sketch
         self.snapshots = snapshots
         self.error: str | None = None  # why the disk failed

@@ -1,4 +1,4 @@
-"""Runs the examples of docs/frameworks.md on all ranks, and compares each adapter with a plain loop in lockstep.
+"""Runs the examples of docs/howto/frameworks.md on all ranks, and compares each adapter with a plain loop in lockstep.
 
 Started by test_ranks.py: mpiexec -n 2 python -m mpi4py -m tests.adapters.on_ranks FOLDER. Prints a line for each check.
 """
@@ -39,7 +39,7 @@ def equal_everywhere(model: nn.Module) -> bool:
 
 def page() -> None:
     """Run each section of the page after the code that all use."""
-    common, *sections = re.split(r"^## ", (ROOT / "docs/frameworks.md").read_text(), flags=re.MULTILINE)
+    common, *sections = re.split(r"^## ", (ROOT / "docs/howto/frameworks.md").read_text(), flags=re.MULTILINE)
     for section in sections:
         names: dict[str, Any] = {}
         for block in re.findall(r"^```python\n(.*?)^```", common + section, re.MULTILINE | re.DOTALL):

@@ -123,7 +123,7 @@ def test_a_resumed_fit_continues_bit_for_bit(lt, tmp_path):
     assert resumed.trainer.global_step == 3 * lt.STEPS
     lt.assert_equal(lt.in_module(whole), lt.in_module(resumed))
     left, right = (module.opt.state_dict()["lsam"] for module in (whole, resumed))
-    lt.assert_equal([left["sample"], left["anchor"]], [right["sample"], right["anchor"]])
+    lt.assert_equal(*([*state["sample"].values(), *state["anchor"].values()] for state in (left, right)))
     assert left["exchanges"] == right["exchanges"] == lt.STEPS
 
 

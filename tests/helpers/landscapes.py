@@ -176,5 +176,5 @@ def write_run(
 
 
 MODULE = "tests.helpers.landscapes"
-SPLIT_WORDS = ("--model", f"{MODULE}:flat_classifier", "--data", f"{MODULE}:split_images", "--quiet")
-WORDS = ("--make-model", f"{MODULE}:classifier", "--make-batches", f"{MODULE}:images", "--quiet")
+SPLIT_WORDS = ("--model", f"{MODULE}:flat_classifier", "--data", f"{MODULE}:split_images")
+WORDS = ("--make-model", f"{MODULE}:classifier", "--make-batches", f"{MODULE}:images")

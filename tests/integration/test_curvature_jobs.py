@@ -53,7 +53,7 @@ def test_the_trajectory_is_the_same_to_the_bit_also_when_resumed(openmpi, tmp_pa
     centers = [torch.load(tmp_path / d / "checkpoints" / "center.pt", weights_only=True) for d in ("plain", "whole")]
     assert all(torch.equal(value, centers[1][name]) for name, value in centers[0].items())
     # `lsam spectrum --along` computes the same from the snapshots, and draws both.
-    options = ["--images", "100", "--quiet", "--model", "measured:network"]
+    options = ["--images", "100", "--model", "measured:network"]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
         assert main(["spectrum", str(whole.path), "--along", "sample", *options, "--matrix", "hessian"]) == 0

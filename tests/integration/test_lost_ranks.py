@@ -54,10 +54,9 @@ def test_the_rank_that_evaluates_the_center_is_killed(openmpi: Mpi, tmp_path: Pa
 def killed(mpi: Mpi, folder: Path, victim: int, delay: float) -> bool:
     """Kill a rank `delay` seconds after the first step and check the others' results; False if it had ended before."""
     folder.mkdir()
-    with job(mpi, folder, "-m", "lsam_hpc", "train", "--epochs", "240") as (mpirun, pids):
-        # The progress bar appears when every rank has been set up. A rank killed before that leaves the others in
-        # collective calls.
-        until(lambda: " 0/" in (folder / "said").read_text(), "the first step", folder)
+    with job(mpi, folder, "-m", "lsam_hpc", "train", "--epochs", "240", "--flush-seconds", "0.1") as (mpirun, pids):
+        # A rank killed before every rank has been set up leaves the others in collective calls.
+        until(lambda: all_trained(folder), "the first step", folder)
         assert len(list((folder / "run").glob("rank-*.h5"))) == RANKS
         time.sleep(delay)  # any moment is good
         if not alive(pids[victim]):
@@ -143,6 +142,13 @@ def _rank_of(pid: int) -> int | None:
         return None
     ranks = [int(word.split(b"=")[1]) for word in words if word.startswith(b"OMPI_COMM_WORLD_RANK=")]
     return ranks[0] if ranks else None
+
+
+def all_trained(folder: Path) -> bool:
+    """Return True once each rank has logged a step."""
+    with suppress(ValueError, OSError):
+        return all(len(Run(folder / "run").steps(rank)["loss"]) for rank in range(RANKS))
+    return False
 
 
 def until(condition: Callable[[], bool], event: str, folder: Path) -> None:

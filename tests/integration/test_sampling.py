@@ -1,4 +1,4 @@
-"""The recipe of docs/landscape.md for chains that are samples."""
+"""The recipe of docs/tutorials/sampling.md for chains that are samples."""
 
 import json
 import re
@@ -11,8 +11,8 @@ from tests.helpers.mpis import ROOT, run
 
 @pytest.mark.slow("a minute of training")
 def test_the_recipe_s_chains_are_samples(openmpi, tmp_path):
-    page = (ROOT / "docs" / "landscape.md").read_text()
-    recipe = re.search(r"\*\*Chains that are samples\.\*\*.*?```bash\n(.*?)```", page, re.DOTALL)[1]
+    page = (ROOT / "docs" / "tutorials" / "sampling.md").read_text()
+    recipe = re.search(r"## Train, then sample.*?```bash\n(.*?)```", page, re.DOTALL)[1]
     trains, samples, diagnoses = (shlex.split(line.replace("runs/", f"{tmp_path}/")) for line in recipe.splitlines())
     for words in (trains, samples):
         assert words[:4] == ["mpirun", "-n", "2", "lsam"]

@@ -220,7 +220,7 @@ def test_the_quickstart_reaches_3_percent_also_when_stopped_and_resumed(mpi, tmp
 
 @pytest.mark.parametrize("coupling", ["kernel", pytest.param("restart", marks=SLOW)])
 def test_the_other_couplings_train(mpi, coupling, tmp_path):
-    # Stiffness and pull of the kernel as in docs/algorithm.md; chance is 90 %.
+    # Stiffness and pull of the kernel as in docs/explanation/algorithm.md; chance is 90 %.
     options = ("--coupling", coupling, "--pull", "0.5", "--steps", "1500")
     done = lsam(mpi, 2, "train", *options, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr

@@ -240,6 +240,10 @@ def test_training_continues_without_rank_0(ulfm: Mpi, tmp_path: Path) -> None:
     assert re.search(r"lost rank 0 \(.+\): 3 ranks continue after [0-9.]+ s$", text, re.MULTILINE), text
     assert 299 <= sum(steps_of(tmp_path)[1:]) + 40 <= 300  # the step that it had claimed is lost
     assert re.search(r"^rank 0 +LOST +39\b", text, re.MULTILINE), text
+    words = ("train", "--data", "digits", "--steps", "400", "--period", "2", "--out", str(tmp_path / "run"))
+    done = run(ulfm.command(RANKS, ulfm.forked, "-m", "lsam_hpc", *words, "--resume", "must"), timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert steps_of(tmp_path)[0] < 39 < steps_of(tmp_path)[1]  # rank 0 began again at the center
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -291,8 +295,8 @@ from lsam_hpc.rma import faults
 late, caller, late_call, mark = sys.argv[1:5]
 del sys.argv[1:5]
 wait, kill, late_calls = rma.wait_without_spinning, os.kill, []
-def interrupted(request):
-    wait(request)
+def interrupted(request, *buffers):
+    wait(request, *buffers)
     if sys._getframe(1).f_code.co_name != caller:
         return
     late_calls.append(1)
@@ -324,6 +328,39 @@ def test_a_member_that_is_behind_catches_up(ulfm: Mpi, late: int, call: tuple[st
     for rank in steps:
         assert list(rank["iteration"]) == list(range(len(rank["iteration"])))
     assert list(steps[0]["total_iteration"]) == list(steps[1]["total_iteration"])
+
+
+@pytest.mark.parametrize(
+    ("rank", "place"),
+    [
+        *((rank, place) for rank in (0, 3) for place in ("step", "before the add", "in a checkpoint")),
+        (0, "in the last evaluation"),  # of the center, by the first chain
+    ],
+)
+@pytest.mark.slow("chains of two ranks")
+def test_a_sharded_chain_is_lost_with_its_rank(ulfm: Mpi, rank: int, place: str, tmp_path: Path) -> None:
+    chain = 2 * (rank // 2)
+    options = ("--shard", "fsdp2", "--group-size", "2", "--snapshot-every", "50", "--checkpoint-every", "60")
+    where = {"step": STEP, **PLACES}[place]
+    words = ("train", "--data", "digits", "--steps", "300", "--period", "2", "--out", str(tmp_path / "run"), *options)
+    done = run(ulfm.command(RANKS, ulfm.forked, "-c", DYING, str(rank), *where, *words), timeout=LIMIT)
+    text = done.stdout + done.stderr
+    assert done.returncode == 4, text
+    line = f"lsam train: rank {rank} ended, and with it its chain [{chain}, {chain + 1}]"
+    assert text.splitlines().count(line) == 1, text
+    assert re.search(rf"^ *chain {rank // 2} +LOST ", text, re.MULTILINE), text
+    assert "1 of 2 chains were lost" in text
+    with Run(tmp_path / "run") as log:
+        other = 1 - rank // 2
+        steps = log.steps(other)["iteration"]
+        assert list(steps) == list(range(len(steps)))
+        assert np.isfinite(log.snapshot(other, -1)).all()
+    # The lost chain begins again at the center.
+    again = [word if word != "300" else "400" for word in words]
+    done = run(ulfm.command(RANKS, ulfm.forked, "-m", "lsam_hpc", *again, "--resume", "must"), timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with Run(tmp_path / "run") as log:
+        assert log.steps(rank // 2)["total_iteration"].min() >= 300
 
 
 @pytest.mark.slow("jobs that end early")

@@ -146,11 +146,32 @@ def test_a_state_without_sams_part_is_refused():
     assert opt.state_dict()["sam"]["last"].keys() == before["sam"]["last"].keys()
 
 
-def test_a_chain_refuses_the_state_that_lost_its_part():
-    model = network()
-    opt = LocalLSAM(torch.optim.SGD(model.parameters(), lr=0.1), LocalCenter(flat(model)))
+def local_chain(seed=0, temperature=1e-4):
+    model = network(seed=seed)
+    center = LocalCenter(flat(model))
+    return model, LocalLSAM(BASES["momentum"](model.parameters()), center, temperature=temperature, period=3)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch: saving on a single process; noise with momentum
+def test_a_chain_in_memory_resumes_exactly(tmp_path):
+    model, opt = local_chain()
+    go(model, opt, 0, 5)
+    save(tmp_path, model, opt)
+    y = opt.read_center()
+    go(model, opt, 5, 12)
+    again, other = local_chain(seed=5)
+    load(tmp_path, again, other)
+    other._coupler.center.vector.copy_(torch.cat([t.reshape(-1) for t in y]))  # all chains share it
+    go(again, other, 5, 12)
+    assert torch.equal(flat(again), flat(model))
+    assert other.stats() == opt.stats()
+
+
+def test_a_chain_refuses_a_state_without_its_part():
+    model, opt = local_chain()
     go(model, opt, 0, 3)
-    state = dcp.get_optimizer_state_dict(model, opt)
+    plain = SAM(BASES["momentum"](model.parameters()))
+    state = dcp.get_optimizer_state_dict(model, plain)
     with pytest.raises(InputError, match="state_dict: expected the state of a chain of 83 elements, found none"):
         dcp.set_optimizer_state_dict(model, opt, state)
 

@@ -314,6 +314,11 @@ def test_refuses_hyperparameters_out_of_range(options, message):
     assert str(caught.value) == message
 
 
+def test_refuses_a_base_that_is_no_optimizer():
+    with pytest.raises(InputError, match="base: expected a torch optimizer that takes plain steps, found Linear"):
+        LocalLSAM(nn.Linear(1, 1), LocalCenter(torch.zeros(2)))
+
+
 def test_refuses_a_center_of_another_size_and_new_groups():
     model = Bowl([1.0, 2.0])
     with pytest.raises(

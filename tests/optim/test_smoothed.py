@@ -34,3 +34,12 @@ def test_a_loss_that_requires_a_gradient_gives_no_warning(recwarn):
     finally:
         torch.set_warn_always(before)
     assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_the_mean_is_rounded_to_float32_as_a_tensor_is():
+    mean, expected = SmoothedLoss(), torch.full((), math.nan)
+    for loss in torch.rand(50, generator=torch.Generator().manual_seed(0)):
+        mean.add(loss)
+        old = expected.item()
+        expected.fill_(0.9 * old + (1 - 0.9) * loss.item() if math.isfinite(old) else loss.item())
+        assert mean.value == expected.item()

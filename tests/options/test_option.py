@@ -103,6 +103,6 @@ def test_optimizers_take_and_document_their_options(optimizer, names):
 
 
 def test_the_page_of_options_is_up_to_date():
-    """If this fails: python -m lsam_hpc.options.page > docs/options.md."""
-    assert (ROOT / "docs" / "options.md").read_text() == page.page()
+    """If this fails: python -m lsam_hpc.options.page > docs/reference/options.md."""
+    assert (ROOT / "docs" / "reference" / "options.md").read_text() == page.page()
     assert all(f"| `{item.name}` |" in page.page() for concern in page.CONCERNS for item in fields(concern))

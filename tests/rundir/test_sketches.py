@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lsam_hpc import InputError
-from lsam_hpc.rundir.sketches import DeviceSketch, StateLog
+from lsam_hpc.rundir.sketches import DeviceSketch, SketchLog, StateLog
 from lsam_hpc.trajectory import CountSketch, Run, Snapshots, TrajectoryWriter, layer_groups
 from tests.helpers.logs import LAYOUT, attributes
 
@@ -37,7 +37,7 @@ def test_a_wrong_size_is_an_error():
 def test_states_are_logged_when_they_are_due(tmp_path):
     sketch = CountSketch(10, buckets=8)
     with TrajectoryWriter(tmp_path, 0, LAYOUT, attributes(), sketch=sketch, snapshots=Snapshots(every=10)) as writer:
-        log = StateLog(writer, every=8)
+        log = StateLog(SketchLog(writer, sketch, ("sample", "center")), writer, every=8)
         for n in range(1, 9):
             x, y = torch.full((10,), float(n), dtype=torch.float64), torch.arange(10.0)
             log.on_states(4 * n, 100 + n, {"sample": x, "center": y, "perturbation": x})

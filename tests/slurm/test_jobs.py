@@ -73,6 +73,29 @@ def test_ranks_of_two_nodes_train_together(
     assert re.search(rf"^rank {2 * each - 1} ", job.said, re.MULTILINE), job.said
 
 
+@pytest.mark.parametrize(("order", "which"), [("block", "openmpi"), ("block", "mpich"), ("cyclic", "openmpi")])
+def test_each_node_holds_a_sharded_chain(
+    cluster: Cluster, request: pytest.FixtureRequest, folder: Path, order: str, which: str
+) -> None:
+    """Slurm's own order of ranks is block; with another one the job trains too, and says that chains span nodes."""
+    mpi: Mpi = request.getfixturevalue(which)
+    chains = "--shard fsdp2 --group-size 2 --model mlp --budget per-rank"
+    command = TRAIN.replace(f"--steps {STEPS}", f"--steps 100 {chains}")
+    launch = SRUN[which] + (f" --distribution={order}" if order != "block" else "")
+    options = {"nodes": 2, "ntasks_per_node": 2, "gpus_per_node": None, "gpu_bind": None}
+    job = submitted(cluster, edited("chain-per-node", folder, mpi, launch, command, **options))
+    job.until("COMPLETED", seconds=LIMIT)
+    with Run(job.run) as run:
+        assert run.ranks == [0, 1]
+        hosts = [run.logs[chain].attributes["host"] for chain in run.ranks]
+        assert [len(run.steps(chain)["loss"]) for chain in run.ranks] == [50, 50]
+    assert hosts == (["n1", "n2"] if order == "block" else ["n1", "n1"])  # of each chain's first rank
+    said = [line for line in job.said.splitlines() if "span nodes" in line]
+    assert [line.partition(", ")[0] for line in said] == (
+        [] if order == "block" else ["lsam-hpc: 2 of 2 chains span nodes"]
+    )
+
+
 @pytest.mark.parametrize(("which", "flag", "right"), [("openmpi", "pmi2", "pmix"), ("mpich", "pmix", "pmi2")])
 def test_the_wrong_mpi_flag_is_reported(
     cluster: Cluster, request: pytest.FixtureRequest, folder: Path, which: str, flag: str, right: str

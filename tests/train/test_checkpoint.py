@@ -11,7 +11,7 @@ import torch
 
 from lsam_hpc import InputError
 from lsam_hpc.train.batches import Batches
-from lsam_hpc.train.checkpoint import Checkpoints, check, clear, load
+from lsam_hpc.train.checkpoint import Checkpoints, check, clear, copied_to_host, load
 from lsam_hpc.train.manifest import newest, parsed
 
 LAYOUT = [("w", (2, 3)), ("b", ())]
@@ -41,6 +41,29 @@ def state(step):
 def write(writer, step):
     writer.write(step, state(step))
     writer.wait()
+
+
+def test_a_set_without_the_center_does_not_count(tmp_path):
+    # Ranks 0 and 1 hold a chain together. Rank 0, with a part of the center, is lost before it writes.
+    ranks = [
+        Checkpoints(tmp_path, rank, 4, layout=LAYOUT, config=CONFIG, keep=2, flush=lambda: None, parts=2)
+        for rank in range(4)
+    ]
+    for rank in (1, 2, 3):
+        ranks[rank].write(10, state(10), center=False)
+        ranks[rank].wait()
+    ranks[2].write_manifests([0, 1], at_once=True)
+    assert not any(name.startswith("set") for name in names(tmp_path))
+    for rank in (2, 3):
+        ranks[rank].write(20, state(20))  # now these ranks are the lowest ones
+        ranks[rank].wait()
+    ranks[2].write_manifests([0, 1], at_once=True)
+    assert "set-000000000020.json" in names(tmp_path)
+    for rank in range(4):  # the first chain has written, and its center is in the set
+        ranks[rank].write(30, state(30), center=rank < 2)
+        ranks[rank].wait()
+    ranks[2].write_manifests([0, 1], at_once=True)
+    assert "set-000000000030.json" in names(tmp_path)
 
 
 def test_files_of_sets_that_stay_incomplete_are_removed(tmp_path):
@@ -298,5 +321,17 @@ def test_batches_resume_where_they_were_saved():
     whole, saved, other = (Batches(x, x[:, 0], 3, seed) for seed in (7, 7, 8))
     order = [next(whole)[1].tolist() for _ in range(20)]
     assert [next(saved)[1].tolist() for _ in range(8)] == order[:8]
+    next(other)  # the mini-batches that it has read are dropped
     other.load_state_dict(saved.state_dict())
     assert [next(other)[1].tolist() for _ in range(12)] == order[8:]
+
+
+def test_a_copy_holds_twice_what_the_state_holds_twice():
+    tensor, part = torch.ones(2), {"a": torch.zeros(1)}
+    copy = copied_to_host({"last": tensor, "group": [{"last": tensor}, part], "part": part, "count": 3})
+    tensor += 1
+    assert copy["last"].tolist() == [1.0, 1.0]
+    assert copy["group"][0]["last"] is copy["last"]
+    assert copy["group"][1] is copy["part"]
+    assert copy["part"] is not part
+    assert copy["count"] == 3

@@ -19,11 +19,12 @@ class Written:
     """Records the steps of checkpoints and writes nothing."""
 
     seconds = 1.0
+    pending = False
 
     def __init__(self):
         self.numbers = []
 
-    def write(self, number, state):
+    def write(self, number, state, *, center):
         self.numbers.append(number)
 
     def write_manifests(self, failed):
@@ -51,6 +52,7 @@ def make(comm, unresponsive, every="auto", *, lockstep=False):
     batches = SimpleNamespace(state_dict=dict)
     parts = dict.fromkeys(("selection", "adversary", "top_eigenvalue"))
     chain = SimpleNamespace(opt=opt, model=nn.Identity(), batches=batches, **parts)
+    chain.parts = 1
     config = TrainConfig(checkpoint_every=every, mtbf=SECONDS**2 / (2 * 3600))
     written = Written()
     return CheckpointScheduler(config, written, chain, 0.0), opt, written

@@ -66,13 +66,13 @@ def test_a_flag_wins_over_the_file_s_other_way_to_say_how_long(tmp_path):
         (["--zzz"], "--zzz: expected a known option, found an unknown one"),
         (
             ["--data", "imagenet"],
-            "--data: expected one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder or MODULE:FUNCTION, "
-            "found 'imagenet'",
+            "--data: expected one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder, text or "
+            "MODULE:FUNCTION, found 'imagenet'",
         ),
         (
             ["--model", "bert"],
-            "--model: expected one of mlp, cnn, cnn-tiny, resnet18, wrn16-8, vgg16, vit or MODULE:FUNCTION, "
-            "found 'bert'",
+            "--model: expected one of mlp, cnn, cnn-tiny, resnet18, wrn16-8, vgg16, vit, gpt-tiny, gpt-small or "
+            "MODULE:FUNCTION, found 'bert'",
         ),
         (["--subset", "0"], "--subset: expected a whole number >= 1, found 0"),
         (["--validation", "-1"], "--validation: expected a whole number >= 0, found -1"),

@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.train import job
+from lsam_hpc.train import batches, job
 from lsam_hpc.train.batches import Batches
 from lsam_hpc.train.builders import lr_factor
 from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.train.dataset import of_arrays
 from lsam_hpc.train.evaluation import evaluate
 from lsam_hpc.train.models import MODELS
 
@@ -48,6 +50,24 @@ def test_each_rank_sees_the_whole_set_in_its_own_order():
     x, y = next(first)
     assert torch.equal(x[:, 0], y.float())
     assert torch.equal(first.ids, y)  # the labels are the indices here
+
+
+@pytest.mark.parametrize("elements", [1, 100, 10**6])
+def test_mini_batches_are_those_of_the_order_however_many_are_read_at_once(monkeypatch, elements):
+    monkeypatch.setattr(batches, "BLOCK", elements)
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (50, 2, 4, 4), np.uint8), np.arange(50) % 10
+    data = of_arrays((images, labels), (images, labels))
+    source, generator = Batches(data.train_x, data.train_y, 7, 3), torch.Generator().manual_seed(3)
+    values = torch.from_numpy(images).double()
+    mean, deviation = values.mean((0, 2, 3), keepdim=True), values.std((0, 2, 3), keepdim=True, correction=0)
+    for _ in range(3):
+        for ids in torch.randperm(50, generator=generator).split(7)[:7]:
+            x, y = next(source)
+            assert torch.equal(source.ids, ids)
+            assert torch.equal(y, data.train_y[ids])
+            torch.testing.assert_close(x, ((values - mean) / deviation)[ids].float())
+            x.mul_(torch.ones(1, requires_grad=True))  # a model may change its input
 
 
 def test_evaluate_counts_errors_and_keeps_the_mode():

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from lsam_hpc import InputError
 from lsam_hpc.train.convnets import wide_resnet
-from lsam_hpc.train.models import DEFAULT_MODEL, MODELS, build
+from lsam_hpc.train.models import DEFAULT_MODEL, MODELS, TEXT_MODELS, build
 from lsam_hpc.train.vit import VisionTransformer
 
 CIFAR = (3, 32, 32)
@@ -149,7 +149,7 @@ def test_every_parameter_has_a_gradient_and_a_second_derivative(name):
 def test_each_data_set_has_a_model():
     assert size(build(None, "digits", (1, 8, 8), 10)) == size(MODELS["mlp"]((1, 8, 8), 10))
     assert size(build(None, "mine:load", (1, 8, 8), 10)) == size(MODELS["cnn"]((1, 8, 8), 10))
-    assert set(DEFAULT_MODEL.values()) <= set(MODELS)
+    assert set(DEFAULT_MODEL.values()) <= {*MODELS, *TEXT_MODELS}
 
 
 @pytest.fixture

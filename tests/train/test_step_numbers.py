@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lsam_hpc.optim import perturbation
+from lsam_hpc.optim.center import LocalCenter
+from lsam_hpc.optim.lsam import LocalLSAM
 from lsam_hpc.optim.sam import SAM
 from lsam_hpc.train import step_numbers
 from lsam_hpc.train.augment import Augment
@@ -99,3 +104,45 @@ def test_a_step_reads_no_number_of_the_device() -> None:
 
         opt.step(closure)
     assert opt.local_step == 4
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operators that wait for a GPU where tensors are on one."""
+
+    WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.WAIT:
+            self.counted[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("ascent", "rho", "reads"), [("sam", 0.1, 1), ("sam", 0.0, 0), ("dp-sat", 0.1, 1)])
+def test_a_step_of_lsam_reads_the_scale_of_the_ascent_only_and_that_on_the_cpu_only(
+    ascent: Any, rho: float, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Linear(6, 3)
+    size = sum(p.numel() for p in model.parameters())
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    opt = LocalLSAM(base, LocalCenter(torch.zeros(size)), rho=rho, ascent=ascent, period=1000, temperature=0.0)
+
+    def closure() -> torch.Tensor:
+        opt.zero_grad()
+        loss = model(torch.ones(2, 6)).square().mean()
+        loss.backward()
+        return loss  # type: ignore[no-any-return]
+
+    opt.step(closure)
+    for on_gpu in (False, True):
+        if on_gpu:  # as on a GPU the scale is multiplied, not read
+            move = lambda xs, ds, scale: torch._foreach_add_(xs, torch._foreach_mul(ds, scale))  # noqa: E731
+            monkeypatch.setattr(perturbation, "add_scaled_", move)
+        with Reads() as mode:
+            for _ in range(3):
+                opt.step(closure)
+        assert mode.counted == ({} if on_gpu or not reads else {"_local_scalar_dense": 3 * reads})

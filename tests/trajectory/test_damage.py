@@ -48,7 +48,7 @@ DAMAGE = {
     "pipe": (lambda p: (p.unlink(), os.mkfifo(p)), "rank-0001.h5: expected a file, found something else"),
     "version": (
         lambda p: edit(p, lambda f: f.attrs.modify("schema_version", 99)),
-        "expected schema version 1 or 2, found 99",
+        "expected schema version 1, 2 or 3, found 99",
     ),
     "format": (lambda p: edit(p, lambda f: f.attrs.modify("format", "else")), "expected a file of format 'lsam-hpc"),
     "attribute": (lambda p: edit(p, lambda f: f.attrs.pop("host")), "expected the attribute host, found none"),

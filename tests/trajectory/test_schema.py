@@ -5,4 +5,4 @@ from tests.helpers.mpis import ROOT
 
 
 def test_docs_contain_the_tables():
-    assert (ROOT / "docs" / "trajectory.md").read_text().endswith(schema.markdown())
+    assert (ROOT / "docs" / "reference" / "logs.md").read_text().endswith(schema.markdown())

@@ -66,15 +66,15 @@ class Closure:
         same_random_numbers: start every pass from the random state of the first.
     """
 
-    def __init__(self, function: Callable[..., Any], batch: object, *, same_random_numbers: bool) -> None:
+    def __init__(self, function: Callable[..., Any], batch: object, same_random_numbers: bool) -> None:  # noqa: FBT001
         self.batch = batch
-        function = torch.enable_grad()(function)
         self._function = repeating(function) if same_random_numbers else function
 
     def __call__(self, batch: object = None) -> Any:  # noqa: ANN401 - what the user's closure returns
         """Run the pass on a mini-batch; default: the step's."""
         batch = self.batch if batch is None else batch
-        return self._function() if batch is None else self._function(batch)
+        with torch.enable_grad():
+            return self._function() if batch is None else self._function(batch)
 
     def require_batch(self, ascent: str) -> None:
         """Raise InputError unless the step has a mini-batch."""
@@ -193,10 +193,9 @@ def one_pass(sam: Ascending, closure: Closure, scaler: GradScaler | None) -> Any
     loss = closure()
     sam.ascend(Gradients([], []))  # moves nothing; subclasses publish x + e here
     sam.restore()
-    with torch.no_grad():
-        norm = global_norm(present(sam.parameters).grads)
-        sam.perturbation.grad_norm = norm if scaler is None else norm / scaler.get_scale()  # 1 if it is disabled
-        sam.perturbation.norm = torch.zeros_like(norm)
+    norm = global_norm(present(sam.parameters).grads)
+    sam.perturbation.grad_norm = norm if scaler is None else norm / scaler.get_scale()  # 1 if it is disabled
+    sam.perturbation.norm = torch.zeros_like(norm)
     return loss
 
 

@@ -10,6 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from lsam_hpc.optim.ascents.base import Ascending, OnePass
 from lsam_hpc.optim.gradients import Gradients
+from lsam_hpc.optim.shards import local_parts
 
 
 class CenterMovement(OnePass):
@@ -34,8 +35,8 @@ class CenterMovement(OnePass):
 
         Args:
             params: the chain's parameters.
-            movement: one tensor for each; copied.
+            movement: one tensor for each, or its part on this rank; copied.
         """
         if not self.last.params:
             self.last = Gradients(params, [torch.empty_like(p) for p in params])
-        torch._foreach_copy_(self.last.grads, list(movement))
+        torch._foreach_copy_(local_parts(self.last.grads), list(movement))

@@ -112,7 +112,8 @@ def test_a_parameter_used_only_at_x_gets_the_gradient_with_the_clean_weight():
 
 
 def test_focal_sam_in_the_docs_follows_the_paper():
-    setup, steps, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "samples.md").read_text(), flags=re.DOTALL)
+    page = (ROOT / "docs" / "howto" / "samples.md").read_text()
+    setup, _, steps, *_ = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     names = {}
     exec(setup, names)
     model, images, labels = names["model"], names["images"], names["labels"]

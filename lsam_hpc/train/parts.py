@@ -1,0 +1,88 @@
+"""Parts of tensors in the checkpoints of sharded chains, and their redistribution over other numbers of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from lsam_hpc.optim.shards import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+# A part is saved as a dict with these keys: rows of a tensor, and the shape of the whole. It needs no class of torch.
+_ROWS, _SHAPE = "rows of a sharded tensor", "shape"
+Part = dict[str, Any]
+
+
+def part_of(tensor: DTensor) -> Part:
+    """Return a copy of this rank's part of a tensor, in host memory."""
+    return {_ROWS: tensor.to_local().detach().to("cpu", copy=True), _SHAPE: list(tensor.shape)}
+
+
+def is_part(value: object) -> TypeGuard[Part]:
+    """Return True for what `part_of` returns."""
+    return isinstance(value, dict) and value.keys() == {_ROWS, _SHAPE}
+
+
+def redistributed(values: Sequence[Any], index: int, count: int) -> Any:  # noqa: ANN401 - as the values
+    """Return the state of one of the ranks that hold a chain together, given those of as many ranks as held it before.
+
+    Args:
+        values: the same part of the state of each rank, in order.
+        index: number of the rank.
+        count: number of ranks; they hold the rows as `torch.chunk` divides them.
+
+    Returns:
+        The state with other parts; what is not in parts is taken from one of the ranks.
+    """
+    first = values[index % len(values)]
+    if is_part(first):
+        whole = torch.cat([value[_ROWS] for value in values])
+        chunks = whole.chunk(count)
+        return {_ROWS: chunks[index].clone() if index < len(chunks) else whole[:0], _SHAPE: first[_SHAPE]}
+    if isinstance(first, dict):
+        return {key: redistributed([value[key] for value in values], index, count) for key in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)(redistributed(each, index, count) for each in zip(*values, strict=True))
+    return first
+
+
+def placed(value: Any, mesh: DeviceMesh | None, tensors: dict[int, Tensor] | None = None) -> Any:  # noqa: ANN401
+    """Return a state with DTensors in place of its parts.
+
+    Args:
+        value: of this rank.
+        mesh: the ranks of the chain. None: one rank has the whole, so that its parts are plain tensors.
+        tensors: those made already, by the id of the part. Default: none.
+    """
+    tensors = {} if tensors is None else tensors
+    if is_part(value):
+        if id(value) not in tensors:
+            tensors[id(value)] = _tensor(value, mesh)
+        return tensors[id(value)]
+    if isinstance(value, dict):
+        return {key: placed(part, mesh, tensors) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(placed(part, mesh, tensors) for part in value)
+    return value
+
+
+def mesh_of(model: nn.Module) -> DeviceMesh | None:
+    """Return the device mesh of a model's parameters, None if they are whole."""
+    return next((p.device_mesh for p in model.parameters() if is_sharded(p)), None)
+
+
+def _tensor(part: Part, mesh: DeviceMesh | None) -> Tensor:
+    rows: Tensor = part[_ROWS]
+    if mesh is None:
+        return rows
+    from torch.distributed.tensor import DTensor, Shard
+
+    shape = torch.Size(part[_SHAPE])
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(rows.to(mesh.device_type), mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)

@@ -1,0 +1,48 @@
+"""Models of jobs that FSDP2 shards, and where the ranks of sharded chains are."""
+
+from itertools import permutations, product
+
+import pytest
+import torch
+from torch import nn
+
+from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.train.gpt import gpt_tiny
+from lsam_hpc.train.sharding import blocks, gathered, shard, spanning_chains, stop_torch
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (4, 1), (4, 2), (4, 4), (6, 2), (6, 3)])
+def test_chains_that_span_nodes_are_counted_if_another_order_avoids_it(ranks, parts):
+    def spanning(hosts):
+        chains = zip(*[iter(hosts)] * parts, strict=True)
+        return sum(any(host != chain[0] for host in chain) for chain in chains)
+
+    for hosts in product("abc", repeat=ranks):
+        avoidable = any(spanning(order) == 0 for order in set(permutations(hosts)))
+        assert spanning_chains(hosts, parts) == (spanning(hosts) if avoidable else 0), hosts
+
+
+@pytest.mark.mpi(np=[2])
+@pytest.mark.alone
+def test_bf16_is_gathered_and_all_that_lasts_is_float32(comm):
+    config = TrainConfig(shard="fsdp2", group_size=2, precision="bf16")
+    model, seen = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), []
+    shard(model, config, torch.device("cpu"), comm)
+    model[2].register_forward_pre_hook(lambda module, inputs: seen.append((module.weight.dtype, inputs[0].dtype)))
+    output = model(torch.randn(4, 5))
+    assert seen == [(torch.bfloat16, torch.bfloat16)]
+    assert output.dtype == torch.float32
+    output.sum().backward()
+    for p in model.parameters():
+        assert (p.dtype, p.grad.dtype) == (torch.float32, torch.float32)
+        assert len(p.to_local()) == (len(p) + 1 - comm.rank) // 2
+    whole = gathered(model.state_dict(), keep=comm.rank == 1)
+    assert [tuple(t.shape) for t in whole.values()] == ([(7, 5), (7,), (3, 7), (3,)] if comm.rank else [])
+    stop_torch()
+
+
+def test_the_outermost_members_of_lists_are_gathered_one_at_a_time():
+    inner, last = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2)
+    assert [*blocks(nn.Sequential(inner, nn.ReLU(), last))] == [inner, last]
+    model = gpt_tiny((8,), 256)
+    assert [*blocks(model)] == [*model.blocks]
