@@ -4,11 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.helpers.forked import FOLDER
 from tests.helpers.mpis import ROOT, available, environment
+from tests.helpers.waiting import wait_until
 
 TORCH = "import sys; print('torch' in sys.modules)"
 
@@ -31,6 +35,19 @@ def result_of(*words, **more):
     with start(*words, **more) as process:
         out, err = process.communicate(timeout=60)
     return process.returncode, out, err
+
+
+@pytest.fixture
+def own_server(monkeypatch):
+    """Returns the id of a server that no other test uses."""
+    with tempfile.TemporaryDirectory(prefix="lsam-fork-") as folder:  # short, as names of sockets are
+        monkeypatch.setenv(FOLDER, folder)
+
+        def number():
+            return int(result_of("-c", "import os; print(os.getppid())")[1])
+
+        yield number
+        os.kill(number(), signal.SIGKILL)
 
 
 def test_torch_is_preloaded_unless_variables_of_its_libraries_differ():
@@ -89,4 +106,31 @@ def test_the_server_survives_clients_that_are_killed_during_a_request():
         with start("-c", "import time; time.sleep(60)") as process:
             time.sleep(delay / 1000)  # from before it connects until its program runs
             process.kill()
+    assert result_of("-c", TORCH) == (0, "True\n", "")
+
+
+def test_the_server_survives_a_program_that_ends_just_before_its_client(own_server):
+    server, code = own_server(), "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    with start("-c", code) as process:
+        program = int(process.stdout.readline())
+        os.kill(server, signal.SIGSTOP)  # it learns of both ends at once
+        try:
+            os.kill(program, signal.SIGKILL)
+            wait_until(lambda: Path(f"/proc/{program}/stat").read_text().split()[2] == "Z", "the program ends")
+            process.kill()
+            process.wait()
+        finally:
+            os.kill(server, signal.SIGCONT)
+    assert result_of("-c", TORCH) == (0, "True\n", "")
+
+
+def test_a_server_that_has_ended_fails_one_test_and_the_next_has_another(own_server):
+    os.kill(own_server(), signal.SIGKILL)
+
+    def use():
+        for _ in range(100):  # it may answer until the kernel has ended it
+            result_of("-c", "")
+
+    with pytest.raises(AssertionError, match="the fork server ended"):
+        use()
     assert result_of("-c", TORCH) == (0, "True\n", "")

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -34,13 +35,20 @@ def forked(python: str, env: dict[str, str]) -> str:
     Args:
         python: the interpreter.
         env: the server's environment.
+
+    Raises:
+        AssertionError: the server did not start, or has ended since the last call; the message is its output.
     """
     folder, name = Path(os.environ[FOLDER]), hashlib.sha256(python.encode()).hexdigest()[:12]
-    script, socket, log = (folder / f"{name}{suffix}" for suffix in ("", ".socket", ".log"))
+    script, path, log = (folder / f"{name}{suffix}" for suffix in ("", ".socket", ".log"))
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be starting the same server
+        if script.exists() and not _listens(path):
+            path.with_suffix(".json").unlink()
+            script.unlink()  # the next call starts another server
+            raise AssertionError(f"the fork server ended:\n{log.read_text()}")
         if not script.exists():
-            words = [python, "-m", "tests.helpers.forkserver", str(socket), os.environ[_OWNER]]
+            words = [python, "-m", "tests.helpers.forkserver", str(path), os.environ[_OWNER]]
             with log.open("wb") as output:
                 server = subprocess.Popen(
                     words,
@@ -52,11 +60,20 @@ def forked(python: str, env: dict[str, str]) -> str:
                     start_new_session=True,
                 )
             deadline = time.monotonic() + 120
-            while not socket.with_suffix(".json").exists():
+            while not path.with_suffix(".json").exists():
                 assert server.poll() is None, f"the fork server ended:\n{log.read_text()}"
                 assert time.monotonic() < deadline, f"the fork server did not start\n{log.read_text()}"
                 time.sleep(0.02)
-            program = shlex.join([python, "-IS", str(_HERE / "forked_python.py"), str(socket), python])
+            program = shlex.join([python, "-IS", str(_HERE / "forked_python.py"), str(path), python])
             script.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
             script.chmod(0o755)
     return str(script)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True

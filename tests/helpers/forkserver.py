@@ -125,8 +125,8 @@ def serve(path: Path, owner: int) -> Program:
                 selector.register(connection, selectors.EVENT_READ, ("gone", child))
                 selector.register(os.pidfd_open(child), selectors.EVENT_READ, ("ended", child))
             elif kind == "gone":  # the stand-in was killed
-                selector.unregister(event.fileobj)
-                if pid in running:
+                if pid in running:  # else its program ended in this round of events, which closed the connection
+                    selector.unregister(event.fileobj)
                     os.kill(pid, signal.SIGKILL)
             else:
                 _, status = os.waitpid(pid, 0)
