@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from lsam_hpc.train.dataset import Dataset, Inputs, Labels, batch_size
+from lsam_hpc.train.parts import mesh_of
 
 SUBSET = 5000  # training images or windows that loss and BatchNorm statistics are computed on at the end
 
@@ -28,14 +29,28 @@ def results(state: str, model: nn.Module, dataset: Dataset) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, x: Inputs | Tensor, y: Labels) -> tuple[float, float]:
-    """Return the mean cross-entropy and the error in % of a model in eval mode; its mode is restored."""
+    """Return the mean cross-entropy and the error in % of a model in eval mode; its mode is restored.
+
+    The ranks that hold the model's shards (FSDP2) share the mini-batches and return the same; collective in them.
+    """
+    mesh = mesh_of(model)
+    rank, ranks = (0, 1) if mesh is None else (mesh.get_local_rank(), mesh.size())
     size = batch_size(y)
     training = model.training
     model.eval()
     loss, wrong = 0.0, 0
-    for images, labels in zip(x.split(size), y.split(size), strict=True):
-        logits = model(images)
-        loss += functional.cross_entropy(logits, labels, reduction="sum").item()
-        wrong += int((logits.argmax(1) != labels).sum())
+    for first in range(0, len(y), size * ranks):
+        begin = first + size * rank
+        has_own = begin < len(y)
+        # Without a mini-batch of its own, a rank repeats one: the others need its shards.
+        chosen = slice(begin if has_own else first, (begin if has_own else first) + size)
+        logits, labels = model(x[chosen]), y[chosen]
+        if has_own:
+            loss += functional.cross_entropy(logits, labels, reduction="sum").item()
+            wrong += int((logits.argmax(1) != labels).sum())
     model.train(training)
+    if mesh is not None:
+        sums = torch.tensor([loss, wrong], dtype=torch.float64, device=mesh.device_type)
+        distributed.all_reduce(sums, group=mesh.get_group())
+        loss, wrong = sums[0].item(), int(sums[1])
     return loss / y.shape.numel(), 100 * wrong / y.shape.numel()
