@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lsam_hpc.errors import InputError
 from lsam_hpc.util import preflight
 from lsam_hpc.util.arguments import Parser
 
@@ -21,11 +22,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--run-dir", type=Path, default=Path(), help="folder that runs are written to (default: the working directory)"
     )
+    job = parser.add_argument_group("the job", "options as of lsam train; with --parameters its chains are checked too")
+    job.add_argument("--parameters", type=int, help="elements of the model")
+    job.add_argument("--group-size", type=int, default=1, help="ranks of a chain (default: %(default)s)")
+    job.add_argument(
+        "--shard", choices=("none", "fsdp2"), default="none", help="shard its model (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
+    known, asked = options.parameters, options.group_size != 1 or options.shard != "none"
+    if known is None and asked:
+        raise InputError("--parameters: expected the model's elements with --group-size or --shard, found none")
+    if known is not None and known < 1:
+        raise InputError(f"--parameters: expected a number of elements >= 1, found {known}")
     error = _start()
 
-    from lsam_hpc.launch import doctor_gpus, doctor_node, doctor_process
+    from lsam_hpc.launch import doctor_chains, doctor_gpus, doctor_node, doctor_process
     from lsam_hpc.launch.doctor_report import Finding, OneProcess, Ranks, report
 
     if error is not None:
@@ -60,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
         doctor_node.hdf5,
     ]
     findings = [check(ranks) for check in checks]
+    if options.parameters is not None:
+        plan = doctor_chains.Plan(options.parameters, options.group_size, options.shard != "none")
+        findings.append(doctor_chains.chains(ranks, plan))
     if ranks.comm.rank == 0:
         print(report(findings, as_json=options.json), flush=True)
     return FAILED if any(finding.level == "fail" for finding in findings) else 0

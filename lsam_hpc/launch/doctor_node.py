@@ -32,7 +32,7 @@ def shared_memory(ranks: Ranks) -> Finding:
 def memory(ranks: Ranks) -> Finding:
     """Check that each rank has enough memory."""
     hosts = ranks.hosts()
-    least = min((free / hosts.count(host), host) for host, free in zip(hosts, ranks.each(_available), strict=True))
+    least = min((free / hosts.count(host), host) for host, free in zip(hosts, ranks.each(available), strict=True))
     text = f"{least[0] / 1e9:.1f} GB a rank on {least[1]}"
     return Finding("memory", "ok" if least[0] >= GOOD_MEMORY else "warn", text)
 
@@ -95,7 +95,7 @@ def hdf5(ranks: Ranks) -> Finding:
 CHECKS = (shared_memory, memory, run_directory, hdf5)  # of a process without MPI
 
 
-def _available() -> int:
+def available() -> int:
     """Return the free memory of this process's node, or its job's limit if lower, in bytes."""
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(meminfo["MemAvailable"].split()[0]) * 1024

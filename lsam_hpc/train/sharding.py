@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from lsam_hpc import rma
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.shards import is_sharded
 from lsam_hpc.train.config import TrainConfig
+from lsam_hpc.util.affinity import spanning_chains
 from lsam_hpc.util.log import get_logger
 
 _LOG = get_logger(__name__)
@@ -77,18 +77,6 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.children() if not isinstance(model, nn.Sequential) else [model]:
         members = module.children() if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
         yield from (m for m in members if any(True for _ in m.parameters()))
-
-
-def spanning_chains(hosts: Sequence[str], parts: int) -> int:
-    """Return the number of chains that span nodes; 0 if no order of the ranks keeps every chain inside a node.
-
-    Args:
-        hosts: name of each rank's node.
-        parts: neighbouring ranks of a chain, a divisor of the number of ranks.
-    """
-    if any(ranks % parts for ranks in Counter(hosts).values()):
-        return 0
-    return sum(len(set(hosts[first : first + parts])) > 1 for first in range(0, len(hosts), parts))
 
 
 def gathered(state: dict[str, Any], *, keep: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Devices next to the cores that a rank is bound to, from /sys, which gives the cores next to each PCI address."""
+"""Devices next to the cores that a rank is bound to, as /sys tells, and chains on nodes."""
 
 from __future__ import annotations
 
@@ -79,3 +79,15 @@ def accelerators(sys: Path = SYS) -> list[str]:
         if kind.startswith(_CLASSES):
             addresses.append(folder.name)
     return addresses
+
+
+def spanning_chains(hosts: Sequence[str], parts: int) -> int:
+    """Return the number of chains that span nodes; 0 if no order of the ranks keeps every chain inside a node.
+
+    Args:
+        hosts: name of each rank's node.
+        parts: neighbouring ranks of a chain, a divisor of the number of ranks.
+    """
+    if any(ranks % parts for ranks in Counter(hosts).values()):
+        return 0
+    return sum(len(set(hosts[first : first + parts])) > 1 for first in range(0, len(hosts), parts))

@@ -40,7 +40,8 @@ def other(mpi: Mpi) -> Mpi:
 
 
 def test_a_good_machine_is_ready(mpi: Mpi, trial: int, tmp_path: Path) -> None:
-    code, report, stderr = doctor(mpi.command(2, mpi.forked, *DOCTOR, "--run-dir", str(tmp_path)))
+    job = ("--parameters", "1000000", "--shard", "fsdp2", "--group-size", "2")
+    code, report, stderr = doctor(mpi.command(2, mpi.forked, *DOCTOR, "--run-dir", str(tmp_path), *job))
     assert code == 0, f"{report}\n{stderr}"
     assert report["verdict"].startswith("ready")
     texts = {finding["check"]: finding["text"] for finding in report["findings"]}
@@ -48,6 +49,7 @@ def test_a_good_machine_is_ready(mpi: Mpi, trial: int, tmp_path: Path) -> None:
     assert texts["placement"] == "2 ranks on 1 nodes, 2 on each"
     assert texts["window"].endswith("exact on all ranks")
     assert "without help" in texts["progress"]
+    assert texts["chains"].startswith("1 of 2 ranks; of vectors a rank holds 14.0 MB")
     assert texts["hdf5"].endswith(", locks")
     assert not list(tmp_path.iterdir())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lsam_hpc.launch.doctor_chains import Plan, diagnose_chains
 from lsam_hpc.launch.doctor_gpus import Choice, diagnose_gpus, gpus
 from lsam_hpc.launch.doctor_process import diagnose_cores
 from lsam_hpc.launch.doctor_report import Finding, Level, OneProcess, Ranks, by_value, verdict
@@ -79,6 +80,25 @@ def test_more_threads_than_cores() -> None:
     assert diagnose_cores(affinities, ["4,2", "1"]).text.startswith("ranks [0] ")
     assert diagnose_cores(affinities, ["1", ""]).level == "ok"
     assert diagnose_cores([("a", (0, 1, 2, 3), 8)], ["4"]).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "plan", "level", "ends"),
+    [
+        # Of a model of 4 MB, SGD and SAM hold four vectors, the chain two, the center one for all ranks that share it.
+        ("aabb", Plan(10**6, 2, sharded=True), "ok", f"holds {(6 + 1 / 2) / 2 * 4:.1f} MB, sends 12.0 MB"),
+        ("aabb", Plan(10**6, 1, sharded=False), "ok", f"holds {(6 + 1 / 4) * 4:.1f} MB, sends 0.0 MB"),
+        ("abab", Plan(10**6, 2, sharded=True), "warn", "2 span nodes, each of which has room for whole chains"),
+        ("ab", Plan(10**6, 2, sharded=True), "ok", "moves 4.0 MB in an exchange"),  # they have to span nodes
+        ("aabb", Plan(10**9, 1, sharded=False), "warn", "more than the memory of a rank, 2.0 GB"),
+        ("aabb", Plan(10**6, 3, sharded=True), "fail", "expected a divisor of the 4 ranks as --group-size, found 3"),
+        ("aabb", Plan(10**6, 0, sharded=True), "fail", "expected a divisor of the 4 ranks as --group-size, found 0"),
+    ],
+)
+def test_chains(hosts: str, plan: Plan, level: Level, ends: str) -> None:
+    finding = diagnose_chains(hosts, [2e9] * len(hosts), plan)
+    assert (finding.check, finding.level) == ("chains", level)
+    assert ends in finding.text
 
 
 def test_ranks_that_disagree_are_named() -> None:

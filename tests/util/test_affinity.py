@@ -6,9 +6,12 @@ The expected devices are those of the centres' documentation and of users' scrip
 from __future__ import annotations
 
 import random
+from itertools import permutations, product
 from pathlib import Path
 
-from lsam_hpc.util.affinity import accelerators, device_indices, is_far, near_cores
+import pytest
+
+from lsam_hpc.util.affinity import accelerators, device_indices, is_far, near_cores, spanning_chains
 
 # Of each device: its PCI address and NUMA node.
 MI250X = [("c1", 3), ("c6", 3), ("c9", 1), ("ce", 1), ("d1", 0), ("d6", 0), ("d9", 2), ("de", 2)]  # LUMI-G, Frontier
@@ -120,3 +123,14 @@ def test_the_tree_is_read(tmp_path: Path) -> None:
     (bridge / "class").write_text("0x060000\n")
     assert accelerators(sys) == devices
     assert accelerators(tmp_path / "no") == []
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (4, 1), (4, 2), (4, 4), (6, 2), (6, 3)])
+def test_chains_that_span_nodes_are_counted_if_another_order_avoids_it(ranks: int, parts: int) -> None:
+    def spanning(hosts: tuple[str, ...]) -> int:
+        chains = zip(*[iter(hosts)] * parts, strict=True)
+        return sum(any(host != chain[0] for host in chain) for chain in chains)
+
+    for hosts in product("abc", repeat=ranks):
+        avoidable = any(spanning(order) == 0 for order in set(permutations(hosts)))
+        assert spanning_chains(hosts, parts) == (spanning(hosts) if avoidable else 0), hosts
