@@ -27,6 +27,7 @@ class ChainRanks(ABC):
         ranks: the ranks of this rank's chain in `comm`.
         comm: the ranks of the chain, for the training thread.
         link: the same ranks, for the exchange thread.
+        partition: the ranks of all chains.
         index: number of the chain.
         chains: number of chains.
 
@@ -44,8 +45,8 @@ class ChainRanks(ABC):
         self.ranks = list(ranks)
         self.comm = comm.Split(min(ranks), self.ranks.index(comm.rank))
         self.link = self.comm.Dup()
-        firsts = sorted({min(chain) for chain in chains})
-        self.index, self.chains = firsts.index(min(ranks)), len(firsts)
+        self.partition = sorted({min(chain): chain for chain in chains}.values(), key=min)
+        self.index, self.chains = self.partition.index(self.ranks), len(self.partition)
         self._draws = 0  # calls of `draw` that have returned
         self._drawn: dict[int, int] = {}  # the results of the last calls, by number
 

@@ -17,6 +17,7 @@ from lsam_hpc.distributed.exchange import array
 from lsam_hpc.errors import InputError
 from lsam_hpc.optim.center import Center
 from lsam_hpc.optim.flat import FlatVector
+from lsam_hpc.optim.shards import local_parts
 from lsam_hpc.options.communication import GroupAscent
 
 
@@ -56,7 +57,7 @@ class Group(ChainRanks):
         super().__init__(comm, range(first, first + size) if ranks is None else sorted(ranks), "group_ranks")
         self.ascent = ascent == "averaged"
         self._average = average
-        foreign = None if average is not None else reduce or _backend(comm, size)
+        foreign = None if average is not None else reduce or _backend(comm, self.partition, self.index)
         self.can_shrink = average is None and foreign is None
         self._reduce = foreign or self._sum
         self._vector: FlatVector | None = None
@@ -70,7 +71,7 @@ class Group(ChainRanks):
         return GroupCenter(center, self)
 
     def __call__(self, parameters: list[Tensor]) -> None:
-        """Replace the gradients by their mean over the group.
+        """Replace the gradients, or of sharded ones this rank's parts, by their mean over the group.
 
         A missing gradient counts as zero if another rank has one for the parameter; if none has, it stays missing.
 
@@ -83,16 +84,18 @@ class Group(ChainRanks):
         if self._vector is None:
             # Last part of the vector: the number of ranks that have a gradient, for each parameter.
             flags = torch.empty(len(parameters), device=parameters[0].device)
-            self._vector = FlatVector([*parameters, flags])
+            self._vector = FlatVector([*local_parts(parameters), flags])
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         has_grad = torch.tensor([float(p.grad is not None) for p in parameters])
-        vector = self._vector.gather([*grads, has_grad.to(grads[0].device)])
+        parts = local_parts(grads)
+        vector = self._vector.gather([*parts, has_grad.to(parts[0].device)])
         self._reduce(vector)
         counts = self._vector.views[-1].tolist()
         vector.div_(self.comm.size)
-        for p, grad, mean, count in zip(parameters, grads, self._vector.views, counts, strict=False):
+        for p, grad, part, mean, count in zip(parameters, grads, parts, self._vector.views, counts, strict=False):
             if count:
-                p.grad = grad.copy_(mean)
+                part.copy_(mean)
+                p.grad = grad
 
     def _sum(self, vector: Tensor) -> None:
         host = vector.cpu()
@@ -169,20 +172,25 @@ class GroupCenter:
         return int(version[0])
 
 
-def _backend(comm: MPI.Intracomm, size: int) -> Callable[[Tensor], None] | None:
-    """Return the group sum of torch.distributed or Horovod, whichever is initialized, or None; collective."""
-    groups = [list(range(first, first + size)) for first in range(0, comm.size, size)]
+def _backend(comm: MPI.Intracomm, groups: Sequence[list[int]], index: int) -> Callable[[Tensor], None] | None:
+    """Return the sum over a group by torch.distributed or Horovod, whichever is initialized, or None; collective.
+
+    Args:
+        comm: all ranks.
+        groups: the ranks of each group.
+        index: number of this rank's group.
+    """
     if distributed.is_available() and distributed.is_initialized():
         if distributed.get_world_size() != comm.size or distributed.get_rank() != comm.rank:
             raise InputError(
                 f"torch.distributed: expected the ranks of MPI, found rank {distributed.get_rank()} of "
                 f"{distributed.get_world_size()} where MPI has rank {comm.rank} of {comm.size}"
             )
-        process_group = [distributed.new_group(ranks) for ranks in groups][comm.rank // size]
+        process_group = [distributed.new_group(ranks) for ranks in groups][index]
         return lambda vector: distributed.all_reduce(vector, group=process_group)
     hvd = sys.modules.get("horovod.torch")
     if hvd is None or not hvd.is_initialized():
         return None
-    sets = [hvd.global_process_set] if size == comm.size else [hvd.add_process_set(ranks) for ranks in groups]
-    process_set = sets[comm.rank // size]
+    sets = [hvd.global_process_set] if len(groups) == 1 else [hvd.add_process_set(ranks) for ranks in groups]
+    process_set = sets[index]
     return lambda vector: hvd.allreduce_(vector, name="lsam.group", op=hvd.Sum, process_set=process_set)

@@ -8,6 +8,7 @@ from lsam_hpc import LSAM, SAM
 from lsam_hpc.distributed.groups import Group
 from lsam_hpc.rma import barrier
 from tests.helpers.problems import batches, closure_of, flat, gradient, network
+from tests.mpi.test_sharded import torch_ranks
 
 
 def sgd(model, momentum=0.0):
@@ -31,6 +32,17 @@ def test_averages_gradients_and_counts_missing_ones_as_zero(comm):
     assert params[1].grad.tolist() == [[2.0, 2.0]] * 2
     assert params[2].grad is None
     group.close()
+
+
+@pytest.mark.mpi(np=[4])
+def test_groups_that_are_no_neighbours_average_by_torch_too(comm, tmp_path):
+    with torch_ranks(comm, tmp_path):
+        group = Group(comm, 2, "own", ranks=[comm.rank % 2, comm.rank % 2 + 2])
+        parameter = torch.nn.Parameter(torch.zeros(3))
+        parameter.grad = torch.full((3,), float(comm.rank))
+        group([parameter])
+        assert parameter.grad.tolist() == [comm.rank % 2 + 1.0] * 3
+        group.close()
 
 
 @pytest.mark.mpi(np=[2, 4])
