@@ -99,7 +99,7 @@ class LSAM(StartingLSAM, CollectiveContext):
             check_coupling(part(arguments, CouplingOptions))
             options = part(arguments, CommunicationOptions)
             if ranks is not None:
-                excluded = ("group_ranks", "group_reduce", "group_average", "synchronous_steps")
+                excluded = ("group_ranks", "group_reduce", "group_average")
                 check_sharded(options, ranks, {name: getattr(arguments, name) for name in excluded})
                 options = replace(options, group_size=1)  # the chains are those of the mesh
             check_communication(options, comm.size, neighbours=arguments.group_ranks is None)
@@ -162,9 +162,15 @@ class LSAM(StartingLSAM, CollectiveContext):
             state_callback=arguments.state_callback,
         )
         if arguments.synchronous_steps and comm.size > 1:
-            everyone = Group(comm, comm.size, options.group_ascent)
-            first = arguments.seed * comm.size
-            self._prepare_start(arguments.synchronous_steps, everyone, steps, chains, (first, first + index))
+            average = everyone = Group(comm, comm.size, options.group_ascent)
+            seeds = [arguments.seed * comm.size + number for number in (0, index)]
+            if sharded is not None:
+                shard = sharded.comm.rank
+                same = [rank for rank, other in enumerate(comm.allgather(shard)) if other == shard]
+                average = Group(comm, len(same), options.group_ascent, ranks=same)
+                seeds = [arguments.seed * comm.size + number for number in (shard, comm.rank)]
+            groups = (everyone, average)
+            self._prepare_start(arguments.synchronous_steps, groups, steps, chains, (seeds[0], seeds[1]))
         launcher.watch().guard()
         rma.barrier(comm)  # no rank changes the center before all chains have read its start
         self.communication.on_loss = self._recover
@@ -233,7 +239,7 @@ class LSAM(StartingLSAM, CollectiveContext):
         self.communication.close()
         if not self.failed_ranks:
             if self._start is not None:
-                self._start.group.close()
+                self._start.close()
             self.comm.Free()
 
     def _whole_norms(self, norms: list[float]) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mpi4py import MPI
@@ -18,7 +18,11 @@ from lsam_hpc.distributed.recovery import RecoveringLSAM
 from lsam_hpc.distributed.steps import CommonSteps, SharedSteps
 from lsam_hpc.errors import RankLostError
 from lsam_hpc.optim.delta_filter import DeltaFilter
+from lsam_hpc.optim.parts import copied_to_host, mesh_of, placed
 from lsam_hpc.optim.state import split
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # Attributes of the coupler that differ in the start.
 _COUPLING = ("center", "delta_filter", "coupling", "center_momentum", "anchor", "fixed_delay")
@@ -68,7 +72,8 @@ class SynchronousStart:
     """What a rank needs in the synchronous start, and after it.
 
     Args:
-        group: all ranks.
+        everyone: all ranks, which take each step together.
+        average: averages gradients over all chains: `everyone`, or the ranks that hold the same shard.
         steps: local steps of the whole start.
         chains: number of chains after the start.
         counter: counts the steps of the start.
@@ -77,7 +82,8 @@ class SynchronousStart:
         noise_seed: of this chain after the start; None: its noise goes on.
     """
 
-    group: Group
+    everyone: Group
+    average: Group
     steps: int
     chains: int
     counter: CommonSteps
@@ -87,13 +93,23 @@ class SynchronousStart:
     active: bool = False  # True in the start
     end: int = 0  # local step at which it ends
 
-    def agreed(self, comm: MPI.Intracomm, state_dict: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def close(self) -> None:
+        """Free the communicators; collective."""
+        if self.average is not self.everyone:
+            self.average.close()
+        self.everyone.close()
+
+    def agreed(
+        self, comm: MPI.Intracomm, holders: MPI.Intracomm, mesh: DeviceMesh | None, state_dict: dict[str, Any]
+    ) -> tuple[dict[str, Any], int]:
         """Return the state to load on this rank and how many local steps of the start are left; collective.
 
-        A rank that was not in the job, or in another step, takes rank 0's state: in the start all ranks are alike.
+        A rank that was not in the job, or in another step, takes the first chain's state: in the start all are alike.
 
         Args:
             comm: all ranks.
+            holders: the ranks that exchange the same elements, in the order of their chains.
+            mesh: of this rank's chain; None: it has whole parameters.
             state_dict: of this rank.
         """
         sam = split(state_dict)[1]
@@ -101,8 +117,8 @@ class SynchronousStart:
         mine, (first, total) = sam["local_step"], comm.bcast((sam["local_step"], sam["total_step"]))
         left = max(0, self.steps - math.ceil(total / self.chains))
         if left and comm.allreduce(mine != first, MPI.LOR):
-            rank_0_state = comm.bcast(state_dict if comm.rank == 0 else None)
-            return (state_dict if mine == first else rank_0_state), left
+            first_state = holders.bcast(copied_to_host(state_dict) if holders.rank == 0 else None)
+            return (state_dict if mine == first else placed(first_state, mesh)), left
         return state_dict, left
 
 
@@ -118,22 +134,24 @@ class StartingLSAM(RecoveringLSAM):
     comm: MPI.Intracomm
     _start: SynchronousStart | None = None
 
-    def _prepare_start(self, steps: int, group: Group, later: SharedSteps, chains: int, seeds: tuple[int, int]) -> None:
+    def _prepare_start(
+        self, steps: int, groups: tuple[Group, Group], later: SharedSteps, chains: int, seeds: tuple[int, int]
+    ) -> None:
         """Begin with a synchronous start.
 
         Args:
             steps: its local steps.
-            group: all ranks.
+            groups: all ranks, and those that average their gradients.
             later: counts the steps after it.
             chains: number of chains after it.
-            seeds: of the noise in the start, the same on all ranks, and of this chain's noise after it.
+            seeds: of the noise in the start, the same on all ranks with the same elements, and of this rank's after it.
         """
         common, own = seeds
         self._noise.generator.manual_seed(common)
-        counter = CommonSteps(later.counter, later.taken, group, chains, later)
+        counter = CommonSteps(later.counter, later.taken, groups[0], chains, later)
         coupling = {name: getattr(self._coupler, name) for name in _COUPLING}
         self._start = SynchronousStart(
-            group, steps, chains, counter, later, coupling, noise_seed=None if own == common else own
+            *groups, steps, chains, counter, later, coupling, noise_seed=None if own == common else own
         )
         self._enter_start(self._start, self._coupler.last_read()[1])
         self._start.end = steps
@@ -171,7 +189,7 @@ class StartingLSAM(RecoveringLSAM):
             self.communication,
             lockstep=self.lockstep,
             publishes=self.communication.center.publishes,
-            leads=self.comm.rank == 0,
+            leads=self.communication.links.holders.rank == 0,
             version=version,
         )
         # The center becomes the sample by the coupling kernel with a pull of 1, without its force. All ranks apply the
@@ -179,7 +197,7 @@ class StartingLSAM(RecoveringLSAM):
         following = (center, DeltaFilter(math.inf), "kernel", 0.0, None, True)
         for name, value in zip(_COUPLING, following, strict=True):
             setattr(self._coupler, name, value)
-        self._average_over(start.group, start.counter)
+        self._average_over(start.average, start.counter)
         start.active = True
 
     def _leave_start(self, start: SynchronousStart) -> None:
@@ -195,18 +213,18 @@ class StartingLSAM(RecoveringLSAM):
         self._arguments = replace(self._arguments, average=group)  # some ascents exclude it
 
     def _part(self, start: SynchronousStart) -> None:
-        """End the synchronous start: rank 0's sample, with averaged statistics, becomes all samples and the center."""
+        """End the synchronous start: a sample, with averaged statistics, becomes all samples and the center."""
         if self._since_exchange:
             self._begin_exchange(0, 1.0)
         self.drain()
         state, version = self._coupler.state_dict(), self._coupler.last_read()[1]
-        sample = state["sample"].cpu()
+        sample, holders = state["sample"].cpu(), self.communication.links.holders
         statistics = sample[sum(p.numel() for p in self._coupler.params) :]
         if statistics.numel():
-            rma.wait_without_spinning(self.comm.Iallreduce(MPI.IN_PLACE, array(statistics)), statistics)
-            statistics.div_(self.comm.size)
-        # The ranks' samples are equal where averaging gives all ranks the same bits: make sure of it.
-        rma.wait_without_spinning(self.comm.Ibcast(array(sample)), sample)
+            rma.wait_without_spinning(holders.Iallreduce(MPI.IN_PLACE, array(statistics)), statistics)
+            statistics.div_(holders.size)
+        # The samples are equal where averaging gives all ranks the same bits: make sure of it.
+        rma.wait_without_spinning(holders.Ibcast(array(sample)), sample)
         windows = self.communication.links.windows
         assert windows is not None
         windows.set(sample.numpy(), version)
@@ -234,7 +252,9 @@ class StartingLSAM(RecoveringLSAM):
         if start is None:
             return state_dict
         self.drain()
-        state_dict, left = start.agreed(self.comm, state_dict)
+        state_dict, left = start.agreed(
+            self.comm, self.communication.links.holders, mesh_of(self.parameters), state_dict
+        )
         local_step = split(state_dict)[1]["local_step"]  # type: ignore[index]
         start.end = local_step + left
         if left:

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 from lsam_hpc.errors import InputError
-from lsam_hpc.optim.shards import is_sharded
+from lsam_hpc.optim.parts import copied_to_host
 from lsam_hpc.train.data import OPTIONS
 from lsam_hpc.train.manifest import FILE, SET, Manifest, file_name, manifests, parsed
-from lsam_hpc.train.parts import part_of
 from lsam_hpc.util.files import replace_file
 from lsam_hpc.util.log import get_logger
 
@@ -288,27 +287,3 @@ def clear(folder: Path, keep: Manifest | None) -> None:
         newer = match is not None and (keep is None or int(match[match.lastindex or 1]) > keep.step)
         if (newer and file.name not in needed) or file.name.endswith(".tmp"):
             file.unlink()
-
-
-def copied_to_host(value: Any, copies: dict[int, Any] | None = None) -> Any:  # noqa: ANN401
-    """Return a deep copy in host memory, with DTensors as `parts.Part`; what the value holds twice, the copy does too.
-
-    Args:
-        value: tensors, dicts, lists and tuples, and what cannot change.
-        copies: copies that were made already, by the id of the object. Default: none.
-    """
-    copies = {} if copies is None else copies
-    if id(value) in copies:
-        return copies[id(value)]
-    copy = value
-    if isinstance(value, torch.Tensor) and is_sharded(value):
-        copy = part_of(value)
-    elif isinstance(value, torch.Tensor):
-        copy = value.detach().to("cpu", copy=True)
-    elif isinstance(value, dict):
-        copy = {key: copied_to_host(part, copies) for key, part in value.items()}
-    elif isinstance(value, (list, tuple)):
-        copy = type(value)(copied_to_host(part, copies) for part in value)
-    if copy is not value:
-        copies[id(value)] = copy
-    return copy

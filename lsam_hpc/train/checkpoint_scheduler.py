@@ -15,11 +15,11 @@ from lsam_hpc import rma
 from lsam_hpc.errors import RankLostError
 from lsam_hpc.optim import accelerators
 from lsam_hpc.optim.curvature import TopEigenvalue
+from lsam_hpc.optim.parts import copied_to_host, mesh_of, placed
 from lsam_hpc.optim.samples import ConAdv, Selection
-from lsam_hpc.train.checkpoint import Checkpoints, State, copied_to_host
+from lsam_hpc.train.checkpoint import Checkpoints, State
 from lsam_hpc.train.config import TrainConfig
 from lsam_hpc.train.job import Chain
-from lsam_hpc.train.parts import mesh_of, placed
 
 POLL = 8  # local steps between two reads of the shared step of the next set; over a network each is a round trip
 EARLY = 45.0  # s until the first checkpoint at the latest: a job that fails early has something to resume from
@@ -165,7 +165,7 @@ def resume(chain: Chain, state: State | None, center: State | None) -> None:
         InputError: a state does not fit; on all ranks alike.
     """
     opt = chain.opt
-    mesh = mesh_of(chain.model)
+    mesh = mesh_of(chain.opt.parameters)
     center = opt.comm.bcast(center) if mesh is None else center
     state, center = placed(state, mesh), placed(center, mesh)
     opt_state = state["opt"] if state is not None else opt.state_dict()

@@ -77,7 +77,6 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
             ("mask", ("all", "norm")),
             ("topology", ("center",)),
             ("publish", ("none",)),
-            ("synchronous_start", (0.0,)),
             ("clip_coordinates", (0.0,)),
             ("selection", ("none",)),
             ("adversarial", ("none",)),

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from lsam_hpc.optim.parts import mesh_of
 from lsam_hpc.train.dataset import Dataset, Inputs, Labels, batch_size
-from lsam_hpc.train.parts import mesh_of
 
 SUBSET = 5000  # training images or windows that loss and BatchNorm statistics are computed on at the end
 
@@ -33,7 +33,7 @@ def evaluate(model: nn.Module, x: Inputs | Tensor, y: Labels) -> tuple[float, fl
 
     The ranks that hold the model's shards (FSDP2) share the mini-batches and return the same; collective in them.
     """
-    mesh = mesh_of(model)
+    mesh = mesh_of(model.parameters())
     rank, ranks = (0, 1) if mesh is None else (mesh.get_local_rank(), mesh.size())
     size = batch_size(y)
     training = model.training

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lsam_hpc import rma
 from lsam_hpc.optim.gradients import clear
+from lsam_hpc.optim.parts import mesh_of
 from lsam_hpc.optim.samples import sample_step
 from lsam_hpc.options.logging import LoggingOptions
 from lsam_hpc.options.option import part
@@ -38,7 +39,6 @@ from lsam_hpc.train.job import Chain, make_chain, pick_device, share_cores, star
 from lsam_hpc.train.job_comment import JobComment
 from lsam_hpc.train.losses import Batch, batch_loss, sample_losses
 from lsam_hpc.train.lost import leave_with
-from lsam_hpc.train.parts import mesh_of
 from lsam_hpc.train.profile import Profile, profiled
 from lsam_hpc.train.resume_point import find_resume_point
 from lsam_hpc.train.sharding import chain_mean, place, stop_torch
@@ -211,7 +211,7 @@ def _train(
     model, opt, total, peak = chain.model, chain.opt, chain.total, peak_lr(config)
     bf16 = config.precision == "bf16" and config.shard == "none"  # FSDP2 casts the parameters itself
     stop_requested, shown = False, math.nan
-    params, mesh = opt.parameters, mesh_of(model)
+    params, mesh = opt.parameters, mesh_of(opt.parameters)
 
     def closure(batch: Batch) -> Tensor:
         with stragglers.a_pass(batch[0].device):

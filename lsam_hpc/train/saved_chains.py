@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lsam_hpc.errors import InputError
+from lsam_hpc.optim.parts import redistributed
 from lsam_hpc.train import checkpoint
 from lsam_hpc.train.checkpoint import State
 from lsam_hpc.train.manifest import Manifest
-from lsam_hpc.train.parts import redistributed
 
 
 @dataclass(frozen=True)

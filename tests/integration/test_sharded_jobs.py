@@ -103,6 +103,29 @@ def test_a_sharded_job_resumes_in_every_layout(mpi, tmp_path):
         assert 0 < distance(center(out), center(first)) < 1
 
 
+def test_a_synchronous_start_resumes_in_every_layout(mpi, tmp_path):
+    start = [*EVERY, "--synchronous-start", "1", "--group-ascent", "averaged", "--steps", "80"]
+    straight = tmp_path / "straight"
+    train(mpi, 4, *sharded(2), *start, "--checkpoint-every", "40", "--out", str(straight))
+    for name, (ranks, parts) in {"2x2": (4, 2), "4x1": (4, 1), "1x4": (4, 4)}.items():
+        out, chains = tmp_path / name, ranks // parts
+        shutil.copytree(straight, out)
+        for file in (out / "checkpoints").glob("*80.*"):
+            file.unlink()
+        train(mpi, ranks, *sharded(parts), *start, "--resume", "must", "--out", str(out))
+        run = Run(out)
+        assert run.ranks == list(range(chains))
+        norms = []
+        for chain in run.ranks:
+            rows = run.steps(chain)
+            resumed = rows["total_iteration"] >= 40
+            assert [*rows["total_iteration"][resumed]] == [*range(40, 80, chains)]
+            norms.append([*rows["grad_norm"][resumed]])
+        # All chains take each step together, with the same averaged gradient in the ascent too.
+        assert all(each == norms[0] for each in norms)
+    assert distance(center(tmp_path / "2x2"), center(straight)) == 0
+
+
 def test_what_shards_exclude_is_named_in_one_line(mpi, tmp_path):
     whole = tmp_path / "whole"
     train(mpi, 2, "--steps", "8", "--out", str(whole))

@@ -11,7 +11,7 @@ import torch
 
 from lsam_hpc import InputError
 from lsam_hpc.train.batches import Batches
-from lsam_hpc.train.checkpoint import Checkpoints, check, clear, copied_to_host, load
+from lsam_hpc.train.checkpoint import Checkpoints, check, clear, load
 from lsam_hpc.train.manifest import newest, parsed
 
 LAYOUT = [("w", (2, 3)), ("b", ())]
@@ -324,14 +324,3 @@ def test_batches_resume_where_they_were_saved():
     next(other)  # the mini-batches that it has read are dropped
     other.load_state_dict(saved.state_dict())
     assert [next(other)[1].tolist() for _ in range(12)] == order[8:]
-
-
-def test_a_copy_holds_twice_what_the_state_holds_twice():
-    tensor, part = torch.ones(2), {"a": torch.zeros(1)}
-    copy = copied_to_host({"last": tensor, "group": [{"last": tensor}, part], "part": part, "count": 3})
-    tensor += 1
-    assert copy["last"].tolist() == [1.0, 1.0]
-    assert copy["group"][0]["last"] is copy["last"]
-    assert copy["group"][1] is copy["part"]
-    assert copy["part"] is not part
-    assert copy["count"] == 3

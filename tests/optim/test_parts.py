@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lsam_hpc.train.parts import is_part, placed, redistributed
+from lsam_hpc.optim.parts import copied_to_host, is_part, placed, redistributed
 
 KEYS = ("rows of a sharded tensor", "shape")
 
@@ -47,3 +47,14 @@ def test_a_process_with_the_whole_model_gets_plain_tensors():
     same = {"a": shared, "b": shared}
     both = placed(same, None)
     assert both["a"] is both["b"]
+
+
+def test_a_copy_holds_twice_what_the_state_holds_twice():
+    tensor, part = torch.ones(2), {"a": torch.zeros(1)}
+    copy = copied_to_host({"last": tensor, "group": [{"last": tensor}, part], "part": part, "count": 3})
+    tensor += 1
+    assert copy["last"].tolist() == [1.0, 1.0]
+    assert copy["group"][0]["last"] is copy["last"]
+    assert copy["group"][1] is copy["part"]
+    assert copy["part"] is not part
+    assert copy["count"] == 3

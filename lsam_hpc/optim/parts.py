@@ -1,12 +1,12 @@
-"""Parts of tensors in the checkpoints of sharded chains, and their redistribution over other numbers of ranks."""
+"""States with parts in place of DTensors, for other processes, and their redistribution over other numbers of ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lsam_hpc.optim.shards import is_sharded
 
@@ -27,6 +27,30 @@ def part_of(tensor: DTensor) -> Part:
 def is_part(value: object) -> TypeGuard[Part]:
     """Return True for what `part_of` returns."""
     return isinstance(value, dict) and value.keys() == {_ROWS, _SHAPE}
+
+
+def copied_to_host(value: Any, copies: dict[int, Any] | None = None) -> Any:  # noqa: ANN401
+    """Return a deep copy in host memory, with DTensors as parts; what the value holds twice, the copy does too.
+
+    Args:
+        value: tensors, dicts, lists and tuples, and what cannot change.
+        copies: copies that were made already, by the id of the object. Default: none.
+    """
+    copies = {} if copies is None else copies
+    if id(value) in copies:
+        return copies[id(value)]
+    copy = value
+    if isinstance(value, torch.Tensor) and is_sharded(value):
+        copy = part_of(value)
+    elif isinstance(value, torch.Tensor):
+        copy = value.detach().to("cpu", copy=True)
+    elif isinstance(value, dict):
+        copy = {key: copied_to_host(part, copies) for key, part in value.items()}
+    elif isinstance(value, (list, tuple)):
+        copy = type(value)(copied_to_host(part, copies) for part in value)
+    if copy is not value:
+        copies[id(value)] = copy
+    return copy
 
 
 def redistributed(values: Sequence[Any], index: int, count: int) -> Any:  # noqa: ANN401 - as the values
@@ -72,9 +96,9 @@ def placed(value: Any, mesh: DeviceMesh | None, tensors: dict[int, Tensor] | Non
     return value
 
 
-def mesh_of(model: nn.Module) -> DeviceMesh | None:
-    """Return the device mesh of a model's parameters, None if they are whole."""
-    return next((p.device_mesh for p in model.parameters() if is_sharded(p)), None)
+def mesh_of(parameters: Iterable[Tensor]) -> DeviceMesh | None:
+    """Return the device mesh of parameters, None if they are whole."""
+    return next((p.device_mesh for p in parameters if is_sharded(p)), None)
 
 
 def _tensor(part: Part, mesh: DeviceMesh | None) -> Tensor:
