@@ -57,7 +57,8 @@ class Group(ChainRanks):
         super().__init__(comm, range(first, first + size) if ranks is None else sorted(ranks), "group_ranks")
         self.ascent = ascent == "averaged"
         self._average = average
-        foreign = None if average is not None else reduce or _backend(comm, self.partition, self.index)
+        self._process_group: distributed.ProcessGroup | None = None
+        foreign = None if average is not None else reduce or self._backend(comm)
         self.can_shrink = average is None and foreign is None
         self._reduce = foreign or self._sum
         self._vector: FlatVector | None = None
@@ -81,6 +82,8 @@ class Group(ChainRanks):
         if self._average is not None:
             self._average(parameters)
             return
+        if self.comm.size == 1:
+            return
         if self._vector is None:
             # Last part of the vector: the number of ranks that have a gradient, for each parameter.
             flags = torch.empty(len(parameters), device=parameters[0].device)
@@ -96,6 +99,39 @@ class Group(ChainRanks):
             if count:
                 part.copy_(mean)
                 p.grad = grad
+
+    def forget(self) -> None:
+        """Free the memory that averaging keeps, which the next call allocates again."""
+        self._vector = None
+
+    def close(self) -> None:
+        """Free the communicators; collective."""
+        if self._process_group is not None and distributed.is_initialized():
+            distributed.destroy_process_group(self._process_group)
+        super().close()
+
+    def _backend(self, comm: MPI.Intracomm) -> Callable[[Tensor], None] | None:
+        """Return the sum over the group by torch.distributed or Horovod, whichever is initialized, or None; collective.
+
+        Args:
+            comm: all ranks.
+        """
+        if distributed.is_available() and distributed.is_initialized():
+            if distributed.get_world_size() != comm.size or distributed.get_rank() != comm.rank:
+                raise InputError(
+                    f"torch.distributed: expected the ranks of MPI, found rank {distributed.get_rank()} of "
+                    f"{distributed.get_world_size()} where MPI has rank {comm.rank} of {comm.size}"
+                )
+            mine = [distributed.new_group(ranks) for ranks in self.partition][self.index]
+            self._process_group = mine
+            return lambda vector: distributed.all_reduce(vector, group=mine)
+        hvd = sys.modules.get("horovod.torch")
+        if hvd is None or not hvd.is_initialized():
+            return None
+        groups = self.partition
+        sets = [hvd.global_process_set] if len(groups) == 1 else [hvd.add_process_set(ranks) for ranks in groups]
+        process_set = sets[self.index]
+        return lambda vector: hvd.allreduce_(vector, name="lsam.group", op=hvd.Sum, process_set=process_set)
 
     def _sum(self, vector: Tensor) -> None:
         host = vector.cpu()
@@ -170,27 +206,3 @@ class GroupCenter:
         version = np.array([act() if self.group.leads else 0], np.int64)
         rma.wait_without_spinning(self.group.link.Ibcast(version), version)
         return int(version[0])
-
-
-def _backend(comm: MPI.Intracomm, groups: Sequence[list[int]], index: int) -> Callable[[Tensor], None] | None:
-    """Return the sum over a group by torch.distributed or Horovod, whichever is initialized, or None; collective.
-
-    Args:
-        comm: all ranks.
-        groups: the ranks of each group.
-        index: number of this rank's group.
-    """
-    if distributed.is_available() and distributed.is_initialized():
-        if distributed.get_world_size() != comm.size or distributed.get_rank() != comm.rank:
-            raise InputError(
-                f"torch.distributed: expected the ranks of MPI, found rank {distributed.get_rank()} of "
-                f"{distributed.get_world_size()} where MPI has rank {comm.rank} of {comm.size}"
-            )
-        process_group = [distributed.new_group(ranks) for ranks in groups][index]
-        return lambda vector: distributed.all_reduce(vector, group=process_group)
-    hvd = sys.modules.get("horovod.torch")
-    if hvd is None or not hvd.is_initialized():
-        return None
-    sets = [hvd.global_process_set] if len(groups) == 1 else [hvd.add_process_set(ranks) for ranks in groups]
-    process_set = sets[index]
-    return lambda vector: hvd.allreduce_(vector, name="lsam.group", op=hvd.Sum, process_set=process_set)

@@ -162,15 +162,17 @@ class LSAM(StartingLSAM, CollectiveContext):
             state_callback=arguments.state_callback,
         )
         if arguments.synchronous_steps and comm.size > 1:
-            average = everyone = Group(comm, comm.size, options.group_ascent)
-            seeds = [arguments.seed * comm.size + number for number in (0, index)]
-            if sharded is not None:
+            seed = arguments.seed * comm.size
+            if sharded is None:
+                average = everyone = Group(comm, comm.size, options.group_ascent)
+                seeds = (seed, seed + index)
+            else:
                 shard = sharded.comm.rank
                 same = [rank for rank, other in enumerate(comm.allgather(shard)) if other == shard]
                 average = Group(comm, len(same), options.group_ascent, ranks=same)
-                seeds = [arguments.seed * comm.size + number for number in (shard, comm.rank)]
-            groups = (everyone, average)
-            self._prepare_start(arguments.synchronous_steps, groups, steps, chains, (seeds[0], seeds[1]))
+                everyone = Group(comm, comm.size, options.group_ascent, average=average)
+                seeds = (seed + shard, seed + comm.rank)
+            self._prepare_start(arguments.synchronous_steps, (everyone, average), steps, chains, seeds)
         launcher.watch().guard()
         rma.barrier(comm)  # no rank changes the center before all chains have read its start
         self.communication.on_loss = self._recover

@@ -73,13 +73,13 @@ class SynchronousStart:
 
     Args:
         everyone: all ranks, which take each step together.
-        average: averages gradients over all chains: `everyone`, or the ranks that hold the same shard.
+        average: averages gradients over the chains: `everyone`, or the ranks that hold the same shard.
         steps: local steps of the whole start.
         chains: number of chains after the start.
         counter: counts the steps of the start.
         later: counts the steps after it.
         coupling: attributes of the coupler after it.
-        noise_seed: of this chain after the start; None: its noise goes on.
+        seeds: of the noise in the start, the same on all ranks with the same elements, and of this rank's after it.
     """
 
     everyone: Group
@@ -89,7 +89,7 @@ class SynchronousStart:
     counter: CommonSteps
     later: SharedSteps
     coupling: dict[str, Any]
-    noise_seed: int | None
+    seeds: tuple[int, int]
     active: bool = False  # True in the start
     end: int = 0  # local step at which it ends
 
@@ -146,13 +146,10 @@ class StartingLSAM(RecoveringLSAM):
             chains: number of chains after it.
             seeds: of the noise in the start, the same on all ranks with the same elements, and of this rank's after it.
         """
-        common, own = seeds
-        self._noise.generator.manual_seed(common)
+        self._noise.generator.manual_seed(seeds[0])
         counter = CommonSteps(later.counter, later.taken, groups[0], chains, later)
         coupling = {name: getattr(self._coupler, name) for name in _COUPLING}
-        self._start = SynchronousStart(
-            *groups, steps, chains, counter, later, coupling, noise_seed=None if own == common else own
-        )
+        self._start = SynchronousStart(*groups, steps, chains, counter, later, coupling, seeds)
         self._enter_start(self._start, self._coupler.last_read()[1])
         self._start.end = steps
 
@@ -206,6 +203,7 @@ class StartingLSAM(RecoveringLSAM):
             setattr(self._coupler, name, value)
         group = self.communication.links.group
         self._average_over(group if isinstance(group, Group) else None, start.later)
+        start.average.forget()
         start.active = False
 
     def _average_over(self, group: Group | None, counter: SharedSteps) -> None:
@@ -240,11 +238,9 @@ class StartingLSAM(RecoveringLSAM):
                 "guard": [],
             }
         )
-        self._seed_own_noise(start)
-
-    def _seed_own_noise(self, start: SynchronousStart) -> None:
-        if start.noise_seed is not None:
-            self._noise.generator.manual_seed(start.noise_seed)
+        common, own = start.seeds
+        if own != common:  # else the noise of the start goes on
+            self._noise.generator.manual_seed(own)
 
     def _begin_load(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Enter or leave the start before a state is loaded; collective. Return the state to load on this rank."""
@@ -261,9 +257,11 @@ class StartingLSAM(RecoveringLSAM):
             self._enter_start(start, state_dict["lsam"]["anchor_version"])
         else:
             self._leave_start(start)
+        # Of chains whose state has no generator: those in the start draw the same numbers, others do not.
+        self._noise.generator.manual_seed(start.seeds[0 if left else 1])
         return state_dict
 
     def _end_load(self) -> None:
         """Give a chain that joins the job after the start noise of its own."""
         if self._start is not None and not self._start.active and self.local_step == 0:
-            self._seed_own_noise(self._start)
+            self._noise.generator.manual_seed(self._start.seeds[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from lsam_hpc.launch.doctor_report import Finding, Ranks
 from lsam_hpc.simulate.costs import Costs
 from lsam_hpc.simulate.describe import Job
 from lsam_hpc.simulate.machines import load
-from lsam_hpc.util.affinity import spanning_chains
+from lsam_hpc.util import affinity
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,19 @@ class Plan:
 
 
 def chains(ranks: Ranks, plan: Plan) -> Finding:
-    """Check that the ranks of a chain are on one node, and that the memory suffices."""
-    hosts = ranks.hosts()
-    free = ranks.each(available)
-    return diagnose_chains(hosts, [each / hosts.count(host) for each, host in zip(free, hosts, strict=True)], plan)
+    """Check where the ranks of a chain are, and, if they train on CPUs, that the memory suffices."""
+    hosts, free = ranks.hosts(), ranks.each(available)
+    on_cpus = not any(ranks.each(affinity.accelerators))
+    room = min(each / hosts.count(host) for each, host in zip(free, hosts, strict=True)) if on_cpus else math.inf
+    return diagnose_chains(hosts, room, plan)
 
 
-def diagnose_chains(hosts: Sequence[str], free: Sequence[float], plan: Plan) -> Finding:
+def diagnose_chains(hosts: Sequence[str], room: float, plan: Plan) -> Finding:
     """Return the finding on the chains.
 
     Args:
         hosts: of each rank.
-        free: memory that each rank can have, bytes.
+        room: memory that each rank can have for its vectors, bytes; infinite: not known.
         plan: the job.
     """
     count, size = len(hosts), plan.group_size
@@ -48,14 +50,19 @@ def diagnose_chains(hosts: Sequence[str], free: Sequence[float], plan: Plan) -> 
         return Finding("chains", "fail", f"expected a divisor of the {count} ranks as --group-size, found {size}")
     job = Job(count, plan.parameters, step=1.0, group_size=size, fully_shard=plan.sharded)
     costs = Costs(job, load("two-cores"))  # bytes are the same on all machines
-    held, sent, moved, least = costs.rank_bytes(), costs.group_bytes(), costs.exchange_bytes(), min(free)
-    text = f"{count // size} of {size} ranks; of vectors a rank holds {_bytes(held)}, "
-    text += f"sends {_bytes(sent)} to its chain in a step and moves {_bytes(moved)} in an exchange"
-    if held > least:
-        return Finding("chains", "warn", f"{text}: more than the memory of a rank, {_bytes(least)}")
-    if size > 1 and (spanning := spanning_chains(hosts, size)):
-        return Finding("chains", "warn", f"{text}: {spanning} span nodes, each of which has room for whole chains")
-    return Finding("chains", "ok", text)
+    held, sent, moved = costs.rank_bytes(), costs.group_bytes(), costs.exchange_bytes()
+    text = f"{_several(count // size, 'chain')} of {_several(size, 'rank')}; with SGD a rank holds {_bytes(held)} of "
+    text += f"vectors, sends {_bytes(sent)} to its chain in a step and moves {_bytes(moved)} in an exchange"
+    problems = []
+    if held > room:
+        problems.append(f"the vectors need more than the {_bytes(room)} that a rank can have")
+    if size > 1 and (spanning := affinity.spanning_chains(hosts, size)):
+        problems.append(f"{_several(spanning, 'chain')} on several nodes, each of which has room for whole chains")
+    return Finding("chains", "warn" if problems else "ok", "; ".join([text, *problems]))
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _bytes(number: float) -> str:

@@ -52,7 +52,7 @@ class ChainState:
         return dict(enumerate(views))
 
     def vector(self, pieces: Mapping[int, Tensor]) -> Tensor:
-        """Return a vector, given what `pieces` returned.
+        """Return a vector in host memory, given what `pieces` returned.
 
         Raises:
             InputError: they are those of other parameters.
@@ -62,7 +62,7 @@ class ChainState:
         if saved != own:
             size, other = (sum(map(math.prod, shapes)) for shapes in (own, saved))
             raise InputError(f"state_dict: expected the state of a chain of {size} elements, found {other} elements")
-        return torch.cat([part.reshape(-1) for part in parts])
+        return torch.cat([part.reshape(-1).cpu() for part in parts])
 
     def packed(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the state of a coupler in the form that is saved."""

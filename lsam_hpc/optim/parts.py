@@ -14,19 +14,25 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-# A part is saved as a dict with these keys: rows of a tensor, and the shape of the whole. It needs no class of torch.
-_ROWS, _SHAPE = "rows of a sharded tensor", "shape"
+# A part is saved as a dict with these keys: a part of a tensor, the dimension that is sharded, and the shape of the
+# whole. It needs no class of torch.
+_PART, _DIMENSION, _SHAPE = "part of a sharded tensor", "dimension", "shape"
 Part = dict[str, Any]
 
 
 def part_of(tensor: DTensor) -> Part:
     """Return a copy of this rank's part of a tensor, in host memory."""
-    return {_ROWS: tensor.to_local().detach().to("cpu", copy=True), _SHAPE: list(tensor.shape)}
+    from torch.distributed.tensor import Shard
+
+    (placement,) = tensor.placements
+    assert isinstance(placement, Shard)
+    part = tensor.to_local().detach().to("cpu", copy=True)
+    return {_PART: part, _DIMENSION: placement.dim, _SHAPE: list(tensor.shape)}
 
 
 def is_part(value: object) -> TypeGuard[Part]:
     """Return True for what `part_of` returns."""
-    return isinstance(value, dict) and value.keys() == {_ROWS, _SHAPE}
+    return isinstance(value, dict) and value.keys() == {_PART, _DIMENSION, _SHAPE}
 
 
 def copied_to_host(value: Any, copies: dict[int, Any] | None = None) -> Any:  # noqa: ANN401
@@ -59,16 +65,18 @@ def redistributed(values: Sequence[Any], index: int, count: int) -> Any:  # noqa
     Args:
         values: the same part of the state of each rank, in order.
         index: number of the rank.
-        count: number of ranks; they hold the rows as `torch.chunk` divides them.
+        count: number of ranks; they hold what `torch.chunk` divides the whole into.
 
     Returns:
         The state with other parts; what is not in parts is taken from one of the ranks.
     """
     first = values[index % len(values)]
     if is_part(first):
-        whole = torch.cat([value[_ROWS] for value in values])
-        chunks = whole.chunk(count)
-        return {_ROWS: chunks[index].clone() if index < len(chunks) else whole[:0], _SHAPE: first[_SHAPE]}
+        dimension = first[_DIMENSION]
+        whole = torch.cat([value[_PART] for value in values], dimension)
+        chunks = whole.chunk(count, dimension)
+        part = chunks[index].clone() if index < len(chunks) else whole.narrow(dimension, 0, 0)
+        return {**first, _PART: part}
     if isinstance(first, dict):
         return {key: redistributed([value[key] for value in values], index, count) for key in first}
     if isinstance(first, (list, tuple)):
@@ -102,11 +110,12 @@ def mesh_of(parameters: Iterable[Tensor]) -> DeviceMesh | None:
 
 
 def _tensor(part: Part, mesh: DeviceMesh | None) -> Tensor:
-    rows: Tensor = part[_ROWS]
+    own: Tensor = part[_PART]
     if mesh is None:
-        return rows
+        return own
     from torch.distributed.tensor import DTensor, Shard
 
     shape = torch.Size(part[_SHAPE])
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(rows.to(mesh.device_type), mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+    placements = [Shard(part[_DIMENSION])]
+    return DTensor.from_local(own.to(mesh.device_type), mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -77,6 +77,7 @@ class TrainConfig(LoggingOptions, CommunicationOptions, StepOptions, CouplingOpt
             ("mask", ("all", "norm")),
             ("topology", ("center",)),
             ("publish", ("none",)),
+            ("reduce", ("auto",)),
             ("clip_coordinates", (0.0,)),
             ("selection", ("none",)),
             ("adversarial", ("none",)),

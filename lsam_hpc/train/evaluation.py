@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from lsam_hpc.optim.batchnorm import layers
 from lsam_hpc.optim.parts import mesh_of
 from lsam_hpc.train.dataset import Dataset, Inputs, Labels, batch_size
 
@@ -31,9 +32,10 @@ def results(state: str, model: nn.Module, dataset: Dataset) -> dict[str, float]:
 def evaluate(model: nn.Module, x: Inputs | Tensor, y: Labels) -> tuple[float, float]:
     """Return the mean cross-entropy and the error in % of a model in eval mode; its mode is restored.
 
-    The ranks that hold the model's shards (FSDP2) share the mini-batches and return the same; collective in them.
+    The ranks that hold the model's shards (FSDP2) share the mini-batches and return the same; collective in them. With
+    BatchNorm, whose statistics are each rank's own, each of them evaluates all.
     """
-    mesh = mesh_of(model.parameters())
+    mesh = None if layers(model) else mesh_of(model.parameters())
     rank, ranks = (0, 1) if mesh is None else (mesh.get_local_rank(), mesh.size())
     size = batch_size(y)
     training = model.training

@@ -49,7 +49,7 @@ def test_a_good_machine_is_ready(mpi: Mpi, trial: int, tmp_path: Path) -> None:
     assert texts["placement"] == "2 ranks on 1 nodes, 2 on each"
     assert texts["window"].endswith("exact on all ranks")
     assert "without help" in texts["progress"]
-    assert texts["chains"].startswith("1 of 2 ranks; of vectors a rank holds 14.0 MB")
+    assert texts["chains"].startswith("1 chain of 2 ranks; with SGD a rank holds 14.0 MB of vectors")
     assert texts["hdf5"].endswith(", locks")
     assert not list(tmp_path.iterdir())
 

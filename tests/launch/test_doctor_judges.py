@@ -86,17 +86,24 @@ def test_more_threads_than_cores() -> None:
     ("hosts", "plan", "level", "ends"),
     [
         # Of a model of 4 MB, SGD and SAM hold four vectors, the chain two, the center one for all ranks that share it.
-        ("aabb", Plan(10**6, 2, sharded=True), "ok", f"holds {(6 + 1 / 2) / 2 * 4:.1f} MB, sends 12.0 MB"),
-        ("aabb", Plan(10**6, 1, sharded=False), "ok", f"holds {(6 + 1 / 4) * 4:.1f} MB, sends 0.0 MB"),
-        ("abab", Plan(10**6, 2, sharded=True), "warn", "2 span nodes, each of which has room for whole chains"),
+        (
+            "aabb",
+            Plan(10**6, 2, sharded=True),
+            "ok",
+            f"2 chains of 2 ranks; with SGD a rank holds {13 / 2 / 2 * 4:.1f} MB",
+        ),
+        ("aabb", Plan(10**6, 2, sharded=True), "ok", "sends 12.0 MB to its chain in a step and moves 4.0 MB in"),
+        ("aabb", Plan(10**6, 1, sharded=False), "ok", f"4 chains of 1 rank; with SGD a rank holds {25 / 4 * 4:.1f} MB"),
+        ("abab", Plan(10**6, 2, sharded=True), "warn", "; 2 chains on several nodes, each of which has room for whole"),
         ("ab", Plan(10**6, 2, sharded=True), "ok", "moves 4.0 MB in an exchange"),  # they have to span nodes
-        ("aabb", Plan(10**9, 1, sharded=False), "warn", "more than the memory of a rank, 2.0 GB"),
+        ("aabb", Plan(10**9, 1, sharded=False), "warn", "; the vectors need more than the 2.0 GB that a rank can have"),
+        ("abab", Plan(10**9, 2, sharded=False), "warn", "2.0 GB that a rank can have; 2 chains on several nodes"),
         ("aabb", Plan(10**6, 3, sharded=True), "fail", "expected a divisor of the 4 ranks as --group-size, found 3"),
         ("aabb", Plan(10**6, 0, sharded=True), "fail", "expected a divisor of the 4 ranks as --group-size, found 0"),
     ],
 )
 def test_chains(hosts: str, plan: Plan, level: Level, ends: str) -> None:
-    finding = diagnose_chains(hosts, [2e9] * len(hosts), plan)
+    finding = diagnose_chains(hosts, 2e9, plan)
     assert (finding.check, finding.level) == ("chains", level)
     assert ends in finding.text
 

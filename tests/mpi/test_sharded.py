@@ -79,7 +79,8 @@ def compare(comm, pair, options):
     model, other = sharded(comm), network()
     with contextlib.ExitStack() as stack:
         opt = stack.enter_context(LSAM(sgd(model), model=model, comm=comm, **options))
-        with mock.patch("lsam_hpc.distributed.groups._backend", return_value=None):  # torch.distributed has all ranks
+        # torch.distributed has all ranks.
+        with mock.patch("lsam_hpc.distributed.groups.Group._backend", return_value=None):
             single = stack.enter_context(LSAM(sgd(other), model=other, comm=pair, **options))
         assert opt.pull == single.pull
         for step, (x, y) in enumerate(batches(50, seed=chain)):

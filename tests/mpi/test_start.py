@@ -202,6 +202,22 @@ def test_a_start_resumes_to_the_bit(comm):
 
 
 @TWO
+def test_states_without_a_generator_share_their_noise_in_the_start_only(comm):
+    model, states = network(torch.float32), {}
+    options = {"mode": "lockstep", "temperature": 1e-4, "synchronous_steps": 6, "comm": comm}
+    with LSAM(sgd(model), **options) as opt:
+        for step, (x, y) in enumerate(batches(9, torch.float32, seed=comm.rank)):
+            if step in (3, 8):
+                states[step] = copy.deepcopy(opt.state_dict())
+                states[step]["lsam"]["generator"] = None
+            opt.step(closure_of(model, opt, x, y))
+        for step in (3, 8, 3):  # of an optimizer that has left the start, in it, and after it
+            opt.load_state_dict(states[step])
+            drawn = comm.allgather(torch.randn(3, generator=opt._noise.generator).tolist())
+            assert (drawn[0] == drawn[1]) == (step == 3)
+
+
+@TWO
 def test_stop_ends_all_ranks_at_the_same_step_of_the_start(comm):
     for options in ({}, {"budget": "per-rank"}, {"mode": "lockstep", "period": 3}, {"overlap": False}):
         model = network(torch.float32)

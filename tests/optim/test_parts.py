@@ -5,13 +5,14 @@ import torch
 
 from lsam_hpc.optim.parts import copied_to_host, is_part, placed, redistributed
 
-KEYS = ("rows of a sharded tensor", "shape")
+KEYS = ("part of a sharded tensor", "dimension", "shape")
 
 
 def part(tensor, index, count):
-    """A rank's part, by the definition: as many ranks as possible have ceil(rows / count) rows, in order."""
-    rows = -(-len(tensor) // count)
-    return {KEYS[0]: tensor[index * rows : (index + 1) * rows], KEYS[1]: list(tensor.shape)}
+    """A rank's part, by the definition: as many ranks as possible have ceil(n / count) of n columns, in order."""
+    dimension = tensor.ndim - 1
+    n = -(-tensor.shape[dimension] // count)
+    return {KEYS[0]: tensor[..., index * n : (index + 1) * n], KEYS[1]: dimension, KEYS[2]: list(tensor.shape)}
 
 
 def state(index, count, tensors):
@@ -22,7 +23,7 @@ def state(index, count, tensors):
 @pytest.mark.parametrize("before", [1, 2, 3, 5])
 @pytest.mark.parametrize("after", [1, 2, 4, 7])
 def test_parts_are_cut_anew(before, after):
-    tensors = [torch.arange(float(n)).reshape(-1, 2) if n % 2 == 0 else torch.arange(float(n)) for n in range(1, 15)]
+    tensors = [torch.arange(float(n)).reshape(2, -1) if n % 2 == 0 else torch.arange(float(n)) for n in range(1, 15)]
     saved = [state(index, before, tensors) for index in range(before)]
     for index in range(after):
         loaded = redistributed(saved, index, after)
