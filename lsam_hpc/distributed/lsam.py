@@ -304,7 +304,7 @@ class LSAM(StartingLSAM, CollectiveContext):
         state_dict = self._begin_load(state_dict)
         rma.raise_on_all(self.comm, load)
         self._end_load()
-        first = self.communication.links.holders.bcast(center)
+        first = rma.broadcast(self.communication.links.holders, center)
         steps = self.comm.bcast(first["tickets"])
         self._loss.set(state_dict["loss"])
         sample = self.chain_state.vector(state_dict["lsam"]["sample"])

@@ -9,6 +9,7 @@ import torch
 from mpi4py import MPI
 from torch.amp import GradScaler
 
+from lsam_hpc import rma
 from lsam_hpc.distributed.communication import Communication
 from lsam_hpc.distributed.groups import Group
 from lsam_hpc.distributed.sharded import ShardedChain
@@ -109,7 +110,7 @@ class RecoveringLSAM(LocalLSAM):
         group.take_over(before)
         steps, rank = group.comm.allgather(self.local_step), group.comm.rank
         furthest = steps.index(max(steps))
-        state = group.comm.bcast(super()._state() if rank == furthest else None, furthest)
+        state = rma.broadcast(group.comm, super()._state() if rank == furthest else {}, furthest)
         if rank != furthest:
             global_step, claimed = self.global_step, self._claimed and steps[rank] == steps[furthest]
             super()._load(state)

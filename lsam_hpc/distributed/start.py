@@ -117,7 +117,7 @@ class SynchronousStart:
         mine, (first, total) = sam["local_step"], comm.bcast((sam["local_step"], sam["total_step"]))
         left = max(0, self.steps - math.ceil(total / self.chains))
         if left and comm.allreduce(mine != first, MPI.LOR):
-            first_state = holders.bcast(copied_to_host(state_dict) if holders.rank == 0 else None)
+            first_state = rma.broadcast(holders, copied_to_host(state_dict) if holders.rank == 0 else {})
             return (state_dict if mine == first else placed(first_state, mesh)), left
         return state_dict, left
 

@@ -13,7 +13,7 @@ from lsam_hpc.util.preflight import needed_transports
 
 if TYPE_CHECKING:
     from lsam_hpc.rma.center import Center
-    from lsam_hpc.rma.collective import barrier, raise_on_all, require_equal, wait_without_spinning
+    from lsam_hpc.rma.collective import barrier, broadcast, raise_on_all, require_equal, wait_without_spinning
     from lsam_hpc.rma.counter import Counter
     from lsam_hpc.rma.half_precision import HalfPrecisionCenter
     from lsam_hpc.rma.memory import check_shared_memory
@@ -27,6 +27,7 @@ __all__ = [
     "PeerTable",
     "ProgressThread",
     "barrier",
+    "broadcast",
     "check_shared_memory",
     "raise_on_all",
     "require_equal",
@@ -40,6 +41,7 @@ _HOMES = {
     "PeerTable": "peer_table",
     "ProgressThread": "progress",
     "barrier": "collective",
+    "broadcast": "collective",
     "check_shared_memory": "memory",
     "raise_on_all": "collective",
     "require_equal": "collective",

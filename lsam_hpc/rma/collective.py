@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mpi4py import MPI
+from mpi4py.util import pkl5
 
 from lsam_hpc.errors import InputError, RankLostError
 from lsam_hpc.rma import faults
@@ -17,6 +18,18 @@ T = TypeVar("T")
 def barrier(comm: MPI.Intracomm) -> None:
     """Wait for all ranks."""
     wait_without_spinning(comm.Ibarrier())
+
+
+def broadcast(comm: MPI.Comm, value: T, root: int = 0) -> T:
+    """Return the root's value on all ranks; unlike `comm.bcast` it may be larger than 2 GiB.
+
+    Args:
+        comm: the ranks.
+        value: can be pickled; those of the others do not matter.
+        root: a rank. Default 0.
+    """
+    result: T = pkl5.Comm(comm).bcast(value, root)
+    return result
 
 
 _GIVEN_UP: list[object] = []  # requests and their buffers, to which MPI may still write

@@ -166,7 +166,7 @@ def resume(chain: Chain, state: State | None, center: State | None) -> None:
     """
     opt = chain.opt
     mesh = mesh_of(chain.opt.parameters)
-    center = opt.comm.bcast(center) if mesh is None else center
+    center = rma.broadcast(opt.comm, center) if mesh is None else center
     state, center = placed(state, mesh), placed(center, mesh)
     opt_state = state["opt"] if state is not None else opt.state_dict()
     if state is None:  # a new chain begins at the center

@@ -1,4 +1,4 @@
-"""A center whose indices exceed 32 bits."""
+"""A center whose indices exceed 32 bits, and an object of as many bytes."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsam_hpc.rma import Center, barrier
+from lsam_hpc.rma import Center, barrier, broadcast
 
 SIZE = (1 << 31) + (1 << 20) + 7
 PERIOD = 97  # of the pattern: a prime, so that an element stored 2^31 or 2^32 away from its place is detected
@@ -52,3 +52,13 @@ def test_supports_more_than_two_to_the_31_elements(comm):
             beyond = np.arange(1 << 31, SIZE) % PERIOD - 48
             assert vector[1 << 31 :].sum(dtype=np.int64) == beyond.sum()
         assert center.versions().tolist() == [2] * comm.size
+
+
+@pytest.mark.slow("an object of more than 2 GiB")
+@pytest.mark.skipif(missing_space() is not None, reason=f"too little space for two of 2 GiB: {missing_space()}")
+@pytest.mark.mpi(np=[2])
+def test_objects_of_more_than_two_gib_are_broadcast(comm):
+    own = {"y": np.zeros(SIZE if comm.rank else 1, np.int8), "from": comm.rank}
+    own["y"][-1] = comm.rank
+    found = broadcast(comm, own, root=1)
+    assert (found["from"], len(found["y"]), found["y"][-1]) == (1, SIZE, 1)
