@@ -11,6 +11,8 @@ from lsam_hpc.train.dataset import Images
 from lsam_hpc.train.losses import batch_loss
 from lsam_hpc.train.models import build
 from lsam_hpc.train.step_numbers import StepNumbers
+from lsam_hpc.trajectory import Run
+from tests.helpers.mpis import run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -85,3 +87,13 @@ def test_steps_do_not_wait_for_the_gpu():
     numbers.flush()
     assert [known for known, _ in received] == list(range(4))
     assert all(value == value and value > 0 for _, values in received for value in values)
+
+
+def test_a_sharded_job_resumes(mpi, tmp_path):
+    """cnn-tiny: its BatchNorm statistics are not sharded."""
+    words = ["--device", "cuda", "--shard", "fsdp2", "--model", "cnn-tiny", "--out", str(tmp_path / "run")]
+    for steps in ("20", "40"):
+        train = ["-m", "lsam_hpc", "train", *words, "--resume", "auto", "--steps", steps]
+        done = run(mpi.command(1, mpi.python, *train), 240)
+        assert done.returncode == 0, done.stderr
+    assert [*Run(tmp_path / "run").steps(0)["iteration"]] == [*range(40)]
