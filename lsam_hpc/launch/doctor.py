@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--parameters: expected a number of elements >= 1, found {known}")
     error = _start()
 
-    from lsam_hpc.launch import doctor_chains, doctor_gpus, doctor_node, doctor_process
+    from lsam_hpc.launch import doctor_gpus, doctor_node, doctor_process
     from lsam_hpc.launch.doctor_report import Finding, OneProcess, Ranks, report
 
     if error is not None:
@@ -73,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
     ]
     findings = [check(ranks) for check in checks]
     if options.parameters is not None:
+        from lsam_hpc.launch import doctor_chains  # with the packages that the simulator needs
+
         plan = doctor_chains.Plan(options.parameters, options.group_size, options.shard != "none")
         findings.append(doctor_chains.chains(ranks, plan))
     if ranks.comm.rank == 0:
