@@ -353,7 +353,7 @@ def test_a_bug_on_one_rank_ends_the_job(mpi, tmp_path):
     # Without an abort the first rank would wait forever for the second.
     code = (
         "import sys; from mpi4py import MPI; import lsam_hpc.train.ending as ending, lsam_hpc.cli as cli\n"
-        "if MPI.COMM_WORLD.rank == 1: ending.evaluate = None\n"
+        "if MPI.COMM_WORLD.rank == 1: ending.results = None\n"
         f"sys.exit(cli.main(['train', '--steps', '8', '--out', {str(tmp_path / 'run')!r}]))"
     )
     done = run(mpi.command(2, mpi.forked, "-c", code), 120)
