@@ -43,10 +43,9 @@ def evaluate(model: nn.Module, x: Inputs | Tensor, y: Labels) -> tuple[float, fl
     loss, wrong = 0.0, 0
     for first in range(0, len(y), size * ranks):
         begin = first + size * rank
-        has_own = begin < len(y)
-        # Without a mini-batch of its own, a rank repeats one: the others need its shards.
-        chosen = slice(begin if has_own else first, (begin if has_own else first) + size)
-        logits, labels = model(x[chosen]), y[chosen]
+        if not (has_own := begin < len(y)):
+            begin = first  # a pass whose results are not used: the other ranks need this one's shards
+        logits, labels = model(x[begin : begin + size]), y[begin : begin + size]
         if has_own:
             loss += functional.cross_entropy(logits, labels, reduction="sum").item()
             wrong += int((logits.argmax(1) != labels).sum())
